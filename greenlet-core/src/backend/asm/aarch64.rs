@@ -1,0 +1,161 @@
+//! Stack switching for aarch64 (AAPCS64).
+//!
+//! # Operations
+//!
+//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_final` leaves
+//! it for good. `trampoline` is the first code on a fresh stack.
+//!
+//! # The stack at each moment
+//!
+//! ```text
+//!   fresh (made by init)             suspended (left by switch)
+//!
+//!   base ─►├──────────────────┤      │ frame that switched │
+//!          │ 0                │      ├─────────────────────┤
+//!          │ trampoline       │      │ (padding)           │
+//!          │ address of start │      │ address of label 2  │
+//!          │ 0                │      │ x19                 │
+//!          └──────────────────┘◄─ resume point  │ x29      │◄─ resume point
+//!                                    └─────────────────────┘
+//!
+//!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
+//! ```
+//!
+//! # What is saved, and what is not
+//!
+//! Saved: `sp` (the resume point), `x29`, `x19`, the address to go on at. The compiler does not let us
+//! name `x29` and `x19` as clobbered, so they are stored. Every other register is declared clobbered:
+//! the compiler saves those that are live. Not saved: FPCR (see `backend`), `x18` (the platform's),
+//! `tpidr_el0` (it belongs to the thread).
+//!
+//! # Why inline, and why `br`
+//!
+//! As on x86_64: the only jump is an indirect branch, which is predicted by its history; a `ret` that
+//! answers no call is not.
+
+use std::arch::{asm, global_asm};
+use std::ptr::NonNull;
+
+use crate::backend::{Entry, ResumePoint};
+
+// The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, [sp + 8] the
+// address of `start`, sp is aligned to 16.
+global_asm!(
+    ".text",
+    ".balign 16",
+    concat!(".globl ", trampoline!()),
+    concat!(".hidden ", trampoline!()),
+    concat!(".type ", trampoline!(), ", @function"),
+    concat!(trampoline!(), ":"),
+    ".cfi_startproc",
+    // There is no caller: a backtrace ends here.
+    ".cfi_undefined x30",
+    "ldr x9, [sp, #8]",
+    "add sp, sp, #32",
+    // For those who walk by frame pointers.
+    "mov x29, xzr",
+    "mov x30, xzr",
+    "blr x9",
+    // `start` does not return.
+    "brk #1",
+    ".cfi_endproc",
+    concat!(".size ", trampoline!(), ", . - ", trampoline!()),
+);
+
+/// Calls the entry with the C calling convention, which fixes where the two words are.
+unsafe extern "C" fn start<E: Entry>(word: *const (), data: *mut ()) -> ! {
+    // SAFETY: this is the first function on a fresh stack, reached once, by the trampoline.
+    unsafe { E::enter(word, data) }
+}
+
+/// Prepares a fresh stack: a switch to the result calls `E::enter` on it.
+///
+/// # Safety
+///
+/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
+    let start: unsafe extern "C" fn(*const (), *mut ()) -> ! = start::<E>;
+    let trampoline: *const u8;
+    // SAFETY: computes an address, touches nothing.
+    unsafe {
+        asm!(
+            concat!("adrp {0}, ", trampoline!()),
+            concat!("add {0}, {0}, :lo12:", trampoline!()),
+            out(reg) trampoline,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: the four words below `base` are inside the stack, by the contract of this function.
+    unsafe {
+        let top = base.cast::<usize>().as_ptr();
+        top.sub(1).write(0);
+        top.sub(2).write(trampoline as usize);
+        top.sub(3).write(start as usize);
+        top.sub(4).write(0);
+        NonNull::new_unchecked(top.sub(4).cast())
+    }
+}
+
+/// Leaves this stack for `to`, and returns what the next switch back brings.
+///
+/// # Safety
+///
+/// - B1 for `to`, B2 for this stack.
+/// - `save` is valid for a write of a pointer.
+#[inline(always)] // a call here would cost more than the switch
+pub(crate) unsafe fn switch(
+    save: *mut *mut u8,
+    to: ResumePoint,
+    word: *const (),
+    data: *mut (),
+) -> (*const (), *mut ()) {
+    let (word_back, data_back);
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    unsafe {
+        asm!(
+            "stp x29, x19, [sp, #-32]!",
+            "adr x9, 2f", // where to come back
+            "str x9, [sp, #16]",
+            "mov x9, sp",
+            "str x9, [x2]", // *save: the resume point
+            "mov sp, x3",   // from here on, the other stack
+            "ldr x9, [sp, #16]",
+            "br x9", // to label 2 of the switch that left it, or to the trampoline
+            "2:",
+            "ldp x29, x19, [sp], #32",
+            inlateout("x0") word => word_back,
+            inlateout("x1") data => data_back,
+            inlateout("x2") save => _,
+            inlateout("x3") to.as_ptr() => _,
+            lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _,
+            lateout("x24") _, lateout("x25") _, lateout("x26") _, lateout("x27") _,
+            lateout("x28") _,
+            lateout("v8") _, lateout("v9") _, lateout("v10") _, lateout("v11") _,
+            lateout("v12") _, lateout("v13") _, lateout("v14") _, lateout("v15") _,
+            clobber_abi("C"),
+        );
+    }
+    (word_back, data_back)
+}
+
+/// Leaves this stack for `to`, for good.
+///
+/// # Safety
+///
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
+///   other side has taken it.
+#[inline(always)]
+pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: *mut ()) -> ! {
+    // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
+    unsafe {
+        asm!(
+            "mov sp, x3",
+            "ldr x9, [sp, #16]",
+            "br x9",
+            in("x0") word,
+            in("x1") data,
+            in("x3") to.as_ptr(),
+            options(noreturn),
+        );
+    }
+}

@@ -1,0 +1,30 @@
+//! The assembly backend: one file an architecture, the same names and the same headings in each.
+
+/// The linker's name of the trampoline. It is global, for the compiler may put its users into other
+/// object files, so it carries the version: two versions of this crate can be linked into one program.
+macro_rules! trampoline {
+    () => {
+        concat!(
+            "greenlet_core_trampoline_",
+            env!("CARGO_PKG_VERSION_MAJOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_MINOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_PATCH")
+        )
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+use aarch64 as arch;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as arch;
+
+pub(crate) use arch::{init, switch, switch_final};
+
+/// What this backend is called in reports.
+pub(crate) const NAME: &str = "asm";

@@ -1,0 +1,161 @@
+//! Ending greenlets that have not finished: because their last handle went, because their owner says so,
+//! or because their thread ends.
+//!
+//! Two stages. First a [`GreenletExit`] is thrown, so the function ends in the ordinary way and its
+//! clean-up may switch. If control comes back and it has not ended, it is unwound by force. A function
+//! that stops even that is reported, and its stack is left alone for good.
+
+#![forbid(unsafe_code)]
+
+use std::panic::Location;
+use std::rc::Rc;
+
+use anyhow::Error;
+
+use crate::error::GreenletExit;
+use crate::gate;
+use crate::greenlet::Greenlet;
+use crate::report::{self, Unraisable};
+use crate::switch::{self, Manners};
+use crate::thread::{self, Debt, Hub};
+use crate::transfer::{Content, Message};
+use crate::unwind;
+
+/// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
+#[cold]
+#[inline(never)]
+pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
+    let hub = Hub::get();
+    let node = greenlet.node();
+    // The running greenlet ends when it switches away (rule DE-15), main with its thread.
+    if hub.is_current(node) || node.is_main || node.abandoned.get() {
+        return;
+    }
+    if !hub.can_end_greenlets() {
+        hub.owe(Debt::LetGo(greenlet.clone()));
+        return;
+    }
+    let is_resurrected = || Rc::strong_count(node) > COUNT_OF_LAST_HANDLE;
+    end(greenlet, GreenletExit::abandoned(), is_resurrected);
+}
+
+/// The count of an active greenlet with one handle: that, and the one it has of itself.
+pub(crate) const COUNT_OF_LAST_HANDLE: usize = 2;
+
+/// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
+/// current, not main, and that nothing unwinds.
+pub(crate) fn end_owned(greenlet: &Greenlet, exit: GreenletExit) {
+    end(greenlet, exit, || false);
+}
+
+/// Ends a greenlet in the context of the current one, which is its parent meanwhile (rule DE-3).
+/// Between the stages, `spare` says whether it is to live on.
+fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
+    let node = greenlet.node();
+    gate::forget(Hub::get(), node);
+    // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
+    let before = node.parent.replace(Some(thread::current_greenlet()));
+    let forced = deliver(greenlet, Message::Error(exit.into()));
+    let mut is_forced = matches!(forced, Control::Forced);
+    if node.lifecycle.is_active() && !spare() {
+        if cfg!(panic = "unwind") {
+            let forced = deliver(greenlet, Message::Force);
+            is_forced |= matches!(forced, Control::Forced);
+        }
+        if node.lifecycle.is_active() && !spare() {
+            node.abandoned.set(true);
+            report::call(&Unraisable::of_refusal(greenlet.clone()));
+        }
+    }
+    // CAUTION: runs foreign code only if the greenlet changed its parent meanwhile and that was the
+    // last handle of the new one (rules PA-14, DE-17).
+    drop(node.parent.replace(before));
+    if is_forced {
+        // While this went on, the same was done to the current greenlet.
+        unwind::force();
+    }
+}
+
+/// How control came back to who ends a greenlet.
+enum Control {
+    Ordinary,
+    /// By the second stage of the end of the current greenlet.
+    Forced,
+}
+
+/// Delivers one message; what comes back has nowhere to go (rules DE-5, DE-6, DE-19).
+fn deliver(greenlet: &Greenlet, message: Message) -> Control {
+    let back = switch::transfer(
+        greenlet.node(),
+        Content::Message(message),
+        Location::caller(),
+        Manners::Firm,
+    );
+    match switch::open(back) {
+        Message::Value(value) => drop(value),
+        Message::Error(error) => report::call(&Unraisable::of_error(greenlet.clone(), error)),
+        Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet.clone(), payload)),
+        Message::Force => return Control::Forced,
+    }
+    Control::Ordinary
+}
+
+/// Ends all greenlets of a thread that is about to go. The main greenlet is current.
+pub(crate) fn end_all(hub: &Hub) {
+    hub.settle_debts();
+    loop {
+        let mut has_ended_one = false;
+        for node in hub.all_nodes() {
+            let greenlet = Greenlet::from_node(node);
+            let node = greenlet.node();
+            if node.lifecycle.is_active() && !node.is_main && !node.abandoned.get() {
+                end_owned(&greenlet, GreenletExit::thread_ended());
+                has_ended_one = true;
+            }
+        }
+        // Clean-up may have let go of others, or made new ones (which cannot start any more).
+        hub.settle_debts();
+        if !has_ended_one {
+            break;
+        }
+    }
+}
+
+/// Ends all greenlets of the calling thread that are suspended, but for the main greenlet and for the
+/// running one.
+///
+/// A thread does the same when it ends. Do it yourself, as the last thing that the thread's function
+/// does, when suspended greenlets hold references into thread-locals (see the guarantees in
+/// `docs/safety.md`), or where the order of clean-up matters.
+///
+/// # Errors
+///
+/// Returns what a switch from here would: [`Unwinding`](crate::Unwinding),
+/// [`SwitchForbidden`](crate::SwitchForbidden) or [`ThreadExiting`](crate::ThreadExiting). Nothing has
+/// been ended then.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, end_suspended, getcurrent};
+///
+/// let waiting = Greenlet::new(|(): ()| getcurrent().parent().unwrap().switch::<()>(()));
+/// waiting.switch::<()>(())?;
+/// end_suspended()?;
+/// assert!(waiting.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn end_suspended() -> Result<(), Error> {
+    let hub = Hub::get();
+    switch::may_switch(hub)?;
+    hub.settle_debts();
+    for node in hub.all_nodes() {
+        let greenlet = Greenlet::from_node(node);
+        let node = greenlet.node();
+        let is_suspended = node.lifecycle.is_active() && !hub.is_current(node);
+        if is_suspended && !node.is_main && !node.abandoned.get() {
+            end_owned(&greenlet, GreenletExit::ended());
+        }
+    }
+    Ok(())
+}

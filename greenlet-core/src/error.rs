@@ -1,0 +1,458 @@
+//! The library's errors: one type a mistake, each naming the mistake and what to do about it.
+//!
+//! All of them arrive inside an [`anyhow::Error`]; `downcast_ref` and `downcast` get them back. An error
+//! that stopped a value from being delivered carries that value, so that nothing is lost.
+
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::panic::Location;
+
+use crate::thread_bound::ThreadBound;
+use crate::value::Value;
+
+/// Asks a greenlet to end: Python's `GreenletExit`.
+///
+/// Thrown into a suspended greenlet, it is what its `switch` returns as `Err`; `?` takes it out of the
+/// function, running the destructors on its way. When it leaves the function it does not go on as an
+/// error: the greenlet has ended, and its parent gets the `GreenletExit` as an ordinary value.
+///
+/// It is found in an [`anyhow::Error`] by `is::<GreenletExit>()`, also under a `context`.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, GreenletExit, getcurrent};
+///
+/// let waiting = Greenlet::new(|(): ()| {
+///     let main = getcurrent().parent().unwrap();
+///     main.switch::<()>("ready")?; // the exit comes back here, as an error
+///     Ok("not reached")
+/// });
+/// assert_eq!(waiting.switch::<&str>(())?, "ready");
+/// let ended: GreenletExit = waiting.throw(GreenletExit::new())?;
+/// assert!(waiting.is_dead());
+/// # let _ = ended;
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GreenletExit {
+    reason: Option<Cow<'static, str>>,
+}
+
+impl GreenletExit {
+    /// Makes an exit without a reason.
+    pub const fn new() -> GreenletExit {
+        GreenletExit { reason: None }
+    }
+
+    /// Makes an exit with a reason, for whoever looks at it.
+    pub fn with_reason(reason: impl Into<Cow<'static, str>>) -> GreenletExit {
+        GreenletExit {
+            reason: Some(reason.into()),
+        }
+    }
+
+    /// The exit of a greenlet whose last handle was dropped.
+    pub(crate) const fn abandoned() -> GreenletExit {
+        GreenletExit {
+            reason: Some(Cow::Borrowed("the last handle of the greenlet was dropped")),
+        }
+    }
+
+    /// The exit of a greenlet that its owner ended.
+    pub(crate) const fn ended() -> GreenletExit {
+        GreenletExit {
+            reason: Some(Cow::Borrowed("the owner of the greenlet ended it")),
+        }
+    }
+
+    /// The exit of a greenlet that was still suspended when its thread ended.
+    pub(crate) const fn thread_ended() -> GreenletExit {
+        GreenletExit {
+            reason: Some(Cow::Borrowed("the thread of the greenlet ended")),
+        }
+    }
+
+    /// Why the greenlet is to end, if that was said. An exit that was caused by dropping the last handle
+    /// has a reason that says so.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+}
+
+impl fmt::Display for GreenletExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("greenlet exit")?;
+        if let Some(reason) = &self.reason {
+            write!(f, ": {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for GreenletExit {}
+
+/// The value that an error carries, where there is one.
+type Carried = Option<ThreadBound<Value>>;
+
+/// Gives an error that carries what could not be delivered the two methods that get at it.
+macro_rules! carries_value {
+    ($error:ident) => {
+        impl $error {
+            /// Borrows the value that was not delivered. `None` if there was none, or on another thread
+            /// than the one that sent it.
+            pub fn value(&self) -> Option<&Value> {
+                self.value.as_ref()?.get()
+            }
+
+            /// Takes the value that was not delivered. For a throw it is the [`anyhow::Error`] that was
+            /// to be thrown.
+            ///
+            /// `None` if there was none, or on another thread than the one that sent it; there the value
+            /// is leaked, since it may not be touched.
+            pub fn into_value(self) -> Option<Value> {
+                self.value?.into_inner().ok()
+            }
+        }
+
+        impl std::error::Error for $error {}
+    };
+}
+
+/// The value that arrived is not of the type that was asked for.
+///
+/// Where the receiver was suspended, its `switch` returns this; the value is inside. A greenlet that has
+/// not started is not started with a value that its function does not take: then the sender gets this,
+/// and the greenlet is still pending.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, TypeMismatch};
+///
+/// let wants_text = Greenlet::new(|text: &str| Ok(text.len()));
+/// let error = wants_text.switch::<usize>(5_u8).unwrap_err();
+/// let mismatch = error.downcast::<TypeMismatch>()?;
+/// assert_eq!((mismatch.expected(), mismatch.found()), ("&str", "u8"));
+/// assert_eq!(mismatch.into_value().unwrap().downcast::<u8>().unwrap(), 5);
+/// assert_eq!(wants_text.switch::<usize>("five")?, 4); // still pending, so it can still start
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct TypeMismatch {
+    expected: &'static str,
+    found: &'static str,
+    value: Carried,
+}
+
+impl TypeMismatch {
+    pub(crate) fn new(expected: &'static str, value: Value) -> TypeMismatch {
+        TypeMismatch {
+            expected,
+            found: value.type_name(),
+            value: Some(ThreadBound::new(value)),
+        }
+    }
+
+    /// The name of the type that the receiver asked for.
+    pub fn expected(&self) -> &'static str {
+        self.expected
+    }
+
+    /// The name of the type that was sent.
+    pub fn found(&self) -> &'static str {
+        self.found
+    }
+}
+
+carries_value!(TypeMismatch);
+
+impl fmt::Display for TypeMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the receiver asked for a value of type `{}`, but a `{}` was sent; ask for `Value` to take \
+             anything, or take the value out of this error",
+            self.expected, self.found
+        )
+    }
+}
+
+/// A parent was refused; the old one stays.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, ParentError};
+///
+/// let child = Greenlet::new(|(): ()| Ok(()));
+/// let error: ParentError = child.set_parent(&child).unwrap_err();
+/// assert!(error.is_cycle());
+/// ```
+#[derive(Debug)]
+pub struct ParentError {
+    kind: ParentErrorKind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum ParentErrorKind {
+    Cycle,
+    Main,
+    Awaiting,
+}
+
+impl ParentError {
+    pub(crate) fn cycle() -> ParentError {
+        ParentError {
+            kind: ParentErrorKind::Cycle,
+        }
+    }
+
+    pub(crate) fn main() -> ParentError {
+        ParentError {
+            kind: ParentErrorKind::Main,
+        }
+    }
+
+    pub(crate) fn awaiting() -> ParentError {
+        ParentError {
+            kind: ParentErrorKind::Awaiting,
+        }
+    }
+
+    /// Says whether the new parent is the greenlet itself, or one of its descendants.
+    pub fn is_cycle(&self) -> bool {
+        matches!(self.kind, ParentErrorKind::Cycle)
+    }
+
+    /// Says whether the greenlet is the main one, which has no parent.
+    pub fn is_main(&self) -> bool {
+        matches!(self.kind, ParentErrorKind::Main)
+    }
+
+    /// Says whether the new parent waits for a future, so that nothing can end into it.
+    pub fn is_awaiting(&self) -> bool {
+        matches!(self.kind, ParentErrorKind::Awaiting)
+    }
+}
+
+impl fmt::Display for ParentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            ParentErrorKind::Cycle => {
+                "cyclic parent chain: the new parent is the greenlet itself or one of its descendants"
+            }
+            ParentErrorKind::Main => "the main greenlet of a thread cannot have a parent",
+            ParentErrorKind::Awaiting => {
+                "the new parent is waiting for a future; only its driver can resume it"
+            }
+        })
+    }
+}
+
+impl std::error::Error for ParentError {}
+
+/// A stack could not be had: the asked-for size is out of range, or there is no memory.
+///
+/// It comes from the first switch to a greenlet, before anything has moved: the greenlet is still
+/// pending, and the value that was sent is in the error.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, StackError};
+///
+/// let tiny = Greenlet::builder().stack_size(1).build(|(): ()| Ok(()));
+/// let error = tiny.switch::<()>(()).unwrap_err();
+/// assert!(error.downcast_ref::<StackError>().unwrap().is_bad_size());
+/// ```
+#[derive(Debug)]
+pub struct StackError {
+    kind: StackErrorKind,
+    value: Carried,
+}
+
+#[derive(Debug)]
+pub(crate) enum StackErrorKind {
+    TooSmall { asked: usize, min: usize },
+    TooLarge { asked: usize, max: usize },
+    Map { size: usize, error: io::Error },
+    Guard { error: io::Error },
+}
+
+impl From<StackErrorKind> for StackError {
+    fn from(kind: StackErrorKind) -> StackError {
+        StackError { kind, value: None }
+    }
+}
+
+impl StackError {
+    /// Puts the value that was to start the greenlet into the error.
+    pub(crate) fn carrying(mut self, value: Option<Value>) -> StackError {
+        self.value = value.map(ThreadBound::new);
+        self
+    }
+
+    /// Says whether the size is under the minimum, or larger than any memory.
+    pub fn is_bad_size(&self) -> bool {
+        matches!(
+            self.kind,
+            StackErrorKind::TooSmall { .. } | StackErrorKind::TooLarge { .. }
+        )
+    }
+
+    /// Says whether the system refused the memory or its guard page.
+    pub fn is_out_of_memory(&self) -> bool {
+        !self.is_bad_size()
+    }
+
+    /// The system's own error, where there is one.
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match &self.kind {
+            StackErrorKind::Map { error, .. } | StackErrorKind::Guard { error } => Some(error),
+            StackErrorKind::TooSmall { .. } | StackErrorKind::TooLarge { .. } => None,
+        }
+    }
+}
+
+carries_value!(StackError);
+
+impl fmt::Display for StackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            StackErrorKind::TooSmall { asked, min } => write!(
+                f,
+                "a stack of {asked} bytes is too small; ask for at least {min}"
+            ),
+            StackErrorKind::TooLarge { asked, max } => write!(
+                f,
+                "a stack of {asked} bytes is too large; ask for at most {max}"
+            ),
+            StackErrorKind::Map { size, error } => write!(
+                f,
+                "no memory for a stack of {size} bytes: {error}; end some greenlets or ask for smaller stacks"
+            ),
+            StackErrorKind::Guard { error } => write!(
+                f,
+                "no guard page for a stack: {error}; where guards are made with mprotect, the kernel's limit \
+                 of mappings (vm.max_map_count) ends the number of stacks"
+            ),
+        }
+    }
+}
+
+/// The greenlet belongs to a driver that waits for a future: only the driver can resume it.
+///
+/// Switching into it from elsewhere would lose the wake-up that it waits for.
+#[derive(Debug)]
+pub struct Awaiting {
+    greenlet: String,
+    value: Carried,
+}
+
+impl Awaiting {
+    pub(crate) fn new(greenlet: String, value: Option<Value>) -> Awaiting {
+        Awaiting {
+            greenlet,
+            value: value.map(ThreadBound::new),
+        }
+    }
+}
+
+carries_value!(Awaiting);
+
+impl fmt::Display for Awaiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} waits for a future; it goes on when its driver is polled, and cannot be switched to before",
+            self.greenlet
+        )
+    }
+}
+
+/// A switch from a destructor that runs because of a panic.
+///
+/// The thread counts its panics, not the greenlet: code on the other side would see
+/// [`std::thread::panicking`] and poison its locks. Such a switch is refused, and so is an await.
+#[derive(Debug)]
+pub struct Unwinding {
+    value: Carried,
+}
+
+impl Unwinding {
+    pub(crate) fn new(value: Option<Value>) -> Unwinding {
+        Unwinding {
+            value: value.map(ThreadBound::new),
+        }
+    }
+}
+
+carries_value!(Unwinding);
+
+impl fmt::Display for Unwinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "cannot switch while a panic unwinds this thread; check `std::thread::panicking()` in destructors \
+             that switch or await",
+        )
+    }
+}
+
+/// A switch inside a [`no_switch`](crate::no_switch) section.
+#[derive(Debug)]
+pub struct SwitchForbidden {
+    since: &'static Location<'static>,
+    value: Carried,
+}
+
+impl SwitchForbidden {
+    pub(crate) fn new(since: &'static Location<'static>, value: Option<Value>) -> SwitchForbidden {
+        SwitchForbidden {
+            since,
+            value: value.map(ThreadBound::new),
+        }
+    }
+
+    /// Where the section began.
+    pub fn since(&self) -> &'static Location<'static> {
+        self.since
+    }
+}
+
+carries_value!(SwitchForbidden);
+
+impl fmt::Display for SwitchForbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "switching is forbidden in the `no_switch` section that began at {}; leave the section first",
+            self.since
+        )
+    }
+}
+
+/// A switch while the thread ends: its greenlets are being exited, and none can be resumed any more.
+#[derive(Debug)]
+pub struct ThreadExiting {
+    value: Carried,
+}
+
+impl ThreadExiting {
+    pub(crate) fn new(value: Option<Value>) -> ThreadExiting {
+        ThreadExiting {
+            value: value.map(ThreadBound::new),
+        }
+    }
+}
+
+carries_value!(ThreadExiting);
+
+impl fmt::Display for ThreadExiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot switch while the thread ends; end its greenlets before it returns")
+    }
+}

@@ -1,0 +1,117 @@
+//! Gates: close a greenlet, and all below it, to switches from anywhere but their owner.
+//!
+//! For those who build a bridge to something else that decides when a greenlet goes on, as the driver
+//! of `greenlet_spawn` does: while a future is awaited, whoever else switched into the waiting greenlet,
+//! or into one that will end into it, would take the place of the wake-up.
+//!
+//! ```text
+//!   main ── root [gate] ── child        closed: a switch to root, child or grandchild is refused
+//!                            └── grandchild        with `Awaiting`, unless it comes from inside
+//! ```
+//!
+//! Closing is two words written where nobody but the owner refers to the root, which is the common case.
+//! Where something does (a handle, a child), the hub counts the gate, and every switch of the thread
+//! looks for closed gates in its target's lineage until it opens.
+//!
+//! Nothing below a closed gate runs: the gate is closed by code outside, after control has left.
+
+#![forbid(unsafe_code)]
+
+use std::ptr;
+
+use crate::end::COUNT_OF_LAST_HANDLE;
+use crate::greenlet::Greenlet;
+use crate::thread::{Hub, slow};
+use crate::tree::{Gate, Node};
+
+impl Greenlet {
+    /// Closes this greenlet and all below it: switching or throwing there is refused with
+    /// [`Awaiting`](crate::Awaiting) until [`open_gate`](Greenlet::open_gate).
+    ///
+    /// For the owner of a greenlet that waits for something outside; see the module's documentation.
+    /// Ending it, or dropping the last handle of one below, is still possible.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the running greenlet is this one or below it, for then it would go on behind a closed
+    /// gate.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Awaiting, Greenlet, getcurrent};
+    ///
+    /// let waiting = Greenlet::new(|(): ()| getcurrent().parent().unwrap().switch::<u32>(()));
+    /// waiting.switch::<()>(())?;
+    /// waiting.close_gate();
+    /// assert!(waiting.switch::<u32>(1_u32).unwrap_err().is::<Awaiting>());
+    /// waiting.open_gate();
+    /// assert_eq!(waiting.switch::<u32>(2_u32)?, 2);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn close_gate(&self) {
+        let hub = Hub::get();
+        let node = self.node();
+        if node.gate.get() != Gate::Open || !node.lifecycle.is_active() {
+            return;
+        }
+        assert!(
+            !node.resume.get().is_null(),
+            "the gate of a running greenlet cannot be closed"
+        );
+        node.held.set(node.resume.replace(ptr::null_mut()));
+        node.gate.set(Gate::Closed);
+        if std::rc::Rc::strong_count(node) > COUNT_OF_LAST_HANDLE {
+            self.close_for_those_below(hub);
+        }
+    }
+
+    #[cold]
+    fn close_for_those_below(&self, hub: &Hub) {
+        let node = self.node();
+        if hub.current_node().has_in_lineage(node) {
+            self.open_gate();
+            panic!("the gate of a greenlet cannot be closed from below it");
+        }
+        count_gate(hub, node);
+    }
+
+    /// Opens what [`close_gate`](Greenlet::close_gate) closed.
+    pub fn open_gate(&self) {
+        let node = self.node();
+        let gate = node.gate.replace(Gate::Open);
+        if gate == Gate::Open {
+            return;
+        }
+        if node.resume.get().is_null() {
+            node.resume.set(node.held.replace(ptr::null_mut()));
+        }
+        if gate == Gate::ClosedAndCounted {
+            uncount_gate(Hub::get());
+        }
+    }
+}
+
+/// Makes every switch of the thread look for this closed gate.
+fn count_gate(hub: &Hub, node: &Node) {
+    if node.gate.get() == Gate::Closed {
+        node.gate.set(Gate::ClosedAndCounted);
+        hub.closed_gates.set(hub.closed_gates.get() + 1);
+        hub.raise_flag(slow::GATES);
+    }
+}
+
+#[cold]
+fn uncount_gate(hub: &Hub) {
+    hub.closed_gates.set(hub.closed_gates.get() - 1);
+    if hub.closed_gates.get() == 0 {
+        hub.lower_flag(slow::GATES);
+    }
+}
+
+/// A greenlet with a closed gate was ended: the gate goes with it.
+pub(crate) fn forget(hub: &Hub, node: &Node) {
+    if node.gate.replace(Gate::Open) == Gate::ClosedAndCounted {
+        uncount_gate(hub);
+    }
+}

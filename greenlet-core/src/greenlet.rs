@@ -1,0 +1,406 @@
+//! The handle of a greenlet, and everything that can be done with it.
+
+#![forbid(unsafe_code)]
+
+use std::any::Any;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::mem::ManuallyDrop;
+use std::panic::Location;
+use std::rc::{Rc, Weak};
+
+use anyhow::{Error, Result};
+
+use crate::builder::Builder;
+use crate::end::{self, COUNT_OF_LAST_HANDLE};
+use crate::error::{GreenletExit, ParentError};
+use crate::state::State;
+use crate::switch::{self, Manners};
+use crate::thread::{self, Debt, Hub};
+use crate::transfer::{Content, Message, Parcel};
+use crate::tree::Node;
+use crate::value::Value;
+
+/// A handle of a greenlet: a coroutine on a stack of its own.
+///
+/// Handles are cheap to clone; clones are the same greenlet, and compare and hash equal. They are neither
+/// `Send` nor `Sync`: a greenlet belongs to the thread that made it.
+///
+/// # Life
+///
+/// A new greenlet is [pending](State::Pending) and has no stack. The first [`switch`](Greenlet::switch)
+/// starts its function; from then on it runs, or is suspended in a switch of its own. When its function
+/// returns, its value goes to its [`parent`](Greenlet::parent), as the outcome of the switch in which the
+/// parent is suspended, and the greenlet is dead.
+///
+/// When the last handle of a suspended greenlet is dropped, the greenlet is ended, at once: a
+/// [`GreenletExit`] is thrown into it, so that its function can clean up, and if it then has not ended
+/// it is unwound. A child's link to its parent counts as a handle of the parent.
+///
+/// # Differences from Python's greenlet
+///
+/// The function takes one value and returns one; several are a tuple, none is `()`. The receiver of a
+/// switch names the type that it expects. A greenlet that refuses to end is unwound, where Python
+/// complains and leaks it.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, getcurrent};
+///
+/// let adder = Greenlet::new(|mut total: u32| {
+///     let main = getcurrent().parent().unwrap();
+///     loop {
+///         total += main.switch::<u32>(total)?;
+///         if total > 100 {
+///             return Ok(total);
+///         }
+///     }
+/// });
+/// assert_eq!(adder.switch::<u32>(1_u32)?, 1);
+/// assert_eq!(adder.switch::<u32>(50_u32)?, 51);
+/// assert_eq!(adder.switch::<u32>(60_u32)?, 111);
+/// assert!(adder.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub struct Greenlet {
+    node: Rc<Node>,
+}
+
+impl Greenlet {
+    /// Makes a greenlet that will run `function`. Its parent is the running greenlet.
+    ///
+    /// Nothing runs yet, and no stack is taken. The first [`switch`](Greenlet::switch) passes the
+    /// function's argument.
+    #[track_caller]
+    #[inline]
+    pub fn new<A, R, F>(function: F) -> Greenlet
+    where
+        A: 'static,
+        R: 'static,
+        F: FnOnce(A) -> Result<R> + 'static,
+    {
+        Builder::new().build(function)
+    }
+
+    /// Makes a greenlet with a name, a stack size or a parent of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::Greenlet;
+    ///
+    /// let worker = Greenlet::builder()
+    ///     .name("worker")
+    ///     .stack_size(1 << 20)
+    ///     .build(|(): ()| Ok("done"));
+    /// assert_eq!(worker.name(), Some("worker"));
+    /// assert_eq!(worker.switch::<&str>(())?, "done");
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+
+    /// Switches to this greenlet with a value, and returns what is next sent to the caller.
+    ///
+    /// A pending greenlet is started with the value. A suspended one gets it as the result of the switch
+    /// that it is suspended in. If the greenlet is dead, the value goes to its nearest ancestor that is
+    /// not; if that is the caller, or if the caller switches to itself, the value comes right back.
+    ///
+    /// The result need not come from this greenlet: it is whatever is next sent to the caller, by anyone.
+    /// Nothing is allocated, and the value is moved once.
+    ///
+    /// # Errors
+    ///
+    /// - What is thrown at the caller while it is suspended, and what a child's function returns as `Err`
+    ///   when it ends.
+    /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`; it has the value.
+    ///   Ask for a [`Value`] to take anything. A greenlet that ended by exit sends a [`GreenletExit`].
+    /// - A refused switch: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that takes
+    ///   another type, [`StackError`](crate::StackError), [`Awaiting`](crate::Awaiting),
+    ///   [`Unwinding`](crate::Unwinding), [`SwitchForbidden`](crate::SwitchForbidden),
+    ///   [`ThreadExiting`](crate::ThreadExiting). Nothing has changed then, and the error has the value.
+    ///
+    /// # Panics
+    ///
+    /// A panic that leaves a greenlet's function goes on in its parent, out of the parent's `switch`.
+    #[track_caller]
+    #[inline]
+    pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        let mut value = ManuallyDrop::new(value);
+        let at = Location::caller();
+        switch::receive(switch::hand_over(&self.node, Parcel::new(&mut value), at))
+    }
+
+    /// Throws an error at this greenlet, and returns what is next sent to the caller.
+    ///
+    /// A suspended greenlet gets it as `Err` from the switch that it is suspended in. A pending one dies
+    /// without running, and the error goes on to its parent. Thrown at a dead one, it goes to its nearest
+    /// living ancestor; at the caller itself, it is returned at once.
+    ///
+    /// A [`GreenletExit`] that reaches the end of a greenlet, or a dead one, is eaten there and goes on
+    /// as an ordinary value.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`switch`](Greenlet::switch). An error that says that the throw was refused has the error
+    /// that was to be thrown, as a [`Value`].
+    #[track_caller]
+    pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
+        let message = Content::Message(Message::Error(error.into()));
+        let at = Location::caller();
+        switch::receive(switch::transfer(&self.node, message, at, Manners::Polite))
+    }
+
+    /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.
+    ///
+    /// If the greenlet lets it through, its parent gets the exit as a value; where the parent is the
+    /// caller, this returns it.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`throw`](Greenlet::throw).
+    #[track_caller]
+    pub fn kill(&self) -> Result<Value> {
+        self.throw(GreenletExit::new())
+    }
+
+    /// Ends this greenlet, whoever has handles of it, as dropping the last one would: a
+    /// [`GreenletExit`] is thrown into it with the caller as its parent, and if that does not end it, it is unwound.
+    ///
+    /// For things that own a greenlet. A pending greenlet dies unrun; a dead one is left alone. What the
+    /// greenlet leaves is discarded, or reported if it is an error
+    /// ([`set_unraisable_hook`](crate::set_unraisable_hook)).
+    ///
+    /// If the current greenlet may not switch because of a panic or a
+    /// [`no_switch`](crate::no_switch) section, the greenlet is ended as soon as it may.
+    pub fn end(&self) {
+        let hub = Hub::get();
+        match self.state() {
+            State::Dead => {}
+            State::Pending => {
+                // CAUTION: runs foreign code: the destructors of what the function captured.
+                self.node.lifecycle.cancel();
+                let body = self.node.body.borrow_mut().take();
+                drop(body);
+            }
+            State::Active if self.node.is_main || hub.is_current(&self.node) => {}
+            State::Active if hub.can_end_greenlets() => end::end_owned(self, GreenletExit::ended()),
+            State::Active => hub.owe(Debt::End(self.clone())),
+        }
+    }
+
+    /// The parent: who gets what this greenlet leaves when it ends. `None` for the main greenlet alone.
+    pub fn parent(&self) -> Option<Greenlet> {
+        self.node.parent.borrow().clone()
+    }
+
+    /// Makes `parent` the greenlet that gets what this one leaves. Possible in every state.
+    ///
+    /// # Errors
+    ///
+    /// [`ParentError`] if it would make a cycle, if this is the main greenlet, or if the new parent waits
+    /// for a future. The old parent stays.
+    pub fn set_parent(&self, parent: &Greenlet) -> Result<(), ParentError> {
+        if self.node.is_main {
+            return Err(ParentError::main());
+        }
+        if parent.node.has_in_lineage(&self.node) {
+            return Err(ParentError::cycle());
+        }
+        if parent.node.closed_gate().is_some() && self.node.lifecycle.is_active() {
+            return Err(ParentError::awaiting());
+        }
+        let before = self.node.parent.replace(Some(parent.clone()));
+        // CAUTION: runs foreign code: it may end the old parent.
+        drop(before);
+        Ok(())
+    }
+
+    /// Where the greenlet is in its life.
+    pub fn state(&self) -> State {
+        self.node.lifecycle.get()
+    }
+
+    /// Says whether the greenlet has been started and has not ended: Python's truth value of a greenlet.
+    pub fn is_active(&self) -> bool {
+        self.state() == State::Active
+    }
+
+    /// Says whether the greenlet has ended: Python's `dead`.
+    pub fn is_dead(&self) -> bool {
+        self.state() == State::Dead
+    }
+
+    /// Says whether this is the main greenlet of its thread: the one that is there without being made.
+    pub fn is_main(&self) -> bool {
+        self.node.is_main
+    }
+
+    /// Says whether this is the greenlet that runs.
+    pub fn is_current(&self) -> bool {
+        Hub::get().is_current(&self.node)
+    }
+
+    /// The name that the builder gave it; the main greenlet is called `main`.
+    pub fn name(&self) -> Option<&str> {
+        self.node.name.as_deref()
+    }
+
+    /// A number that no other greenlet of the thread has.
+    pub fn id(&self) -> u64 {
+        self.node.id
+    }
+
+    /// Where the greenlet was made.
+    pub fn made_at(&self) -> &'static Location<'static> {
+        self.node.made_at
+    }
+
+    /// Where the greenlet switched away, if it is suspended.
+    pub fn parked_at(&self) -> Option<&'static Location<'static>> {
+        let is_suspended = self.is_active() && !self.is_current();
+        self.node.parked_at.get().filter(|_| is_suspended)
+    }
+
+    /// Makes a handle that does not keep the greenlet from being ended.
+    pub fn downgrade(&self) -> WeakGreenlet {
+        WeakGreenlet {
+            node: Rc::downgrade(&self.node),
+        }
+    }
+
+    /// Attaches something to the greenlet, once and for good; returns whether there was room.
+    ///
+    /// One thing can be attached to each greenlet: it is how a layer on top of greenlets marks those that
+    /// it owns, to find them with [`attached`](Greenlet::attached) and
+    /// [`nearest_attached`](Greenlet::nearest_attached).
+    pub fn attach<T: 'static>(&self, thing: Rc<T>) -> bool {
+        self.node.attachment.set(thing).is_ok()
+    }
+
+    /// What was attached, if it is a `T`.
+    pub fn attached<T: 'static>(&self) -> Option<Rc<T>> {
+        attached_to(&self.node)
+    }
+
+    /// What is attached to the first greenlet from this one upwards that has a `T` attached.
+    pub fn nearest_attached<T: 'static>(&self) -> Option<Rc<T>> {
+        crate::tree::lineage(&self.node).find_map(|node| attached_to(&node))
+    }
+
+    pub(crate) fn node(&self) -> &Rc<Node> {
+        &self.node
+    }
+
+    #[inline]
+    pub(crate) fn from_node(node: Rc<Node>) -> Greenlet {
+        Greenlet { node }
+    }
+}
+
+fn attached_to<T: 'static>(node: &Node) -> Option<Rc<T>> {
+    let thing: Rc<dyn Any> = Rc::clone(node.attachment.get()?);
+    thing.downcast().ok()
+}
+
+impl Clone for Greenlet {
+    #[inline]
+    fn clone(&self) -> Greenlet {
+        Greenlet {
+            node: Rc::clone(&self.node),
+        }
+    }
+}
+
+impl Drop for Greenlet {
+    #[inline]
+    fn drop(&mut self) {
+        // Of an active greenlet only this handle is left, besides the one that it has of itself.
+        if Rc::strong_count(&self.node) == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
+            end::last_handle_gone(self);
+        }
+    }
+}
+
+impl PartialEq for Greenlet {
+    fn eq(&self, other: &Greenlet) -> bool {
+        Rc::ptr_eq(&self.node, &other.node)
+    }
+}
+
+impl Eq for Greenlet {}
+
+impl Hash for Greenlet {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Rc::as_ptr(&self.node).hash(state);
+    }
+}
+
+impl fmt::Debug for Greenlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<Greenlet ")?;
+        match self.name() {
+            Some(name) => write!(f, "'{name}'")?,
+            None => write!(f, "#{} made at {}", self.id(), self.made_at())?,
+        }
+        match self.state() {
+            State::Pending => f.write_str(", pending")?,
+            State::Dead => f.write_str(", dead")?,
+            State::Active if self.is_current() => f.write_str(", current")?,
+            State::Active => f.write_str(", suspended")?,
+        }
+        if let Some(place) = self.parked_at() {
+            write!(f, " at {place}")?;
+        }
+        f.write_str(">")
+    }
+}
+
+/// A handle that does not keep its greenlet from being ended.
+///
+/// A greenlet whose function needs a handle of itself, or of its ancestors, for long, holds a weak one:
+/// a handle held on its own stack would keep it alive for ever.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::Greenlet;
+///
+/// let greenlet = Greenlet::new(|(): ()| Ok(()));
+/// let weak = greenlet.downgrade();
+/// assert_eq!(weak.upgrade(), Some(greenlet.clone()));
+/// drop(greenlet);
+/// assert_eq!(weak.upgrade(), None);
+/// ```
+#[derive(Clone, Debug)]
+pub struct WeakGreenlet {
+    node: Weak<Node>,
+}
+
+impl WeakGreenlet {
+    /// A handle of the greenlet, if it still exists: a dead one exists as long as it has handles. While
+    /// a greenlet is being ended because its last handle went, it still exists.
+    pub fn upgrade(&self) -> Option<Greenlet> {
+        self.node.upgrade().map(Greenlet::from_node)
+    }
+}
+
+/// The greenlet that runs. In a thread that has made none, that is its main greenlet.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, getcurrent};
+///
+/// let main = getcurrent();
+/// assert!(main.is_main());
+/// let child = Greenlet::new(move |(): ()| Ok(getcurrent().parent() == Some(main)));
+/// assert!(child.switch::<bool>(())?);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[inline]
+pub fn getcurrent() -> Greenlet {
+    thread::current_greenlet()
+}

@@ -1,0 +1,69 @@
+//! The core of the `greenlet` crate: Python's greenlets for Rust.
+//!
+//! A [`Greenlet`] is a coroutine on a stack of its own. Plain synchronous code can stop in the middle of
+//! any call and go on later; who runs next is said explicitly, by [`Greenlet::switch`].
+//!
+//! ```
+//! use greenlet_core::{Greenlet, getcurrent};
+//!
+//! let main = getcurrent();
+//! let child = Greenlet::new(move |greeting: &str| {
+//!     println!("child: {greeting}");
+//!     let number: i32 = main.switch("what number?")?;
+//!     Ok(number * 2)
+//! });
+//! let question: &str = child.switch("hello")?;
+//! assert_eq!(question, "what number?");
+//! let answer: i32 = child.switch(21)?;
+//! assert_eq!(answer, 42);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+//!
+//! # Modules, from the top down
+//!
+//! | module | subject |
+//! | --- | --- |
+//! | `greenlet`, `builder` | the handle, and how it is made |
+//! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
+//! | `switch` | the transfer of control: the only place where stacks are switched |
+//! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
+//! | `thread` | what is kept for each thread |
+//! | `tree`, `state`, `transfer`, `value`, `error`, `unwind` | records, states, what is carried, and how it fails |
+//! | `stack` | where stacks come from |
+//! | `backend` | the bare switch: assembly, or the `context` crate |
+
+mod backend;
+mod builder;
+mod end;
+mod entry;
+mod error;
+mod gate;
+mod greenlet;
+mod report;
+mod section;
+pub mod stack;
+mod state;
+mod switch;
+mod thread;
+mod thread_bound;
+mod trace;
+mod transfer;
+mod tree;
+mod unwind;
+mod value;
+
+pub use builder::Builder;
+pub use end::end_suspended;
+pub use error::{
+    Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+};
+pub use greenlet::{Greenlet, WeakGreenlet, getcurrent};
+pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
+pub use section::no_switch;
+pub use state::State;
+pub use trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
+pub use unwind::raise;
+pub use value::Value;
+
+/// The name of the stack-switching backend that this build uses: `"asm"` or `"fcontext"`.
+pub const BACKEND: &str = backend::NAME;

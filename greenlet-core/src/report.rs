@@ -1,0 +1,144 @@
+//! Reports of what cannot be raised anywhere: errors of greenlets that were ended because nobody had a
+//! handle of them any more.
+
+#![forbid(unsafe_code)]
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::Error;
+use parking_lot::RwLock;
+
+use crate::greenlet::Greenlet;
+
+/// Something that went wrong where nobody can be told: Python's "unraisable exception".
+///
+/// A greenlet that is ended by dropping its last handle has no one to return an error to. What it leaves
+/// (other than a `GreenletExit`) comes here, and so does an error or panic that reaches a greenlet while
+/// it is inside such a drop.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, getcurrent, set_unraisable_hook};
+///
+/// set_unraisable_hook(|report| {
+///     assert!(report.error().unwrap().to_string().contains("disk full"));
+///     eprintln!("lost: {report}");
+/// });
+/// let stubborn = Greenlet::new(|(): ()| -> anyhow::Result<()> {
+///     let asked = getcurrent().parent().unwrap().switch::<()>(());
+///     assert!(asked.is_err());
+///     anyhow::bail!("disk full while cleaning up")
+/// });
+/// stubborn.switch::<()>(())?;
+/// drop(stubborn);
+/// # greenlet_core::take_unraisable_hook();
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Unraisable {
+    greenlet: Greenlet,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Error(Error),
+    /// `RefCell`, so that a hook can take it.
+    Panic(RefCell<Option<Box<dyn Any + Send>>>),
+    RefusedToEnd,
+}
+
+impl Unraisable {
+    pub(crate) fn of_error(greenlet: Greenlet, error: Error) -> Unraisable {
+        Unraisable {
+            greenlet,
+            what: What::Error(error),
+        }
+    }
+
+    pub(crate) fn of_panic(greenlet: Greenlet, payload: Box<dyn Any + Send>) -> Unraisable {
+        Unraisable {
+            greenlet,
+            what: What::Panic(RefCell::new(Some(payload))),
+        }
+    }
+
+    pub(crate) fn of_refusal(greenlet: Greenlet) -> Unraisable {
+        Unraisable {
+            greenlet,
+            what: What::RefusedToEnd,
+        }
+    }
+
+    /// The greenlet that was being ended.
+    pub fn greenlet(&self) -> &Greenlet {
+        &self.greenlet
+    }
+
+    /// The error, if it is one.
+    pub fn error(&self) -> Option<&Error> {
+        match &self.what {
+            What::Error(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Takes the payload of the panic, if it is one, and nobody has taken it.
+    pub fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        match &self.what {
+            What::Panic(payload) => payload.borrow_mut().take(),
+            _ => None,
+        }
+    }
+
+    /// Says whether the greenlet stopped even the unwinding by force. It stays suspended for good, and its stack is
+    /// leaked.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.what, What::RefusedToEnd)
+    }
+}
+
+impl fmt::Display for Unraisable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who = self.greenlet.node().label();
+        match &self.what {
+            What::Error(error) => write!(f, "{who} was ended, and this was ignored: {error:#}"),
+            What::Panic(_) => write!(f, "{who} was ended, and a panic was ignored"),
+            What::RefusedToEnd => write!(
+                f,
+                "{who} stopped its own end; it is left suspended, and its stack is leaked"
+            ),
+        }
+    }
+}
+
+type Hook = Arc<dyn Fn(&Unraisable) + Send + Sync>;
+
+static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
+
+/// Installs the function that is told of errors that nobody can be given, for all threads of the process.
+///
+/// Without one, they are written to standard error, one line each, as Python does it. The function must
+/// not panic: it is called from destructors.
+pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
+    *HOOK.write() = Some(Arc::new(hook));
+}
+
+/// Removes the function that [`set_unraisable_hook`] installed.
+pub fn take_unraisable_hook() {
+    *HOOK.write() = None;
+}
+
+/// Tells the hook.
+pub(crate) fn call(report: &Unraisable) {
+    let hook = HOOK.read().clone();
+    match hook {
+        // CAUTION: runs foreign code.
+        Some(hook) => hook(report),
+        None => eprintln!("greenlet: {report}"),
+    }
+}

@@ -1,0 +1,59 @@
+//! Sections in which the running greenlet must not be switched away from.
+
+#![forbid(unsafe_code)]
+
+use std::panic::Location;
+
+use crate::thread::{self, Hub, slow};
+
+/// Runs `section`; a switch, a throw or an await inside it is refused with
+/// [`SwitchForbidden`](crate::SwitchForbidden).
+///
+/// For code that must not be left in the middle, because it holds a lock or a borrow that another
+/// greenlet of the thread would run into. Sections nest; the error names where the outermost began.
+/// Greenlets that lose their last handle inside are ended when the section is over.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, SwitchForbidden, no_switch};
+///
+/// let child = Greenlet::new(|(): ()| Ok(()));
+/// let refused = no_switch(|| child.switch::<()>(()));
+/// assert!(refused.unwrap_err().is::<SwitchForbidden>());
+/// child.switch::<()>(())?;
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[track_caller]
+pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {
+    let hub = Hub::get();
+    let outer = hub.forbidden_since.get();
+    if outer.is_none() {
+        if hub.current().is_null() {
+            // What is owed at the section's end wants the thread's end to be noticed.
+            drop(thread::current_greenlet());
+        }
+        hub.forbidden_since.set(Some(Location::caller()));
+        hub.raise_flag(slow::FORBIDDEN);
+    }
+    // Also when the section panics.
+    let _leave = Leave {
+        is_outermost: outer.is_none(),
+    };
+    section()
+}
+
+struct Leave {
+    is_outermost: bool,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        if self.is_outermost {
+            let hub = Hub::get();
+            hub.forbidden_since.set(None);
+            hub.lower_flag(slow::FORBIDDEN);
+            hub.settle_debts();
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Where stacks come from.
+//!
+//! Stacks are cut from slabs: large mappings, reserved but not touched, that hold many stacks of one
+//! size, each above a guard page (`slab.rs`). A thread keeps free stacks at hand, and exchanges them
+//! with a pool that all threads share (`pool.rs`).
+//!
+//! ```text
+//!   base  ─► ├───────────────┤ high addresses; the first thing pushed goes here
+//!            │ usable: size  │ costs memory where it was touched
+//!   limit ─► ├───────────────┤
+//!            │ guard page    │ touching it is a stack overflow
+//!            └───────────────┘
+//! ```
+//!
+//! A stack reserves address space, and costs the memory that was touched: a greenlet that never goes
+//! deep costs one page, whatever its size.
+
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+use crate::error::{StackError, StackErrorKind};
+
+mod pool;
+mod slab;
+
+pub(crate) use pool::StackCache;
+pub use pool::{idle_limit, set_idle_limit};
+
+/// The smallest stack, in bytes. Enough for a function that calls little; a panic with a backtrace, or
+/// formatted output in a debug build, wants more.
+pub const MIN_SIZE: usize = 16 << 10;
+
+/// The size of a stack that no size was asked for, in bytes.
+///
+/// It is address space, not memory. Generous, because a stack cannot grow: it holds a panic with a
+/// symbolised backtrace in a debug build.
+pub const DEFAULT_SIZE: usize = 256 << 10;
+
+/// The largest stack, in bytes: 1 GiB, and less where addresses are 32 bits wide.
+pub const MAX_SIZE: usize = MIN_SIZE << (CLASSES - 1);
+
+/// Sizes are rounded up to a power of two times [`MIN_SIZE`], so that a stack can serve many greenlets.
+const CLASSES: usize = if cfg!(target_pointer_width = "64") { 17 } else { 14 };
+
+/// One guarded stack. Not dropped, but given back ([`StackCache::give`]).
+#[derive(Debug)]
+pub(crate) struct Stack {
+    base: NonNull<u8>,
+    class: Class,
+}
+
+// SAFETY: a stack is memory that whoever has the `Stack` owns; no thread is special to it. (A stack
+// that something still runs on is not given away: see `Hub::retire`.)
+unsafe impl Send for Stack {}
+
+impl Stack {
+    /// The high end of the stack, aligned to a page.
+    #[inline]
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The usable size, without the guard page, in bytes.
+    #[inline]
+    pub(crate) fn size(&self) -> usize {
+        self.class.size()
+    }
+
+    /// The lowest usable address.
+    pub(crate) fn limit(&self) -> *mut u8 {
+        self.base.as_ptr().wrapping_sub(self.size())
+    }
+}
+
+/// A size of stacks: the index of a power of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Class(u8);
+
+impl Class {
+    /// The smallest class that holds `size` bytes.
+    #[inline]
+    fn holding(size: usize) -> Result<Class, StackError> {
+        if size == DEFAULT_SIZE {
+            return Ok(Class((DEFAULT_SIZE / MIN_SIZE).trailing_zeros() as u8));
+        }
+        Class::holding_odd(size)
+    }
+
+    #[cold]
+    fn holding_odd(size: usize) -> Result<Class, StackError> {
+        if size < MIN_SIZE {
+            return Err(StackErrorKind::TooSmall { asked: size, min: MIN_SIZE }.into());
+        }
+        if size > MAX_SIZE {
+            return Err(StackErrorKind::TooLarge { asked: size, max: MAX_SIZE }.into());
+        }
+        let units = size.div_ceil(MIN_SIZE).next_power_of_two();
+        Ok(Class(units.trailing_zeros() as u8))
+    }
+
+    fn size(self) -> usize {
+        MIN_SIZE << self.0
+    }
+
+    fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// The size of a memory page, in bytes.
+pub(crate) fn page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        // SAFETY: asks for a constant of the system.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(size).expect("the system has a page size")
+    })
+}

@@ -1,0 +1,409 @@
+//! The transfer: how control and one message go from the running greenlet to another. All switching of
+//! the library passes through [`depart`], or through [`depart_for_good`] when a greenlet finishes.
+//!
+//! ```text
+//!   origin (runs)                                        target (suspended)
+//!     hand_over: may it take the fast path?
+//!        yes: depart                                       its own depart returns a parcel
+//!        no:  transfer: refuse, resolve the dead,          receive: take the value out,
+//!             start the pending, wrap in a Control         or open the Control and settle
+//! ```
+//!
+//! # Invariants
+//!
+//! - **S1** `Node::resume` is non-null exactly for a suspended greenlet with an open gate; it then is
+//!   the resume point that its own `depart` (or `start`) wrote. It is cleared by whoever switches to it, before the
+//!   switch, so no resume point is used twice (B1). Nodes never leave their thread.
+//! - **S2** Between taking a resume point out and switching to it no foreign code runs, and nothing is
+//!   borrowed from the hub (T3).
+//! - **S3** The greenlet that is switched to is active, so its node counts itself and lives (T1), and
+//!   the greenlet that is left is active or finishing; a finishing one's stack is kept from others
+//!   (`Hub::retire`) until something else runs.
+//! - **S4** Whoever arrives takes the parcel out of the sender's frame before it calls foreign code (P2).
+
+use std::mem::ManuallyDrop;
+use std::panic::Location;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+
+use anyhow::Error;
+
+use crate::backend;
+use crate::entry::Start;
+use crate::error::{
+    Awaiting, GreenletExit, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+};
+use crate::greenlet::Greenlet;
+use crate::thread::{Hub, count_of, slow};
+use crate::trace;
+use crate::transfer::{Content, Control, Message, Parcel};
+use crate::tree::Node;
+use crate::unwind;
+use crate::value::Value;
+
+/// Hands a value over to `target` and returns what comes back, to be given to [`receive`].
+#[inline(always)] // the fast path: a call would cost as much as the switch
+pub(crate) fn hand_over(
+    target: &Rc<Node>,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Parcel {
+    let hub = Hub::get();
+    let origin = hub.current();
+    // SAFETY: T1: there is a handle (`target`), so `origin` points to a living node.
+    let is_plain = hub.slow.get() == 0
+        && !target.resume.get().is_null()
+        && !std::thread::panicking()
+        && unsafe { count_of(origin) } != 1;
+    if !is_plain {
+        return transfer(target, Content::Parcel(parcel), at, Manners::Polite);
+    }
+    // SAFETY: T1; S1: `resume` is non-null.
+    unsafe { depart(hub, &*origin, Rc::as_ptr(target), parcel, at) }
+}
+
+/// Whether a transfer asks before it acts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manners {
+    /// A user's switch or throw: refused where the rules say so.
+    Polite,
+    /// The library ends a greenlet: neither gates nor the end of the thread are in its way. The caller
+    /// knows that nothing unwinds.
+    Firm,
+}
+
+/// Leaves the running greenlet `origin` for `target`; returns with what the next switch to `origin`
+/// brings.
+///
+/// # Safety
+///
+/// - `origin` is the current greenlet.
+/// - `target` is not, and its `resume` is non-null.
+/// - What the parcel points to stays in place until the other side has taken it (P1).
+#[inline(always)]
+unsafe fn depart(
+    hub: &Hub,
+    origin: &Node,
+    target: *const Node,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Parcel {
+    let (word, data) = parcel.into_words();
+    // SAFETY: the contract. A pointer, not a reference: the target may be gone when this returns.
+    let to = unsafe { NonNull::new_unchecked((*target).resume.replace(ptr::null_mut())) };
+    origin.parked_at.set(Some(at));
+    hub.set_current(target);
+    // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
+    // library carries one.
+    unsafe {
+        let (word, data) = backend::switch(origin.resume.as_ptr(), to, word, data);
+        Parcel::from_words(word, data)
+    }
+}
+
+/// Leaves the finished greenlet for `target`; its stack is free as soon as the other side runs.
+///
+/// # Safety
+///
+/// - The current greenlet is dead, and its stack has been retired.
+/// - `target`'s `resume` is non-null.
+/// - What the parcel points to may stand on the retired stack: the other side takes it first (S4).
+#[inline(always)]
+unsafe fn depart_for_good(hub: &Hub, target: *const Node, parcel: Parcel) -> ! {
+    let (word, data) = parcel.into_words();
+    // SAFETY: the contract.
+    let to = unsafe { NonNull::new_unchecked((*target).resume.replace(ptr::null_mut())) };
+    hub.set_current(target);
+    // SAFETY: S1, S2, S3.
+    unsafe { backend::switch_final(to, word, data) }
+}
+
+/// Hands anything over to any greenlet: everything that the fast path does not do.
+#[cold]
+#[inline(never)]
+pub(crate) fn transfer(
+    target: &Rc<Node>,
+    content: Content,
+    at: &'static Location<'static>,
+    manners: Manners,
+) -> Parcel {
+    let hub = Hub::get();
+    if manners == Manners::Polite {
+        if let Some(refuse) = refusal(hub) {
+            return Control::local(Message::Error(refuse(unsent(content))));
+        }
+        // Before anything is staged, so that what this runs cannot get between (rule XD-5).
+        hub.settle_debts();
+    }
+
+    let Some(living) = target.nearest_living() else {
+        let error = ThreadExiting::new(unsent(content)).into();
+        return Control::local(Message::Error(error));
+    };
+    let content = match content {
+        // A dead greenlet eats an exit and passes it up as a value (rule TH-8).
+        Content::Message(Message::Error(error)) if target.lifecycle.is_dead() => {
+            Content::Message(exit_to_value(error))
+        }
+        content => content,
+    };
+
+    if hub.is_current(&living) {
+        return echo(hub, &living, content);
+    }
+    if manners == Manners::Polite {
+        let gate = if living.lifecycle.is_pending() || hub.has_flag(slow::GATES) {
+            living.closed_gate()
+        } else if living.resume.get().is_null() {
+            Some(Rc::clone(&living))
+        } else {
+            None
+        };
+        if let Some(gate) = gate {
+            let error = Awaiting::new(gate.label(), unsent(content)).into();
+            return Control::local(Message::Error(error));
+        }
+    } else if living.resume.get().is_null() {
+        living.resume.set(living.held.replace(ptr::null_mut()));
+    }
+    if living.lifecycle.is_pending() {
+        if let Err(error) = start(hub, &living, &content) {
+            return Control::local(Message::Error(error.with(unsent(content))));
+        }
+    }
+    send(hub, living, content, at)
+}
+
+/// Switches to the active greenlet `target`.
+fn send(
+    hub: &Hub,
+    target: Rc<Node>,
+    content: Content,
+    at: &'static Location<'static>,
+) -> Parcel {
+    let origin = hub.current();
+    let traced = hub.has_flag(slow::TRACED);
+    // SAFETY: T1.
+    let is_last_moment = unsafe { count_of(origin) } == 1;
+    let target_node = Rc::as_ptr(&target);
+    // Not kept over the switch: it would look like a handle. The greenlet is active: S3.
+    drop(target);
+    let mut control;
+    let parcel = match content {
+        Content::Parcel(parcel) if !traced && !is_last_moment => parcel,
+        content => {
+            control = ManuallyDrop::new(Control {
+                content,
+                origin: (traced || is_last_moment)
+                    .then(|| Greenlet::from_node(hub.current_node())),
+                traced,
+            });
+            Parcel::new(&mut control)
+        }
+    };
+    // SAFETY: T1; S1: `target` is suspended, or was just prepared by `start`; S3.
+    unsafe { depart(hub, &*origin, target_node, parcel, at) }
+}
+
+/// The answer to a switch or throw that reaches the greenlet that does it: nothing moves (rules SW-8,
+/// SW-21, TH-10).
+fn echo(hub: &Hub, current: &Rc<Node>, content: Content) -> Parcel {
+    if !hub.has_flag(slow::TRACED) {
+        return match content {
+            Content::Parcel(parcel) => parcel,
+            Content::Message(message) => Control::local(message),
+        };
+    }
+    let message = trace::call(&Greenlet::from_node(Rc::clone(current)), content.into_message());
+    Control::local(message)
+}
+
+/// Why the current greenlet may not switch, if so: makes the error from the value that stays.
+fn refusal(hub: &Hub) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
+    if std::thread::panicking() {
+        return Some(Box::new(|value| Unwinding::new(value).into()));
+    }
+    if hub.has_flag(slow::EXITING) {
+        return Some(Box::new(|value| ThreadExiting::new(value).into()));
+    }
+    let since = hub.forbidden_since.get()?;
+    Some(Box::new(move |value| SwitchForbidden::new(since, value).into()))
+}
+
+/// Says whether the current greenlet may switch at all, whatever the target.
+pub(crate) fn may_switch(hub: &Hub) -> Result<(), Error> {
+    refusal(hub).map_or(Ok(()), |refuse| Err(refuse(None)))
+}
+
+/// The value of a transfer that does not take place, to be put into the error that says so.
+fn unsent(content: Content) -> Option<Value> {
+    match content.into_message() {
+        Message::Value(value) => Some(value),
+        Message::Error(error) => Some(Value::new(error)),
+        Message::Panic(_) | Message::Force => None,
+    }
+}
+
+/// An exit becomes an ordinary value where it leaves a greenlet; any other error stays one (rule EX-2).
+pub(crate) fn exit_to_value(error: Error) -> Message {
+    match error.downcast::<GreenletExit>() {
+        Ok(exit) => Message::Value(Value::new(exit)),
+        Err(error) => Message::Error(error),
+    }
+}
+
+/// Why a pending greenlet was not started. It is pending still.
+enum StartError {
+    Type { expected: &'static str },
+    Stack(StackError),
+}
+
+impl StartError {
+    fn with(self, value: Option<Value>) -> Error {
+        match (self, value) {
+            (StartError::Type { expected }, Some(value)) => TypeMismatch::new(expected, value).into(),
+            (StartError::Type { .. }, None) => unreachable!("only values have a wrong type"),
+            (StartError::Stack(error), value) => error.carrying(value).into(),
+        }
+    }
+}
+
+/// Gives a pending greenlet its stack, so that it can be switched to. On an error nothing has changed.
+fn start(hub: &Hub, node: &Rc<Node>, content: &Content) -> Result<(), StartError> {
+    {
+        let body = node.body.borrow();
+        let body = body.as_ref().expect("a pending greenlet has its function");
+        if let Err(expected) = content.fits(body.takes()) {
+            return Err(StartError::Type { expected });
+        }
+    }
+    let stack = hub.take_stack(node.stack_size).map_err(StartError::Stack)?;
+    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
+    let resume = unsafe { backend::init::<Start>(stack.base()) };
+    node.stack.set(Some(stack));
+    node.itself.set(Some(Rc::clone(node)));
+    node.lifecycle.begin();
+    node.resume.set(resume.as_ptr());
+    Ok(())
+}
+
+/// Ends the current greenlet with a value.
+#[inline]
+pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
+    let hub = Hub::get();
+    // SAFETY: T1: a greenlet runs.
+    let node = unsafe { &*hub.current() };
+    // SAFETY: T1.
+    let has_handle = unsafe { count_of(node) } > 1;
+    if hub.slow.get() == 0 && has_handle {
+        let parent: *const Node = match &*node.parent.borrow() {
+            Some(parent) if !parent.node().resume.get().is_null() => Rc::as_ptr(parent.node()),
+            _ => ptr::null(),
+        };
+        if !parent.is_null() {
+            node.lifecycle.finish();
+            // Not the last count: `has_handle`.
+            drop(node.itself.take());
+            hub.retire(node.stack.take());
+            // SAFETY: just finished and retired; `parent` is suspended, so active, so alive (S1, S3).
+            unsafe { depart_for_good(hub, parent, parcel) }
+        }
+    }
+    finish(Content::Parcel(parcel))
+}
+
+/// Ends the current greenlet: delivers to its nearest living ancestor what it leaves.
+#[cold]
+#[inline(never)]
+pub(crate) fn finish(content: Content) -> ! {
+    let hub = Hub::get();
+    // While the greenlet still is active, so that nothing gets between its end and its outcome (UD-5).
+    hub.settle_debts();
+    let node = hub.current_node();
+    node.lifecycle.finish();
+    let mut content = content;
+    let mut target = living_parent(&node);
+    while target.lifecycle.is_pending() {
+        match start(hub, &target, &content) {
+            Ok(()) => break,
+            // The parent dies of the mistake, as a Python function does that is called with the wrong
+            // arguments (rule RT-5); its own parent learns of it, with the value.
+            Err(error @ StartError::Type { .. }) => {
+                content = Content::Message(Message::Error(error.with(unsent(content))));
+            }
+            // It cannot be entered at all: it stays pending, and the next one gets the error (RT-6).
+            Err(error @ StartError::Stack(_)) => {
+                content = Content::Message(Message::Error(error.with(unsent(content))));
+                target = living_parent(&target);
+            }
+        }
+    }
+    // A parent behind a closed gate cannot be: nothing below a closed gate runs (see `gate.rs`).
+    if target.resume.get().is_null() {
+        unwind::abort("the parent of a finishing greenlet is not suspended");
+    }
+    let target_node = Rc::as_ptr(&target);
+    drop(target);
+    let traced = hub.has_flag(slow::TRACED);
+    let itself = node.itself.take();
+    hub.retire(node.stack.take());
+    drop(itself); // not the last: `node`
+    let mut control = ManuallyDrop::new(Control {
+        content,
+        origin: Some(Greenlet::from_node(node)),
+        traced,
+    });
+    // SAFETY: finished and retired; `target` is an active greenlet that is suspended (S1, S3).
+    unsafe { depart_for_good(hub, target_node, Parcel::new(&mut control)) }
+}
+
+fn living_parent(node: &Rc<Node>) -> Rc<Node> {
+    let parent = node.parent.borrow().as_ref().map(|parent| Rc::clone(parent.node()));
+    parent
+        .and_then(|parent| parent.nearest_living())
+        .expect("while a greenlet runs, the main greenlet of its thread is active")
+}
+
+/// Takes what arrived as a value of the type that is asked for.
+#[inline(always)]
+pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
+    if parcel.is_surely::<R>() {
+        // SAFETY: just looked.
+        return Ok(unsafe { parcel.take() });
+    }
+    receive_other(parcel)
+}
+
+/// Takes what arrived when it is not, or does not seem to be, a plain value of the type asked for.
+#[cold]
+#[inline(never)]
+fn receive_other<R: 'static>(parcel: Parcel) -> Result<R, Error> {
+    if parcel.is::<R>() {
+        // SAFETY: just looked.
+        return Ok(unsafe { parcel.take() });
+    }
+    match open(parcel) {
+        Message::Value(value) => value
+            .downcast()
+            .map_err(|value| TypeMismatch::new(std::any::type_name::<R>(), value).into()),
+        Message::Error(error) => Err(error),
+        Message::Panic(payload) => std::panic::resume_unwind(payload),
+        Message::Force => unwind::force(),
+    }
+}
+
+/// Takes what arrived out of the sender's frame, then does what there is to do before it is delivered.
+pub(crate) fn open(parcel: Parcel) -> Message {
+    let control = match Control::open(parcel) {
+        Ok(control) => control,
+        Err(parcel) => return Message::Value(parcel.take_value()),
+    };
+    let mut message = control.content.into_message(); // S4
+    if control.traced {
+        let origin = control.origin.as_ref().expect("a traced transfer names its origin");
+        message = trace::call(origin, message);
+    }
+    // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).
+    drop(control.origin);
+    message
+}

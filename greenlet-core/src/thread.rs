@@ -1,0 +1,331 @@
+//! The hub: what the library keeps for each thread. Every `thread_local!` of the crate is in this file.
+//!
+//! ```text
+//!   thread ──► Hub ── current ──► Node of the greenlet that runs
+//!                  ── main ─────► Node of the main greenlet (two counts of it belong to the hub)
+//!                  ── nodes ────► all nodes of the thread (weakly)
+//!                  ── slow ─────► 0, or why a switch has more to do than to switch
+//! ```
+//!
+//! # Invariants
+//!
+//! - **T1** `current` is null before the hub is set up, and then points to a living node: to main,
+//!   which the hub counts, or to an active greenlet, which counts itself (`Node::itself`) until it has
+//!   finished and something else is current. It is null again only when no node is left, so never
+//!   while there is a handle.
+//! - **T2** A hub never moves and is never dropped: it is in a thread-local without a destructor, so it
+//!   can be used until the thread has gone, from other destructors too. What it owns is released by
+//!   `ExitGuard`, a thread-local that has one.
+//! - **T3** Nothing of the hub is borrowed while foreign code runs or a stack is switched.
+
+use std::cell::{Cell, RefCell};
+use std::mem::ManuallyDrop;
+use std::panic::Location;
+use std::ptr;
+use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::end;
+use crate::greenlet::Greenlet;
+use crate::stack::{Stack, StackCache};
+use crate::trace::Tracer;
+use crate::tree::{Node, NodeParts};
+
+/// Reasons for a switch to leave the fast path; bits of [`Hub::slow`].
+pub(crate) mod slow {
+    /// A tracer is installed.
+    pub(crate) const TRACED: u32 = 1;
+    /// Greenlets lost their last handle while they could not be ended.
+    pub(crate) const OWED: u32 = 2;
+    /// Inside a `no_switch` section.
+    pub(crate) const FORBIDDEN: u32 = 4;
+    /// The thread is ending, or has ended.
+    pub(crate) const EXITING: u32 = 8;
+    /// Some closed gate may be in a target's lineage.
+    pub(crate) const GATES: u32 = 16;
+}
+
+/// What the library keeps for one thread.
+pub(crate) struct Hub {
+    /// T1.
+    current: Cell<*const Node>,
+    /// Bits of [`slow`]; 0 means that a switch has nothing to do but to switch.
+    pub(crate) slow: Cell<u32>,
+    /// Null before the hub is set up, and after the main greenlet has gone at the end of the thread.
+    main: Cell<*const Node>,
+    next_id: Cell<u64>,
+    thread_id: Cell<u64>,
+    /// Every node of the thread that exists, in no order.
+    nodes: RefCell<Vec<Weak<Node>>>,
+    /// What is to be done as soon as switching is possible again.
+    owed: RefCell<Vec<Debt>>,
+    /// The stack of the greenlet that finished last: it was still running on it when it gave it back.
+    retired: Cell<Option<Stack>>,
+    pub(crate) stacks: RefCell<StackCache>,
+    pub(crate) tracer: RefCell<Option<Tracer>>,
+    /// Where the outermost `no_switch` section began.
+    pub(crate) forbidden_since: Cell<Option<&'static Location<'static>>>,
+    /// How many closed gates are counted (see `gate.rs`).
+    pub(crate) closed_gates: Cell<usize>,
+}
+
+/// The end of a greenlet that had to wait because a panic was unwinding, or because of a `no_switch` section.
+pub(crate) enum Debt {
+    /// Its last handle was dropped.
+    LetGo(Greenlet),
+    /// Its owner ended it.
+    End(Greenlet),
+}
+
+thread_local! {
+    /// T2: `ManuallyDrop`, so that it has no destructor.
+    static HUB: ManuallyDrop<Hub> = const { ManuallyDrop::new(Hub::new()) };
+
+    /// Ends what is still suspended when the thread ends.
+    static EXIT_GUARD: ExitGuard = const { ExitGuard };
+}
+
+/// An id of the calling thread that no other thread ever has.
+pub(crate) fn id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let hub = Hub::get();
+    if hub.thread_id.get() == 0 {
+        hub.thread_id.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    }
+    hub.thread_id.get()
+}
+
+impl Hub {
+    const fn new() -> Hub {
+        Hub {
+            current: Cell::new(ptr::null()),
+            slow: Cell::new(0),
+            main: Cell::new(ptr::null()),
+            next_id: Cell::new(0),
+            thread_id: Cell::new(0),
+            nodes: RefCell::new(Vec::new()),
+            owed: RefCell::new(Vec::new()),
+            retired: Cell::new(None),
+            stacks: RefCell::new(StackCache::new()),
+            tracer: RefCell::new(None),
+            forbidden_since: Cell::new(None),
+            closed_gates: Cell::new(0),
+        }
+    }
+
+    /// The hub of the calling thread.
+    #[inline(always)] // one add to the thread pointer
+    pub(crate) fn get() -> &'static Hub {
+        HUB.with(|hub| {
+            let hub: *const Hub = &raw const **hub;
+            // SAFETY: T2; `Hub` is not `Sync`, so the reference does not leave the thread.
+            unsafe { &*hub }
+        })
+    }
+
+    /// Makes the main greenlet, which is current then.
+    ///
+    /// When the thread has ended, in a destructor that runs late, the new main is dead from the start and
+    /// belongs to its handles alone: it goes with the last of them.
+    #[cold]
+    #[inline(never)]
+    fn set_up(&self) -> Rc<Node> {
+        let is_alive = !self.has_flag(slow::EXITING) && EXIT_GUARD.try_with(|_| ()).is_ok();
+        let main = Node::new(
+            self,
+            NodeParts {
+                parent: None,
+                body: None,
+                stack_size: 0,
+                name: Some("main".into()),
+                made_at: Location::caller(),
+            },
+        );
+        self.main.set(Rc::as_ptr(&main));
+        self.current.set(Rc::as_ptr(&main));
+        if is_alive {
+            // Twice, so that the count of main never looks like that of a greenlet without handles.
+            std::mem::forget(Rc::clone(&main));
+            std::mem::forget(Rc::clone(&main));
+        } else {
+            self.raise_flag(slow::EXITING);
+            main.lifecycle.finish();
+        }
+        main
+    }
+
+    /// The node of the running greenlet.
+    #[inline(always)]
+    pub(crate) fn current(&self) -> *const Node {
+        self.current.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_current(&self, node: *const Node) {
+        self.current.set(node);
+    }
+
+    /// A counted reference to the running greenlet's node.
+    #[inline]
+    pub(crate) fn current_node(&self) -> Rc<Node> {
+        if self.current.get().is_null() {
+            return self.set_up();
+        }
+        // SAFETY: T1; all nodes are made in an `Rc`.
+        unsafe {
+            Rc::increment_strong_count(self.current.get());
+            Rc::from_raw(self.current.get())
+        }
+    }
+
+    /// Says whether `node` is the running greenlet.
+    #[inline]
+    pub(crate) fn is_current(&self, node: &Node) -> bool {
+        ptr::eq(self.current.get(), node)
+    }
+
+    pub(crate) fn raise_flag(&self, flag: u32) {
+        self.slow.set(self.slow.get() | flag);
+    }
+
+    pub(crate) fn lower_flag(&self, flag: u32) {
+        self.slow.set(self.slow.get() & !flag);
+    }
+
+    pub(crate) fn has_flag(&self, flag: u32) -> bool {
+        self.slow.get() & flag != 0
+    }
+
+    pub(crate) fn next_greenlet_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
+    }
+
+    /// Enters a new node into the list.
+    #[inline]
+    pub(crate) fn enroll(&self, node: &Rc<Node>) {
+        let mut nodes = self.nodes.borrow_mut();
+        node.index.set(nodes.len());
+        nodes.push(Rc::downgrade(node));
+    }
+
+    /// Takes a node that is being dropped off the list.
+    #[inline]
+    pub(crate) fn strike_off(&self, node: &Node) {
+        if node.is_main {
+            self.main.set(ptr::null());
+            self.current.set(ptr::null());
+        }
+        let mut nodes = self.nodes.borrow_mut();
+        let index = node.index.get();
+        let gone = nodes.swap_remove(index);
+        if let Some(moved) = nodes.get(index).and_then(Weak::upgrade) {
+            moved.index.set(index);
+        }
+        if nodes.is_empty() {
+            nodes.shrink_to_fit(); // the hub has no destructor that would free it
+        }
+        drop(nodes);
+        drop(gone);
+    }
+
+    /// All nodes of the thread, counted.
+    pub(crate) fn all_nodes(&self) -> Vec<Rc<Node>> {
+        self.nodes.borrow().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Notes what is to be done when switching is possible again.
+    pub(crate) fn owe(&self, debt: Debt) {
+        self.owed.borrow_mut().push(debt);
+        self.raise_flag(slow::OWED);
+    }
+
+    /// Says whether a greenlet can be ended here and now.
+    pub(crate) fn can_end_greenlets(&self) -> bool {
+        !std::thread::panicking() && !self.has_flag(slow::FORBIDDEN)
+    }
+
+    /// Does what is owed, if that is possible now.
+    pub(crate) fn settle_debts(&self) {
+        if !self.has_flag(slow::OWED) || !self.can_end_greenlets() {
+            return;
+        }
+        loop {
+            let next = self.owed.borrow_mut().pop();
+            let Some(debt) = next else { break };
+            if self.owed.borrow().is_empty() {
+                self.lower_flag(slow::OWED);
+            }
+            // CAUTION: runs foreign code.
+            match debt {
+                // Ends the greenlet, if this still is its last handle.
+                Debt::LetGo(greenlet) => drop(greenlet),
+                Debt::End(greenlet) => greenlet.end(),
+            }
+        }
+    }
+
+    /// Takes back the stack of a finishing greenlet, which still runs on it.
+    #[inline]
+    pub(crate) fn retire(&self, stack: Option<Stack>) {
+        if let Some(previous) = self.retired.replace(stack) {
+            self.stacks.borrow_mut().give(previous);
+        }
+    }
+
+    /// Gives out a stack. The one that was retired last is preferred: it is warm.
+    #[inline]
+    pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
+        if let Some(stack) = self.retired.take() {
+            if stack.size() == size {
+                return Ok(stack);
+            }
+            self.stacks.borrow_mut().give(stack);
+        }
+        self.stacks.borrow_mut().take(size)
+    }
+}
+
+/// How many handles and other references count the node.
+///
+/// # Safety
+///
+/// - `node` points to a living node.
+#[inline(always)] // one load; part of the fast path
+pub(crate) unsafe fn count_of(node: *const Node) -> usize {
+    // SAFETY: the contract; `ManuallyDrop` leaves the count as it is.
+    let node = ManuallyDrop::new(unsafe { Rc::from_raw(node) });
+    Rc::strong_count(&node)
+}
+
+/// The handle of the running greenlet, for [`crate::getcurrent`].
+#[inline]
+pub(crate) fn current_greenlet() -> Greenlet {
+    Greenlet::from_node(Hub::get().current_node())
+}
+
+struct ExitGuard;
+
+impl Drop for ExitGuard {
+    fn drop(&mut self) {
+        let hub = Hub::get();
+        if hub.current.get() != hub.main.get() {
+            // The process is being ended from within a greenlet (`std::process::exit`): as everywhere
+            // in Rust, no destructors of suspended code run then.
+            return;
+        }
+        hub.raise_flag(slow::EXITING);
+        end::end_all(hub);
+        hub.retire(None);
+        let tracer = hub.tracer.borrow_mut().take();
+        drop(tracer);
+        hub.stacks.borrow_mut().release();
+        let main = hub.main.get();
+        // SAFETY: these are the two counts that `set_up` forgot.
+        let (first, second) = unsafe { (Rc::from_raw(main), Rc::from_raw(main)) };
+        first.lifecycle.finish();
+        drop(first);
+        drop(second);
+    }
+}

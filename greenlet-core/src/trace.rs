@@ -1,0 +1,133 @@
+//! Tracing: a function of the user's that is told of every transfer of its thread, as Python's
+//! `greenlet.settrace` does it.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use anyhow::Result;
+
+use crate::greenlet::Greenlet;
+use crate::thread::{self, Hub, slow};
+use crate::transfer::Message;
+use crate::unwind;
+
+/// What kind of message a transfer brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TraceKind {
+    /// A value; also the one that an exit became on its way out.
+    Switch,
+    /// An error or a panic.
+    Throw,
+}
+
+/// One transfer of control, as a tracer sees it: it has just happened, and the target has not yet got
+/// what it brings.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TraceEvent {
+    /// Whether a value or an error is delivered.
+    pub kind: TraceKind,
+    /// The greenlet that control left. Already dead if it has finished.
+    pub origin: Greenlet,
+    /// The greenlet that control reached; it is current.
+    pub target: Greenlet,
+}
+
+/// The function that is told of the transfers.
+pub(crate) type Hook = dyn Fn(&TraceEvent) -> Result<()>;
+
+/// A function that is told of every transfer in its thread: see [`settrace`].
+///
+/// It can be cloned; clones are the same tracer, and compare equal.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Tracer, settrace};
+///
+/// let tracer = Tracer::new(|event| {
+///     println!("{:?} from {:?} to {:?}", event.kind, event.origin, event.target);
+///     Ok(())
+/// });
+/// let before = settrace(Some(tracer.clone()));
+/// assert!(before.is_none());
+/// assert_eq!(settrace(None), Some(tracer));
+/// ```
+#[derive(Clone)]
+pub struct Tracer(Rc<Hook>);
+
+impl Tracer {
+    /// Makes a tracer of a function.
+    ///
+    /// If the function returns an error or panics, it is removed, and the error or panic is delivered
+    /// in place of what the transfer brought (rule of Python's greenlet).
+    pub fn new(hook: impl Fn(&TraceEvent) -> Result<()> + 'static) -> Tracer {
+        Tracer(Rc::new(hook))
+    }
+}
+
+impl PartialEq for Tracer {
+    fn eq(&self, other: &Tracer) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tracer {}
+
+impl fmt::Debug for Tracer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tracer({:p})", Rc::as_ptr(&self.0))
+    }
+}
+
+/// Installs the tracer of this thread, or removes it, and returns the one that was there before.
+///
+/// All greenlets of the thread share it; other threads are not affected. It is called in the target of
+/// each transfer, before the target's `switch` returns or its function begins. It may switch, and
+/// change or remove itself. While none is installed, tracing costs nothing.
+pub fn settrace(tracer: Option<Tracer>) -> Option<Tracer> {
+    let hub = Hub::get();
+    if hub.current().is_null() {
+        // The thread's end is what releases the tracer: see that it is noticed.
+        drop(thread::current_greenlet());
+    }
+    if tracer.is_some() {
+        hub.raise_flag(slow::TRACED);
+    } else {
+        hub.lower_flag(slow::TRACED);
+    }
+    hub.tracer.replace(tracer)
+}
+
+/// The tracer of this thread, if one is installed.
+pub fn gettrace() -> Option<Tracer> {
+    Hub::get().tracer.borrow().clone()
+}
+
+/// Tells the tracer of a transfer, and returns what is to be delivered.
+pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
+    let Some(tracer) = gettrace() else {
+        return message;
+    };
+    let event = TraceEvent {
+        kind: if message.is_throw() { TraceKind::Throw } else { TraceKind::Switch },
+        origin: origin.clone(),
+        target: thread::current_greenlet(),
+    };
+    // CAUTION: runs foreign code: the tracer may switch, throw, panic, and replace itself.
+    let outcome = catch_unwind(AssertUnwindSafe(|| (tracer.0)(&event)));
+    drop(event);
+    let replacement = match outcome {
+        Ok(Ok(())) => return message,
+        Ok(Err(error)) => Message::Error(error),
+        Err(payload) => unwind::caught_in_place(payload),
+    };
+    drop(settrace(None));
+    // CAUTION: runs foreign code: what was on its way is lost (rule TR-10).
+    drop(message);
+    replacement
+}

@@ -1,0 +1,84 @@
+//! Leaving a greenlet by unwinding: panics that are no panics.
+//!
+//! Two things unwind a stack without the panic hook being called: [`raise`], which is how code that
+//! does not return a `Result` lets an error out of its greenlet, and the second stage of an exit.
+//! Each has a payload type of its own, which `entry.rs` catches at the greenlet's first frame.
+
+#![forbid(unsafe_code)]
+
+use std::any::Any;
+use std::panic::resume_unwind;
+
+use anyhow::Error;
+
+use crate::error::GreenletExit;
+use crate::transfer::Message;
+use crate::switch;
+
+/// The payload of [`raise`].
+struct Raised(Error);
+
+/// The payload of [`force`].
+struct Forced;
+
+/// Ends the running greenlet with an error, from code that cannot return one.
+///
+/// The stack is unwound, so destructors run, and the error goes on as if the greenlet's function had
+/// returned it: to the parent, or, if it is a [`GreenletExit`], as an ordinary
+/// end. The panic hook is not called. `std::panic::catch_unwind` can stop it, like any unwinding; nobody
+/// should. In the main greenlet it unwinds to the end of the thread.
+///
+/// A switch, or an await, in a destructor on the way is refused ([`Unwinding`](crate::Unwinding)).
+/// Return the error where you can.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, raise};
+///
+/// fn deep() -> u32 {
+///     raise(anyhow::anyhow!("no number today"))
+/// }
+/// let child = Greenlet::new(|(): ()| Ok(deep()));
+/// assert_eq!(child.switch::<u32>(()).unwrap_err().to_string(), "no number today");
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn raise(error: impl Into<Error>) -> ! {
+    resume_unwind(Box::new(Raised(error.into())))
+}
+
+/// Unwinds the running greenlet to its first frame: the second stage of an exit.
+pub(crate) fn force() -> ! {
+    resume_unwind(Box::new(Forced))
+}
+
+/// What a caught unwinding leaves for the parent.
+pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
+    let payload = match payload.downcast::<Raised>() {
+        Ok(raised) => return switch::exit_to_value(raised.0),
+        Err(payload) => payload,
+    };
+    match payload.downcast::<Forced>() {
+        Ok(_) => switch::exit_to_value(GreenletExit::ended().into()),
+        Err(payload) => Message::Panic(payload),
+    }
+}
+
+/// What a caught unwinding delivers in place of something else, to whom it was caught in.
+pub(crate) fn caught_in_place(payload: Box<dyn Any + Send>) -> Message {
+    let payload = match payload.downcast::<Raised>() {
+        Ok(raised) => return Message::Error(raised.0),
+        Err(payload) => payload,
+    };
+    match payload.downcast::<Forced>() {
+        Ok(_) => Message::Force,
+        Err(payload) => Message::Panic(payload),
+    }
+}
+
+/// Stops the process because the library itself is wrong: going on would corrupt memory.
+#[cold]
+pub(crate) fn abort(what: &str) -> ! {
+    eprintln!("greenlet: internal error: {what}; please report this");
+    std::process::abort()
+}

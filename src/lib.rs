@@ -1,0 +1,2 @@
+//! Greenlets.
+pub use greenlet_core::*;
