@@ -137,9 +137,9 @@ pub(crate) fn end_all(hub: &Hub) {
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, end_suspended, getcurrent};
+/// use greenlet_core::{Greenlet, end_suspended, getparent};
 ///
-/// let waiting = Greenlet::new(|(): ()| getcurrent().parent().unwrap().switch::<()>(()));
+/// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// waiting.switch::<()>(())?;
 /// end_suspended()?;
 /// assert!(waiting.is_dead());

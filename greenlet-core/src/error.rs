@@ -24,10 +24,10 @@ use crate::value::Value;
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, GreenletExit, getcurrent};
+/// use greenlet_core::{Greenlet, GreenletExit, getparent};
 ///
 /// let waiting = Greenlet::new(|(): ()| {
-///     let main = getcurrent().parent().unwrap();
+///     let main = getparent().unwrap();
 ///     main.switch::<()>("ready")?; // the exit comes back here, as an error
 ///     Ok("not reached")
 /// });

@@ -39,9 +39,9 @@ impl Greenlet {
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Awaiting, Greenlet, getcurrent};
+    /// use greenlet_core::{Awaiting, Greenlet, getparent};
     ///
-    /// let waiting = Greenlet::new(|(): ()| getcurrent().parent().unwrap().switch::<u32>(()));
+    /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>(()));
     /// waiting.switch::<()>(())?;
     /// waiting.close_gate();
     /// assert!(waiting.switch::<u32>(1_u32).unwrap_err().is::<Awaiting>());

@@ -46,10 +46,10 @@ use crate::value::Value;
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, getcurrent};
+/// use greenlet_core::{Greenlet, getparent};
 ///
 /// let adder = Greenlet::new(|mut total: u32| {
-///     let main = getcurrent().parent().unwrap();
+///     let main = getparent().unwrap();
 ///     loop {
 ///         total += main.switch::<u32>(total)?;
 ///         if total > 100 {
@@ -389,6 +389,11 @@ impl WeakGreenlet {
 
 /// The greenlet that runs. In a thread that has made none, that is its main greenlet.
 ///
+/// Do not keep the handle over a switch: a suspended greenlet whose own stack holds a handle of it is
+/// never without one, so it is not ended when all others are gone (as in Python, where it is a cycle).
+/// Mind temporaries, which live to the end of their statement: write `getparent()`, not
+/// `getcurrent().parent()`, in front of a `switch`; keep a [`WeakGreenlet`] where you need one for long.
+///
 /// # Examples
 ///
 /// ```
@@ -403,4 +408,27 @@ impl WeakGreenlet {
 #[inline]
 pub fn getcurrent() -> Greenlet {
     thread::current_greenlet()
+}
+
+/// The parent of the greenlet that runs; `None` in the main greenlet.
+///
+/// The same as `getcurrent().parent()`, but it makes no handle of the running greenlet, which would
+/// keep it alive if it were held over a switch.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, getparent};
+///
+/// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>("give me a number"));
+/// assert_eq!(child.switch::<&str>(())?, "give me a number");
+/// assert_eq!(child.switch::<u32>(7_u32)?, 7);
+/// assert!(getparent().is_none());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[inline]
+pub fn getparent() -> Option<Greenlet> {
+    let node = Hub::get().current_node();
+    let parent = node.parent.borrow().clone();
+    parent
 }

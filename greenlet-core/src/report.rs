@@ -22,14 +22,14 @@ use crate::greenlet::Greenlet;
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, getcurrent, set_unraisable_hook};
+/// use greenlet_core::{Greenlet, getparent, set_unraisable_hook};
 ///
 /// set_unraisable_hook(|report| {
 ///     assert!(report.error().unwrap().to_string().contains("disk full"));
 ///     eprintln!("lost: {report}");
 /// });
 /// let stubborn = Greenlet::new(|(): ()| -> anyhow::Result<()> {
-///     let asked = getcurrent().parent().unwrap().switch::<()>(());
+///     let asked = getparent().unwrap().switch::<()>(());
 ///     assert!(asked.is_err());
 ///     anyhow::bail!("disk full while cleaning up")
 /// });
