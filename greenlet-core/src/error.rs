@@ -323,14 +323,12 @@ carries_value!(StackError);
 impl fmt::Display for StackError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            StackErrorKind::TooSmall { asked, min } => write!(
-                f,
-                "a stack of {asked} bytes is too small; ask for at least {min}"
-            ),
-            StackErrorKind::TooLarge { asked, max } => write!(
-                f,
-                "a stack of {asked} bytes is too large; ask for at most {max}"
-            ),
+            StackErrorKind::TooSmall { asked, min } => {
+                write!(f, "a stack of {asked} bytes is too small; ask for at least {min}")
+            }
+            StackErrorKind::TooLarge { asked, max } => {
+                write!(f, "a stack of {asked} bytes is too large; ask for at most {max}")
+            }
             StackErrorKind::Map { size, error } => write!(
                 f,
                 "no memory for a stack of {size} bytes: {error}; end some greenlets or ask for smaller stacks"

@@ -43,11 +43,7 @@ use crate::value::Value;
 
 /// Hands a value over to `target` and returns what comes back, to be given to [`receive`].
 #[inline(always)] // the fast path: a call would cost as much as the switch
-pub(crate) fn hand_over(
-    target: &Rc<Node>,
-    parcel: Parcel,
-    at: &'static Location<'static>,
-) -> Parcel {
+pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
     let origin = hub.current();
     // SAFETY: T1: there is a handle (`target`), so `origin` points to a living node.
@@ -175,12 +171,7 @@ pub(crate) fn transfer(
 }
 
 /// Switches to the active greenlet `target`.
-fn send(
-    hub: &Hub,
-    target: Rc<Node>,
-    content: Content,
-    at: &'static Location<'static>,
-) -> Parcel {
+fn send(hub: &Hub, target: Rc<Node>, content: Content, at: &'static Location<'static>) -> Parcel {
     let origin = hub.current();
     let traced = hub.has_flag(slow::TRACED);
     // SAFETY: T1.
@@ -194,8 +185,7 @@ fn send(
         content => {
             control = ManuallyDrop::new(Control {
                 content,
-                origin: (traced || is_last_moment)
-                    .then(|| Greenlet::from_node(hub.current_node())),
+                origin: (traced || is_last_moment).then(|| Greenlet::from_node(hub.current_node())),
                 traced,
             });
             Parcel::new(&mut control)
@@ -358,7 +348,11 @@ pub(crate) fn finish(content: Content) -> ! {
 }
 
 fn living_parent(node: &Rc<Node>) -> Rc<Node> {
-    let parent = node.parent.borrow().as_ref().map(|parent| Rc::clone(parent.node()));
+    let parent = node
+        .parent
+        .borrow()
+        .as_ref()
+        .map(|parent| Rc::clone(parent.node()));
     parent
         .and_then(|parent| parent.nearest_living())
         .expect("while a greenlet runs, the main greenlet of its thread is active")
@@ -400,7 +394,10 @@ pub(crate) fn open(parcel: Parcel) -> Message {
     };
     let mut message = control.content.into_message(); // S4
     if control.traced {
-        let origin = control.origin.as_ref().expect("a traced transfer names its origin");
+        let origin = control
+            .origin
+            .as_ref()
+            .expect("a traced transfer names its origin");
         message = trace::call(origin, message);
     }
     // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).

@@ -114,7 +114,11 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
         return message;
     };
     let event = TraceEvent {
-        kind: if message.is_throw() { TraceKind::Throw } else { TraceKind::Switch },
+        kind: if message.is_throw() {
+            TraceKind::Throw
+        } else {
+            TraceKind::Switch
+        },
         origin: origin.clone(),
         target: thread::current_greenlet(),
     };

@@ -128,7 +128,10 @@ impl Node {
     }
 
     fn parent_node(&self) -> Option<Rc<Node>> {
-        self.parent.borrow().as_ref().map(|parent| Rc::clone(parent.node()))
+        self.parent
+            .borrow()
+            .as_ref()
+            .map(|parent| Rc::clone(parent.node()))
     }
 }
 

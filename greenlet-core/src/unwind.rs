@@ -12,8 +12,8 @@ use std::panic::resume_unwind;
 use anyhow::Error;
 
 use crate::error::GreenletExit;
-use crate::transfer::Message;
 use crate::switch;
+use crate::transfer::Message;
 
 /// The payload of [`raise`].
 struct Raised(Error);

@@ -66,7 +66,6 @@ pub(crate) use imp::{NAME, init, switch, switch_final};
 /// Where a suspended stack goes on. Opaque: only the backend that made it can read it.
 pub(crate) type ResumePoint = NonNull<u8>;
 
-
 /// The first function on a new stack.
 pub(crate) trait Entry {
     /// Receives the two words of the first switch to the stack.

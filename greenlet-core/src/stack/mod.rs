@@ -89,10 +89,18 @@ impl Class {
     #[cold]
     fn holding_odd(size: usize) -> Result<Class, StackError> {
         if size < MIN_SIZE {
-            return Err(StackErrorKind::TooSmall { asked: size, min: MIN_SIZE }.into());
+            return Err(StackErrorKind::TooSmall {
+                asked: size,
+                min: MIN_SIZE,
+            }
+            .into());
         }
         if size > MAX_SIZE {
-            return Err(StackErrorKind::TooLarge { asked: size, max: MAX_SIZE }.into());
+            return Err(StackErrorKind::TooLarge {
+                asked: size,
+                max: MAX_SIZE,
+            }
+            .into());
         }
         let units = size.div_ceil(MIN_SIZE).next_power_of_two();
         Ok(Class(units.trailing_zeros() as u8))

@@ -33,7 +33,11 @@ use crate::error::{StackError, StackErrorKind};
 const FIRST_SLAB: usize = 16;
 
 /// No slab reserves more address space than this, in bytes, unless it holds one stack only.
-const MAX_SLAB: usize = if cfg!(target_pointer_width = "64") { 1 << 40 } else { 64 << 20 };
+const MAX_SLAB: usize = if cfg!(target_pointer_width = "64") {
+    1 << 40
+} else {
+    64 << 20
+};
 
 /// The slabs of one size: where the next stack is cut.
 #[derive(Debug)]
