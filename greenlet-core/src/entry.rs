@@ -80,6 +80,7 @@ where
 
 /// Moves a value out of its box, and frees the box: a box that is emptied in place is freed at the end
 /// of its scope, and the scope of [`Body::run`] has no end (E1).
+#[expect(clippy::boxed_local, reason = "to free the box is what it is for")]
 fn unboxed<T>(value: Box<T>) -> T {
     *value
 }

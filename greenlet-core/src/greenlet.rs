@@ -193,7 +193,7 @@ impl Greenlet {
 
     /// The parent: who gets what this greenlet leaves when it ends. `None` for the main greenlet alone.
     pub fn parent(&self) -> Option<Greenlet> {
-        self.node.parent.borrow().clone()
+        self.node.parent_greenlet()
     }
 
     /// Makes `parent` the greenlet that gets what this one leaves. Possible in every state.
@@ -428,7 +428,5 @@ pub fn getcurrent() -> Greenlet {
 /// ```
 #[inline]
 pub fn getparent() -> Option<Greenlet> {
-    let node = Hub::get().current_node();
-    let parent = node.parent.borrow().clone();
-    parent
+    Hub::get().current_node().parent_greenlet()
 }

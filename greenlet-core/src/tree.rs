@@ -127,6 +127,11 @@ impl Node {
         lineage(self).find(|node| !node.lifecycle.is_dead())
     }
 
+    /// A handle of the parent.
+    pub(crate) fn parent_greenlet(&self) -> Option<Greenlet> {
+        self.parent.borrow().clone()
+    }
+
     fn parent_node(&self) -> Option<Rc<Node>> {
         self.parent
             .borrow()

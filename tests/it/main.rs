@@ -1,0 +1,5 @@
+//! The black-box tests of the project: one binary, one module for each question.
+
+mod support;
+
+mod smoke;

@@ -1,0 +1,58 @@
+//! What the tests share: an event log, and a counter of drops.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// A log of events that several greenlets write to.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Rc<RefCell<Vec<String>>>);
+
+impl Log {
+    pub(crate) fn new() -> Log {
+        Log::default()
+    }
+
+    pub(crate) fn add(&self, event: impl Into<String>) {
+        self.0.borrow_mut().push(event.into());
+    }
+
+    /// Takes the events that have been written since the last time.
+    pub(crate) fn take(&self) -> Vec<String> {
+        self.0.take()
+    }
+}
+
+/// Counts how often the witnesses that it made were dropped; a witness that is dropped twice panics.
+#[derive(Clone, Default)]
+pub(crate) struct Drops(Rc<Cell<usize>>);
+
+impl Drops {
+    pub(crate) fn new() -> Drops {
+        Drops::default()
+    }
+
+    pub(crate) fn witness(&self) -> Witness {
+        Witness {
+            drops: self.clone(),
+            is_dropped: false,
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.get()
+    }
+}
+
+/// Counts its own drop: see [`Drops`].
+pub(crate) struct Witness {
+    drops: Drops,
+    is_dropped: bool,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        assert!(!self.is_dropped, "dropped twice");
+        self.is_dropped = true;
+        self.drops.0.set(self.drops.0.get() + 1);
+    }
+}
