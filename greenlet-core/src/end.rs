@@ -19,6 +19,7 @@ use crate::report::{self, Unraisable};
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub};
 use crate::transfer::{Content, Message};
+use crate::tree::Kept;
 use crate::unwind;
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
@@ -52,6 +53,10 @@ pub(crate) fn end_owned(greenlet: &Greenlet, exit: GreenletExit) {
 /// Between the stages, `spare` says whether it is to live on.
 fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
     let node = greenlet.node();
+    if node.kept.get() != Kept::No {
+        node.kept.set(Kept::YesThenEnd);
+        return;
+    }
     gate::forget(Hub::get(), node);
     // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
     let before = node.parent.replace(Some(thread::current_greenlet()));

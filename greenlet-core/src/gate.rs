@@ -22,7 +22,7 @@ use std::ptr;
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
 use crate::thread::{Hub, slow};
-use crate::tree::{Gate, Node};
+use crate::tree::{Gate, Kept, Node};
 
 impl Greenlet {
     /// Closes this greenlet and all below it: switching or throwing there is refused with
@@ -76,6 +76,47 @@ impl Greenlet {
         count_gate(hub, node);
     }
 
+    /// Runs `during`; meanwhile nothing resumes this greenlet, not even to end it. An end that comes
+    /// meanwhile is done afterwards.
+    ///
+    /// For the owner of a suspended greenlet behind a closed gate, who works on something that stands on
+    /// the greenlet's stack.
+    ///
+    /// # Panics
+    ///
+    /// Panics if anybody could switch to the greenlet, because it is not suspended or no gate is closed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    /// waiting.switch::<()>(())?;
+    /// waiting.close_gate();
+    /// waiting.keep_suspended(|| {
+    ///     waiting.end();
+    ///     assert!(waiting.is_active());
+    /// });
+    /// assert!(waiting.is_dead());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline]
+    pub fn keep_suspended<T>(&self, during: impl FnOnce() -> T) -> T {
+        let node = self.node();
+        assert!(
+            node.gate.get() != Gate::Open || (self.is_active() && node.closed_gate().is_some()),
+            "only what stands behind a closed gate can be kept suspended"
+        );
+        assert!(
+            node.kept.get() == Kept::No,
+            "the greenlet is kept suspended already"
+        );
+        node.kept.set(Kept::Yes);
+        let _release = Release { greenlet: self };
+        during()
+    }
+
     /// Opens what [`close_gate`](Greenlet::close_gate) closed.
     pub fn open_gate(&self) {
         let node = self.node();
@@ -88,6 +129,21 @@ impl Greenlet {
         }
         if gate == Gate::ClosedAndCounted {
             uncount_gate(Hub::get());
+        }
+    }
+}
+
+/// The end of a time in which a greenlet was kept suspended.
+struct Release<'a> {
+    greenlet: &'a Greenlet,
+}
+
+impl Drop for Release<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.greenlet.node().kept.replace(Kept::No) == Kept::YesThenEnd {
+            // CAUTION: runs foreign code.
+            self.greenlet.end();
         }
     }
 }

@@ -133,6 +133,33 @@ impl Greenlet {
         switch::receive(switch::hand_over(&self.node, Parcel::new(&mut value), at))
     }
 
+    /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and lets go of the handle: when
+    /// the greenlet runs, this handle is gone.
+    ///
+    /// `switch` holds its handle until it returns. Use this where the caller may stay suspended for long
+    /// and must not keep the greenlet alive meanwhile.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`switch`](Greenlet::switch). If the switch is refused, the handle is dropped all the same.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::Greenlet;
+    ///
+    /// let once = Greenlet::new(|n: u32| Ok(n + 1));
+    /// assert_eq!(once.switch_owned::<u32>(1_u32)?, 2);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
+        let mut value = ManuallyDrop::new(value);
+        let at = Location::caller();
+        let parcel = Parcel::new(&mut value);
+        switch::receive(switch::hand_over_owned(self, parcel, at))
+    }
+
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
     ///
     /// A suspended greenlet gets it as `Err` from the switch that it is suspended in. A pending one dies
@@ -298,6 +325,14 @@ impl Greenlet {
     pub(crate) fn from_node(node: Rc<Node>) -> Greenlet {
         Greenlet { node }
     }
+
+    /// The node, counted, without what dropping a handle may do.
+    pub(crate) fn into_node(self) -> Rc<Node> {
+        let node = Rc::clone(&self.node);
+        // The clone takes over; the handle sees that it is not the last.
+        drop(self);
+        node
+    }
 }
 
 fn attached_to<T: 'static>(node: &Node) -> Option<Rc<T>> {
@@ -408,6 +443,23 @@ impl WeakGreenlet {
 #[inline]
 pub fn getcurrent() -> Greenlet {
     thread::current_greenlet()
+}
+
+/// The main greenlet of the thread.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{getcurrent, getmain};
+///
+/// assert_eq!(getmain(), getcurrent());
+/// ```
+pub fn getmain() -> Greenlet {
+    let current = Hub::get().current_node();
+    let main = crate::tree::lineage(&current)
+        .last()
+        .expect("a lineage has a first node");
+    Greenlet::from_node(main)
 }
 
 /// The parent of the greenlet that runs; `None` in the main greenlet.

@@ -57,7 +57,7 @@ pub use end::end_suspended;
 pub use error::{
     Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
-pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getparent};
+pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;
 pub use state::State;

@@ -58,6 +58,28 @@ pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location
     unsafe { depart(hub, &*origin, Rc::as_ptr(target), parcel, at) }
 }
 
+/// As [`hand_over`], and lets go of the handle on the way.
+pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+    let hub = Hub::get();
+    let origin = hub.current();
+    // SAFETY: T1.
+    let is_plain = hub.slow.get() == 0
+        && !target.node().resume.get().is_null()
+        && !std::thread::panicking()
+        && unsafe { count_of(origin) } != 1;
+    if !is_plain {
+        // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
+        // dead or refuses, and it is let go of when control is back.
+        return transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
+    }
+    let node = Rc::as_ptr(target.node());
+    // As the bare counter: the greenlet is about to run, so it is not ended for want of a handle. It is
+    // active and counts itself, so this is not the last count (S3).
+    drop(target.into_node());
+    // SAFETY: T1; S1: `resume` is non-null; S3.
+    unsafe { depart(hub, &*origin, node, parcel, at) }
+}
+
 /// Whether a transfer asks before it acts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manners {

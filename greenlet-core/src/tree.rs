@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) parked_at: Cell<Option<&'static Location<'static>>>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) gate: Cell<Gate>,
+    /// Whether nothing may resume the greenlet, not even to end it: see `Greenlet::keep_suspended`.
+    pub(crate) kept: Cell<Kept>,
     /// The greenlet did not end even by force: it is left alone, and its stack is leaked.
     pub(crate) abandoned: Cell<bool>,
     pub(crate) is_main: bool,
@@ -65,6 +67,15 @@ pub(crate) enum Gate {
     ClosedAndCounted,
 }
 
+/// Whether a greenlet is kept suspended for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    No,
+    Yes,
+    /// It is, and it is to be ended as soon as it is not.
+    YesThenEnd,
+}
+
 /// What a node is made from.
 pub(crate) struct NodeParts {
     pub(crate) parent: Option<Greenlet>,
@@ -84,6 +95,7 @@ impl Node {
             parked_at: Cell::new(None),
             lifecycle: Lifecycle::new(if is_main { State::Active } else { State::Pending }),
             gate: Cell::new(Gate::Open),
+            kept: Cell::new(Kept::No),
             abandoned: Cell::new(false),
             is_main,
             parent: RefCell::new(parts.parent),
