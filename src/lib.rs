@@ -1,2 +1,4 @@
 //! Greenlets.
+pub mod bridge;
+pub use bridge::*;
 pub use greenlet_core::*;

@@ -152,7 +152,7 @@ pub(crate) fn end_all(hub: &Hub) {
 /// ```
 pub fn end_suspended() -> Result<(), Error> {
     let hub = Hub::get();
-    switch::may_switch(hub)?;
+    switch::may_switch()?;
     hub.settle_debts();
     for node in hub.all_nodes() {
         let greenlet = Greenlet::from_node(node);

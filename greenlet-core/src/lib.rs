@@ -61,6 +61,7 @@ pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;
 pub use state::State;
+pub use switch::may_switch;
 pub use trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
 pub use unwind::raise;
 pub use value::Value;

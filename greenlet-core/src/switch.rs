@@ -242,8 +242,26 @@ fn refusal(hub: &Hub) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
     Some(Box::new(move |value| SwitchForbidden::new(since, value).into()))
 }
 
-/// Says whether the current greenlet may switch at all, whatever the target.
-pub(crate) fn may_switch(hub: &Hub) -> Result<(), Error> {
+/// Says whether the running greenlet may switch at all, whatever the target.
+///
+/// # Errors
+///
+/// What a switch from here would return: [`Unwinding`], [`ThreadExiting`] or [`SwitchForbidden`].
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{may_switch, no_switch};
+///
+/// assert!(may_switch().is_ok());
+/// assert!(no_switch(may_switch).is_err());
+/// ```
+#[inline]
+pub fn may_switch() -> Result<(), Error> {
+    let hub = Hub::get();
+    if hub.slow.get() == 0 && !std::thread::panicking() {
+        return Ok(());
+    }
     refusal(hub).map_or(Ok(()), |refuse| Err(refuse(None)))
 }
 

@@ -1,0 +1,58 @@
+//! What a spawned function's greenlets know of their driver.
+
+#![forbid(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+
+use greenlet_core::Greenlet;
+
+use super::request::Request;
+
+/// Where a driver is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its greenlets do not run: it has not been polled yet, it waits, or it polls a future.
+    Parked,
+    /// It is being polled, and one of its greenlets runs.
+    Running,
+    /// Its function has ended, or it was dropped.
+    Over,
+}
+
+/// The part of a driver that is attached to its root greenlet, where `await_` finds it.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) phase: Cell<Phase>,
+    /// The greenlet that polls: whoever awaits switches there. Outside a poll it is the main greenlet
+    /// or nobody, so that a greenlet that polled once is not kept alive.
+    pub(super) poller: RefCell<Option<Greenlet>>,
+    /// The future that is awaited. It stands on the stack of the greenlet that awaits, and is withdrawn
+    /// by that greenlet as soon as it is resumed, for whatever reason.
+    pub(super) request: Cell<Option<Request>>,
+    /// How often something was awaited.
+    pub(super) awaits: Cell<u64>,
+}
+
+impl Driver {
+    pub(super) fn new() -> Driver {
+        Driver {
+            phase: Cell::new(Phase::Parked),
+            poller: RefCell::new(None),
+            request: Cell::new(None),
+            awaits: Cell::new(0),
+        }
+    }
+}
+
+/// What the driver's greenlets send to it.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A future is to be polled; `None` if the root greenlet itself waits for it.
+    Await(Option<Greenlet>),
+    /// The function has returned.
+    Done,
+}
+
+/// What the driver sends to a greenlet whose future is ready.
+#[derive(Debug)]
+pub(super) struct Ready;

@@ -1,0 +1,49 @@
+//! The bridge: synchronous code that awaits.
+//!
+//! [`greenlet_spawn`] runs a synchronous function in a greenlet and is itself a future. Inside the
+//! function, however deep, [`await_`] suspends the function until a future is ready, and returns what it
+//! gives. The executor's thread goes on with other tasks meanwhile.
+//!
+//! ```text
+//!   executor's stack                         the greenlet's stack
+//!   ┌──────────────────────┐                 ┌──────────────────────────┐
+//!   │ executor             │                 │ your function            │
+//!   │  └ task              │                 │  └ a parser, an ORM, ... │
+//!   │     └ Spawn::poll    │── 1 resume ────►│     └ await_(future)     │
+//!   │        │             │◄─ 2 "poll it" ──│        ▲ pinned here     │
+//!   │        └ future.poll │─── 3 polls ─────┼────────┘                 │
+//!   │ pending: return      │                 │                          │
+//!   │ ready:               │── 4 resume ────►│ await_ returns           │
+//!   └──────────────────────┘                 └──────────────────────────┘
+//! ```
+//!
+//! The future is polled by the driver (the [`Spawn`]), on the executor's own stack and with the task's
+//! own context: wakers, timers, budgets and task-locals work as in any other future, and a greenlet's
+//! stack need not be large enough for them. The greenlet is resumed once for each await, when the future
+//! is ready. Nothing is allocated for an await.
+//!
+//! # Examples
+//!
+//! ```
+//! use greenlet::{await_, greenlet_spawn};
+//!
+//! /// Synchronous: it could be a callback, or the method of a trait.
+//! fn fetch_twice() -> u32 {
+//!     let first = await_(async { 20 });
+//!     let second = await_(async { 22 });
+//!     first + second
+//! }
+//!
+//! let total = futures::executor::block_on(async { greenlet_spawn(fetch_twice).await });
+//! assert_eq!(total, 42);
+//! ```
+
+mod driver;
+mod error;
+mod request;
+mod spawn;
+mod wait;
+
+pub use error::{NoDriver, StrayMessage};
+pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
+pub use wait::{await_, try_await_};

@@ -1,0 +1,489 @@
+//! The driver: the future that runs a synchronous function in a greenlet.
+
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use anyhow::{Error, Result};
+use greenlet_core::{
+    Builder, Greenlet, GreenletExit, TypeMismatch, WeakGreenlet, getcurrent, getmain, may_switch,
+};
+
+use super::driver::{Driver, Event, Phase, Ready};
+use super::error::StrayMessage;
+
+/// Runs a synchronous function in a greenlet; the result is a future that gives what it returns.
+///
+/// Nothing runs before the future is polled. Inside the function, [`await_`](crate::await_) waits for
+/// other futures. The future is not `Send`, because a greenlet stays on its thread: use it in
+/// `block_on`, on a `LocalSet`, or in any task of one thread.
+///
+/// The function is `'static`: a future can always be forgotten, and what it borrowed would then be used
+/// after its end.
+///
+/// # Panics
+///
+/// A panic of the function comes out of `poll`.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{await_, greenlet_spawn};
+///
+/// let future = greenlet_spawn(|| {
+///     let words = ["synchronous", "code"].map(|word| await_(async move { word.len() }));
+///     words[0] + words[1]
+/// });
+/// assert_eq!(futures::executor::block_on(future), 15);
+/// ```
+#[track_caller]
+#[inline]
+pub fn greenlet_spawn<T, F>(function: F) -> Spawn<T>
+where
+    T: 'static,
+    F: FnOnce() -> T + 'static,
+{
+    SpawnBuilder::new().spawn(function)
+}
+
+/// Chooses a name, a stack size and checks for a spawned function.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{SpawnBuilder, await_};
+///
+/// let future = SpawnBuilder::new()
+///     .name("report")
+///     .stack_size(1 << 20)
+///     .require_await(true)
+///     .spawn(|| await_(async { "written" }));
+/// assert_eq!(futures::executor::block_on(future), "written");
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder runs nothing before `spawn`"]
+pub struct SpawnBuilder {
+    greenlet: Builder,
+    require_await: bool,
+}
+
+impl SpawnBuilder {
+    /// Starts with no name and the default stack size.
+    #[inline]
+    pub fn new() -> SpawnBuilder {
+        SpawnBuilder::default()
+    }
+
+    /// Names the greenlet, for messages, traces and trees.
+    pub fn name(mut self, name: impl Into<String>) -> SpawnBuilder {
+        self.greenlet = self.greenlet.name(name);
+        self
+    }
+
+    /// Sets the size of the stack: see [`Builder::stack_size`]. Futures are not polled on this stack, so
+    /// it need hold the synchronous code only.
+    pub fn stack_size(mut self, bytes: usize) -> SpawnBuilder {
+        self.greenlet = self.greenlet.stack_size(bytes);
+        self
+    }
+
+    /// Asks for a panic if the function returns without having awaited anything.
+    ///
+    /// It finds code that was meant to await and blocks the thread instead: a synchronous driver, say.
+    pub fn require_await(mut self, required: bool) -> SpawnBuilder {
+        self.require_await = required;
+        self
+    }
+
+    /// Makes the future: see [`greenlet_spawn`].
+    #[track_caller]
+    #[inline]
+    pub fn spawn<T, F>(self, function: F) -> Spawn<T>
+    where
+        T: 'static,
+        F: FnOnce() -> T + 'static,
+    {
+        let output = Rc::new(Cell::new(None));
+        let write = Rc::clone(&output);
+        let root = self.greenlet.build(move |(): ()| {
+            write.set(Some(function()));
+            Ok(Event::Done)
+        });
+        let driver = Rc::new(Driver::new());
+        root.attach(Rc::clone(&driver));
+        Spawn {
+            stage: Stage::New,
+            root,
+            driver,
+            output,
+            require_await: self.require_await,
+        }
+    }
+}
+
+/// The future of a spawned function: see [`greenlet_spawn`].
+///
+/// Dropping it ends the function: what it awaits is dropped, and a [`GreenletExit`] is thrown into it, so
+/// that its destructors run, exactly once, before the drop is over. Awaits in that clean-up are refused, since nobody
+/// polls any more; use [`cancel`](Spawn::cancel) where clean-up has to await.
+///
+/// # Panics
+///
+/// Polling it panics if the function panics, if it is polled after it has returned its output, and where
+/// the function cannot have a result: no stack could be had, the poll is in a `no_switch` section, or the
+/// greenlet was ended from elsewhere. [`into_result`](Spawn::into_result) returns these as errors.
+#[must_use = "futures do nothing unless polled"]
+pub struct Spawn<T: 'static> {
+    stage: Stage,
+    root: Greenlet,
+    driver: Rc<Driver>,
+    /// Where the function's result is put, by the greenlet.
+    output: Rc<Cell<Option<T>>>,
+    require_await: bool,
+}
+
+enum Stage {
+    New,
+    /// Something is awaited, by the greenlet; `None` means the root.
+    Awaiting(Option<Greenlet>),
+    Over,
+}
+
+/// How a poll goes on.
+enum Turn {
+    /// Start the function.
+    Start,
+    /// The future is ready: resume who waits for it.
+    Resume(Option<Greenlet>),
+    /// End the function, and go on polling.
+    Exit(GreenletExit),
+    /// Something else arrived: tell the greenlet that was resumed last, or else the root.
+    Stray(Error, Option<Greenlet>),
+}
+
+impl<T: 'static> Spawn<T> {
+    /// Ends the function, and lets it clean up: a [`GreenletExit`] is thrown into it, and the future
+    /// that this returns goes on polling until it has ended.
+    ///
+    /// [`try_await_`](crate::try_await_) returns the exit as an error, [`await_`](crate::await_) unwinds.
+    /// Clean-up code that runs on the way may await, as long as no panic unwinds: return from the function with `?`.
+    ///
+    /// The future gives `Ok` if the function returned a value all the same, and otherwise the error that
+    /// it ended with: the exit.
+    ///
+    /// # Panics
+    ///
+    /// As polling the spawn does.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use futures::executor::block_on;
+    /// use greenlet::{greenlet_spawn, try_await_};
+    ///
+    /// let mut spawned = greenlet_spawn(|| {
+    ///     let waited = try_await_(std::future::pending::<()>());
+    ///     // Clean-up may await:
+    ///     try_await_(async { "goodbye sent" }).unwrap_or(if waited.is_err() { "no" } else { "never" })
+    /// });
+    /// block_on(async {
+    ///     assert!(futures::poll!(&mut spawned).is_pending());
+    ///     assert_eq!(spawned.cancel().await.unwrap(), "goodbye sent");
+    /// });
+    /// ```
+    pub fn cancel(self) -> SpawnResult<T> {
+        SpawnResult {
+            spawn: self,
+            cancels: true,
+        }
+    }
+
+    /// The same future, but one that returns an error where polling this one panics because the
+    /// function has no result: no stack could be had, switching is not possible here, or the function's
+    /// greenlet was ended from elsewhere.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet::{SpawnBuilder, StackError};
+    ///
+    /// let too_small = SpawnBuilder::new().stack_size(1).spawn(|| "never runs").into_result();
+    /// let error = futures::executor::block_on(too_small).unwrap_err();
+    /// assert!(error.is::<StackError>());
+    /// ```
+    pub fn into_result(self) -> SpawnResult<T> {
+        SpawnResult {
+            spawn: self,
+            cancels: false,
+        }
+    }
+
+    /// The greenlet that the function runs in.
+    ///
+    /// It is the driver that switches to it; do not. While it waits, that is refused.
+    pub fn greenlet(&self) -> &Greenlet {
+        &self.root
+    }
+
+    /// Makes the greenlet that polls the parent of the root, and the one that awaits switch to.
+    #[inline]
+    fn bind(&self) {
+        let is_bound = self
+            .driver
+            .poller
+            .borrow()
+            .as_ref()
+            .is_some_and(Greenlet::is_current);
+        if !is_bound {
+            self.bind_to(Some(getcurrent()));
+        }
+    }
+
+    #[cold]
+    fn bind_to(&self, poller: Option<Greenlet>) {
+        let parent = poller.clone().unwrap_or_else(getmain);
+        let bound = self.root.set_parent(&parent);
+        debug_assert!(bound.is_ok(), "the poller of a driver is not below it");
+        // CAUTION: runs foreign code: it may end the previous poller.
+        drop(self.driver.poller.replace(poller));
+    }
+
+    /// Between polls the main greenlet is the parent: one that has polled is not kept alive.
+    #[inline]
+    fn unbind(&self) {
+        let is_bound_to_main = self
+            .driver
+            .poller
+            .borrow()
+            .as_ref()
+            .is_some_and(Greenlet::is_main);
+        if !is_bound_to_main {
+            self.bind_to(None);
+        }
+    }
+
+    /// Goes on with `turn`, and with what follows, until the function waits or has ended.
+    fn run(&mut self, mut turn: Turn, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        loop {
+            self.root.open_gate();
+            self.bind();
+            self.driver.phase.set(Phase::Running);
+            // Should a panic come out of the switch, this is what is left.
+            self.stage = Stage::Over;
+            let mut last: Option<WeakGreenlet> = None;
+            let event = match turn {
+                Turn::Start => self.root.switch::<Event>(()),
+                Turn::Resume(None) => self.root.switch::<Event>(Ready),
+                Turn::Resume(Some(waiter)) => {
+                    last = Some(waiter.downgrade());
+                    waiter.switch_owned::<Event>(Ready)
+                }
+                Turn::Exit(exit) => self.root.throw::<Event>(exit),
+                Turn::Stray(error, who) => who.as_ref().unwrap_or(&self.root).throw::<Event>(error),
+            };
+            turn = match event {
+                Ok(Event::Await(waiter)) => {
+                    self.driver.phase.set(Phase::Parked);
+                    self.root.close_gate();
+                    let is_ready = self
+                        .driver
+                        .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
+                    if self.driver.request.get().is_none() {
+                        // It was ended by what it awaits.
+                        self.after_loss()?
+                    } else if is_ready {
+                        Turn::Resume(waiter)
+                    } else {
+                        self.stage = Stage::Awaiting(waiter);
+                        self.unbind();
+                        return Poll::Pending;
+                    }
+                }
+                Ok(Event::Done) => return Poll::Ready(Ok(self.finish())),
+                Err(error) if self.root.is_active() => stray(&error, last),
+                // The function is dead without a result, or could not be started.
+                Err(error) => {
+                    self.over();
+                    return Poll::Ready(Err(ended_by(error)));
+                }
+            };
+        }
+    }
+
+    #[inline]
+    fn over(&self) {
+        self.driver.phase.set(Phase::Over);
+        self.unbind();
+    }
+
+    /// The greenlet that waited was ended by somebody else.
+    #[cold]
+    fn after_loss(&self) -> Result<Turn> {
+        if self.root.is_active() {
+            let error = StrayMessage::new("the greenlet that waited was ended from outside".into());
+            return Ok(Turn::Stray(error.into(), None));
+        }
+        self.over();
+        Err(GreenletExit::with_reason("the spawned function was ended from outside").into())
+    }
+
+    /// The function has returned.
+    #[inline]
+    fn finish(&mut self) -> T {
+        self.over();
+        if self.require_await && self.driver.awaits.get() == 0 {
+            panic!(
+                "the function spawned at {} returned without awaiting anything: does it use a driver that \
+                 blocks?",
+                self.root.made_at()
+            );
+        }
+        self.output
+            .take()
+            .expect("a function that has returned has left its result")
+    }
+
+    /// Polls what is awaited, and goes on if it is ready.
+    #[inline]
+    fn poll_result(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        may_switch()?; // while everything is as it was
+        let turn = match &self.stage {
+            Stage::New => Turn::Start,
+            Stage::Over => panic!("a spawned function was polled after it had ended"),
+            Stage::Awaiting(waiter) => {
+                let is_ready = self
+                    .driver
+                    .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
+                if self.driver.request.get().is_none() {
+                    self.stage = Stage::Over;
+                    let turn = self.after_loss()?;
+                    return self.run(turn, cx);
+                }
+                if !is_ready {
+                    return Poll::Pending;
+                }
+                match std::mem::replace(&mut self.stage, Stage::Over) {
+                    Stage::Awaiting(waiter) => Turn::Resume(waiter),
+                    Stage::New | Stage::Over => unreachable!("looked at above"),
+                }
+            }
+        };
+        self.run(turn, cx)
+    }
+}
+
+/// The error that a greenlet ended with, which had no value to return.
+#[cold]
+fn ended_by(error: Error) -> Error {
+    // An exit arrives as a value, which is not what was asked for.
+    match error.downcast::<TypeMismatch>() {
+        Ok(mismatch) => {
+            let found = mismatch.found();
+            match mismatch
+                .into_value()
+                .map(|value| value.downcast::<GreenletExit>())
+            {
+                Some(Ok(exit)) => exit.into(),
+                _ => StrayMessage::new(format!("a value of type `{found}`")).into(),
+            }
+        }
+        Err(error) => error,
+    }
+}
+
+/// Something else than an await or the end arrived: whoever ran last is told.
+#[cold]
+fn stray(error: &Error, last: Option<WeakGreenlet>) -> Turn {
+    let what = match error.downcast_ref::<TypeMismatch>() {
+        Some(mismatch) => format!("a value of type `{}`", mismatch.found()),
+        None => format!("an error: {error:#}"),
+    };
+    let last = last.and_then(|last| last.upgrade()).filter(Greenlet::is_active);
+    Turn::Stray(StrayMessage::new(what).into(), last)
+}
+
+impl<T: 'static> Future for Spawn<T> {
+    type Output = T;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match self.get_mut().poll_result(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(output)) => Poll::Ready(output),
+            Poll::Ready(Err(error)) => ended_without_output(&error),
+        }
+    }
+}
+
+#[cold]
+fn ended_without_output(error: &Error) -> ! {
+    panic!("a spawned function was ended before it returned: {error:#}")
+}
+
+// Nothing is pinned in it: what is awaited stands on the greenlet's stack.
+impl<T: 'static> Unpin for Spawn<T> {}
+
+impl<T: 'static> Drop for Spawn<T> {
+    fn drop(&mut self) {
+        if self.driver.phase.replace(Phase::Over) == Phase::Over {
+            return;
+        }
+        // First what waits, then what it was called from. CAUTION: both run foreign code.
+        self.stage = Stage::Over;
+        self.root.end();
+    }
+}
+
+impl<T: 'static> fmt::Debug for Spawn<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.stage {
+            Stage::New => "not started",
+            Stage::Awaiting(_) => "waiting",
+            Stage::Over => "ended",
+        };
+        write!(f, "Spawn({state}, {:?})", self.root)
+    }
+}
+
+/// The future of a spawned function that may end without a result: see [`Spawn::cancel`] and
+/// [`Spawn::into_result`].
+///
+/// Dropping it before it is ready is dropping the spawn: the function is ended without further awaits.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct SpawnResult<T: 'static> {
+    spawn: Spawn<T>,
+    /// The exit is yet to be thrown.
+    cancels: bool,
+}
+
+impl<T: 'static> Future for SpawnResult<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        let this = &mut *self;
+        may_switch()?;
+        if !std::mem::take(&mut this.cancels) {
+            return this.spawn.poll_result(cx);
+        }
+        let exit = GreenletExit::with_reason("the spawn was cancelled");
+        match this.spawn.stage {
+            Stage::Over => panic!("a spawned function was cancelled after it had ended"),
+            Stage::New => {
+                this.spawn.stage = Stage::Over;
+                this.spawn.over();
+                // CAUTION: runs foreign code: drops the function unrun.
+                this.spawn.root.end();
+                Poll::Ready(Err(exit.into()))
+            }
+            Stage::Awaiting(_) => this.spawn.run(Turn::Exit(exit), cx),
+        }
+    }
+}
+
+impl<T: 'static> Unpin for SpawnResult<T> {}

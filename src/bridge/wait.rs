@@ -1,0 +1,129 @@
+//! Awaiting from synchronous code.
+
+#![forbid(unsafe_code)]
+
+use std::future::IntoFuture;
+use std::pin::pin;
+
+use anyhow::{Error, Result};
+use greenlet_core::{Greenlet, getcurrent, raise};
+
+use super::driver::{Driver, Event, Phase, Ready};
+use super::error::NoDriver;
+use super::request::Slot;
+
+/// Waits for a future, and returns its output: `future.await` for synchronous code.
+///
+/// To be called inside a function that [`greenlet_spawn`](crate::greenlet_spawn) runs, at any depth, also
+/// in greenlets that it makes. Only that function is suspended; the thread goes on. The future stays where it is: it is pinned
+/// on the greenlet's stack, and may borrow from it.
+///
+/// When the spawn is cancelled or dropped while this waits, this does not return: the greenlet is unwound, and
+/// destructors run. Code that wants to clean up by awaiting uses [`try_await_`].
+///
+/// # Panics
+///
+/// - If there is no driver: the message says so, and where.
+/// - With the panic of the future, if it panics.
+///
+/// Inside a destructor use [`try_await_`]: during a panic nothing can be awaited, and a second panic would
+/// abort the process.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{await_, greenlet_spawn};
+///
+/// let spawned = greenlet_spawn(|| {
+///     let numbers = vec![1, 2, 3];
+///     await_(async { numbers.iter().sum::<i32>() }) // borrows from this stack
+/// });
+/// assert_eq!(futures::executor::block_on(spawned), 6);
+/// ```
+#[track_caller]
+#[inline]
+pub fn await_<F: IntoFuture>(future: F) -> F::Output {
+    match try_await_(future) {
+        Ok(output) => output,
+        Err(error) => refuse(error),
+    }
+}
+
+#[track_caller]
+#[cold]
+fn refuse(error: Error) -> ! {
+    match error.downcast_ref::<NoDriver>() {
+        // A mistake of the program.
+        Some(missing) if missing.is_outside() => panic!("{error}"),
+        // The end of the greenlet, on its way.
+        _ => raise(error),
+    }
+}
+
+/// Waits for a future as [`await_`] does, and returns an error where that unwinds or panics.
+///
+/// # Errors
+///
+/// - What is thrown at the greenlet while it waits: a [`GreenletExit`](crate::GreenletExit) when the spawn is cancelled or
+///   dropped. Pass it on with `?`, so that the function ends.
+/// - [`NoDriver`] outside of [`greenlet_spawn`](crate::greenlet_spawn), and in clean-up after the spawn was dropped.
+/// - What refuses a switch: [`Unwinding`](crate::Unwinding) in a destructor during a panic,
+///   [`SwitchForbidden`](crate::SwitchForbidden) in a `no_switch` section,
+///   [`ThreadExiting`](crate::ThreadExiting).
+///
+/// In each case the future is dropped.
+///
+/// # Panics
+///
+/// With the panic of the future, if it panics.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{greenlet_spawn, try_await_};
+///
+/// let spawned = greenlet_spawn(|| -> anyhow::Result<u32> {
+///     let number = try_await_(async { 7 })?;
+///     Ok(number + 1)
+/// });
+/// assert_eq!(futures::executor::block_on(spawned)?, 8);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[track_caller]
+#[inline]
+pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
+    let current = getcurrent();
+    let (driver, waiter) = match current.attached::<Driver>() {
+        Some(driver) => {
+            // The root awaits; the driver has its handle. Ours must not be on this stack meanwhile.
+            drop(current);
+            (driver, None)
+        }
+        None => match current.nearest_attached::<Driver>() {
+            Some(driver) => (driver, Some(current)),
+            None => return Err(NoDriver::outside().into()),
+        },
+    };
+    match driver.phase.get() {
+        Phase::Running => {}
+        Phase::Parked => return Err(NoDriver::outside().into()),
+        Phase::Over => return Err(NoDriver::over().into()),
+    }
+    driver.awaits.set(driver.awaits.get() + 1);
+    let future = pin!(future.into_future());
+    Slot::new(future).wait(&driver, || suspend(&driver, waiter))
+}
+
+/// Leaves for the driver, until it says that the future is ready.
+#[track_caller]
+#[inline]
+fn suspend(driver: &Driver, waiter: Option<Greenlet>) -> Result<()> {
+    let poller = driver
+        .poller
+        .borrow()
+        .clone()
+        .expect("a running driver is polled by somebody");
+    // Owned: a handle of the poller on this stack would keep it alive as long as this waits.
+    let Ready = poller.switch_owned(Event::Await(waiter))?;
+    Ok(())
+}
