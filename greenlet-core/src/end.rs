@@ -19,7 +19,7 @@ use crate::report::{self, Unraisable};
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub};
 use crate::transfer::{Content, Message};
-use crate::tree::Kept;
+use crate::tree::{Kept, Node, lineage};
 use crate::unwind;
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
@@ -46,6 +46,7 @@ pub(crate) const COUNT_OF_LAST_HANDLE: usize = 2;
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
 /// current, not main, and that nothing unwinds.
 pub(crate) fn end_owned(greenlet: &Greenlet, exit: GreenletExit) {
+    step_out_of(greenlet.node());
     end(greenlet, exit, || false);
 }
 
@@ -78,6 +79,22 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
     if is_forced {
         // While this went on, the same was done to the current greenlet.
         unwind::force();
+    }
+}
+
+/// Where the current greenlet is below `node`, which it is about to end: moves the branch that it stands
+/// on to the parent of `node`. The current greenlet becomes the parent of `node` meanwhile, and a lineage
+/// is no ring. What the branch leaves would go there anyway: the dead are transparent.
+fn step_out_of(node: &Rc<Node>) {
+    let current = Hub::get().current_node();
+    let is_child = |below: &Rc<Node>| {
+        let parent = below.parent_greenlet();
+        parent.is_some_and(|parent| Rc::ptr_eq(parent.node(), node))
+    };
+    let branch = lineage(&current).find(is_child);
+    if let Some(branch) = branch {
+        // Not the last handle: `node` is being ended by its handle.
+        drop(branch.parent.replace(node.parent_greenlet()));
     }
 }
 

@@ -245,7 +245,82 @@ impl Greenlet {
         Ok(())
     }
 
+    /// Makes the running greenlet the parent, if it is not that already: two loads where it is.
+    ///
+    /// For things that step a greenlet and want to get what it leaves, whoever steps it: a generator does
+    /// this before each step.
+    ///
+    /// # Errors
+    ///
+    /// As for [`set_parent`](Greenlet::set_parent).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getcurrent};
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok("from the child"));
+    /// let shared = child.clone();
+    /// let consumer = Greenlet::new(move |(): ()| {
+    ///     shared.adopt()?;
+    ///     shared.switch::<&str>(())
+    /// });
+    /// assert_eq!(consumer.switch::<&str>(())?, "from the child");
+    /// assert_eq!(child.parent(), Some(consumer));
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline]
+    pub fn adopt(&self) -> Result<(), ParentError> {
+        let parent: *const Node = match &*self.node.parent.borrow() {
+            Some(parent) => Rc::as_ptr(&parent.node),
+            None => std::ptr::null(),
+        };
+        if !parent.is_null() && parent == Hub::get().current() {
+            return Ok(());
+        }
+        self.adopt_anew()
+    }
+
+    #[cold]
+    fn adopt_anew(&self) -> Result<(), ParentError> {
+        self.set_parent(&getcurrent())
+    }
+
+    /// Switches from the running greenlet to the parent of this one with a value, and returns what is
+    /// next sent to the caller.
+    ///
+    /// The same as switching to [`parent()`](Greenlet::parent), but no handle of the parent is made: for
+    /// things that step a greenlet, whose every step comes back this way.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`switch`](Greenlet::switch); also [`ParentError`] if this is the main greenlet, which has
+    /// no parent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getcurrent};
+    ///
+    /// let child = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<u32>("a number, please"));
+    /// assert_eq!(child.switch::<&str>(())?, "a number, please");
+    /// assert_eq!(child.switch::<u32>(5_u32)?, 5);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        let mut value = ManuallyDrop::new(value);
+        let at = Location::caller();
+        switch::receive(switch::hand_over_to_parent(
+            &self.node,
+            Parcel::new(&mut value),
+            at,
+        ))
+    }
+
     /// Where the greenlet is in its life.
+    #[inline]
     pub fn state(&self) -> State {
         self.node.lifecycle.get()
     }
@@ -266,6 +341,7 @@ impl Greenlet {
     }
 
     /// Says whether this is the greenlet that runs.
+    #[inline]
     pub fn is_current(&self) -> bool {
         Hub::get().is_current(&self.node)
     }

@@ -31,7 +31,7 @@ use anyhow::Error;
 use crate::backend;
 use crate::entry::Start;
 use crate::error::{
-    Awaiting, GreenletExit, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 use crate::greenlet::Greenlet;
 use crate::thread::{Hub, count_of, slow};
@@ -78,6 +78,44 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     drop(target.into_node());
     // SAFETY: T1; S1: `resume` is non-null; S3.
     unsafe { depart(hub, &*origin, node, parcel, at) }
+}
+
+/// Hands a value over to the parent of `child`, as [`hand_over`] does, without counting a handle of the
+/// parent: the link keeps it until control has left.
+#[inline(always)] // the fast path of a generator's yield
+pub(crate) fn hand_over_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+    let hub = Hub::get();
+    let origin = hub.current();
+    let target: *const Node = match &*child.parent.borrow() {
+        Some(parent) => Rc::as_ptr(parent.node()),
+        None => ptr::null(),
+    };
+    // SAFETY: T1, since `child` exists; the parent lives by its child's link, and nothing has run since
+    // that was read.
+    let is_plain = hub.slow.get() == 0
+        && !target.is_null()
+        && unsafe { !(*target).resume.get().is_null() }
+        && !std::thread::panicking()
+        && unsafe { count_of(origin) } != 1;
+    if !is_plain {
+        return transfer_to_parent(child, parcel, at);
+    }
+    // SAFETY: T1; S1: `resume` is non-null.
+    unsafe { depart(hub, &*origin, target, parcel, at) }
+}
+
+#[cold]
+#[inline(never)]
+fn transfer_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+    match child.parent_greenlet() {
+        // The handle goes on living over the switch, on the stack of who leaves: no longer than the
+        // link of `child` keeps the parent anyway, unless the child gets another one meanwhile.
+        Some(parent) => transfer(parent.node(), Content::Parcel(parcel), at, Manners::Polite),
+        None => {
+            drop(parcel.take_value());
+            Control::local(Message::Error(ParentError::main().into()))
+        }
+    }
 }
 
 /// Whether a transfer asks before it acts.

@@ -3,4 +3,5 @@
 mod support;
 
 mod bridge;
+mod generator;
 mod smoke;
