@@ -24,6 +24,7 @@
 //! | module | subject |
 //! | --- | --- |
 //! | `greenlet`, `builder` | the handle, and how it is made |
+//! | `inspect` | looking at greenlets from outside |
 //! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
 //! | `switch` | the transfer of control: the only place where stacks are switched |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
@@ -39,6 +40,7 @@ mod entry;
 mod error;
 mod gate;
 mod greenlet;
+mod inspect;
 mod report;
 mod section;
 pub mod stack;
@@ -58,6 +60,7 @@ pub use error::{
     Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
+pub use inspect::{StackUsage, greenlets, stacks_in_use};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;
 pub use state::State;

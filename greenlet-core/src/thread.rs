@@ -62,6 +62,8 @@ pub(crate) struct Hub {
     /// The stack of the greenlet that finished last: it was still running on it when it gave it back.
     retired: Cell<Option<Stack>>,
     pub(crate) stacks: RefCell<StackCache>,
+    /// How many stacks greenlets have at the moment.
+    pub(crate) stacks_in_use: Cell<usize>,
     pub(crate) tracer: RefCell<Option<Tracer>>,
     /// Where the outermost `no_switch` section began.
     pub(crate) forbidden_since: Cell<Option<&'static Location<'static>>>,
@@ -107,6 +109,7 @@ impl Hub {
             owed: RefCell::new(Vec::new()),
             retired: Cell::new(None),
             stacks: RefCell::new(StackCache::new()),
+            stacks_in_use: Cell::new(0),
             tracer: RefCell::new(None),
             forbidden_since: Cell::new(None),
             closed_gates: Cell::new(0),
@@ -269,6 +272,8 @@ impl Hub {
     /// Takes back the stack of a finishing greenlet, which still runs on it.
     #[inline]
     pub(crate) fn retire(&self, stack: Option<Stack>) {
+        self.stacks_in_use
+            .set(self.stacks_in_use.get() - usize::from(stack.is_some()));
         if let Some(previous) = self.retired.replace(stack) {
             self.stacks.borrow_mut().give(previous);
         }
@@ -279,11 +284,14 @@ impl Hub {
     pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
         if let Some(stack) = self.retired.take() {
             if stack.size() == size {
+                self.stacks_in_use.set(self.stacks_in_use.get() + 1);
                 return Ok(stack);
             }
             self.stacks.borrow_mut().give(stack);
         }
-        self.stacks.borrow_mut().take(size)
+        let stack = self.stacks.borrow_mut().take(size)?;
+        self.stacks_in_use.set(self.stacks_in_use.get() + 1);
+        Ok(stack)
     }
 }
 

@@ -35,6 +35,8 @@ pub struct TraceEvent {
     pub origin: Greenlet,
     /// The greenlet that control reached; it is current.
     pub target: Greenlet,
+    /// Whether this starts the target: its function begins after the tracer has returned.
+    pub is_start: bool,
 }
 
 /// The function that is told of the transfers.
@@ -113,6 +115,7 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     let Some(tracer) = gettrace() else {
         return message;
     };
+    let target = thread::current_greenlet();
     let event = TraceEvent {
         kind: if message.is_throw() {
             TraceKind::Throw
@@ -120,7 +123,9 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
             TraceKind::Switch
         },
         origin: origin.clone(),
-        target: thread::current_greenlet(),
+        // Who has never switched away has not been come back to.
+        is_start: !target.is_main() && *origin != target && target.node().parked_at.get().is_none(),
+        target,
     };
     // CAUTION: runs foreign code: the tracer may switch, throw, panic, and replace itself.
     let outcome = catch_unwind(AssertUnwindSafe(|| (tracer.0)(&event)));

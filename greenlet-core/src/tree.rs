@@ -123,6 +123,14 @@ impl Node {
         }
     }
 
+    /// Where the greenlet goes on, its gate closed or not. Null if it is not suspended.
+    pub(crate) fn resume_point(&self) -> *mut u8 {
+        match self.resume.get() {
+            resume if resume.is_null() => self.held.get(),
+            resume => resume,
+        }
+    }
+
     /// Says whether `node` is this node or one of its ancestors.
     pub(crate) fn has_in_lineage(self: &Rc<Node>, node: &Rc<Node>) -> bool {
         lineage(self).any(|ancestor| Rc::ptr_eq(&ancestor, node))

@@ -4,4 +4,5 @@ mod support;
 
 mod bridge;
 mod generator;
+mod record;
 mod smoke;

@@ -1,0 +1,96 @@
+//! Looking at the greenlets of a thread from outside: which there are, and what stack they use.
+
+#![forbid(unsafe_code)]
+
+use crate::greenlet::Greenlet;
+use crate::thread::Hub;
+
+/// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
+///
+/// Dead ones are among them as long as there are handles of them. A thread that has not used greenlets
+/// has none. The list holds handles: while it lives, no greenlet in it is ended for want of one.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, State, getcurrent, greenlets};
+///
+/// let main = getcurrent();
+/// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
+/// assert_eq!(greenlets(), [main, child]);
+/// ```
+pub fn greenlets() -> Vec<Greenlet> {
+    let mut greenlets: Vec<Greenlet> = Hub::get()
+        .all_nodes()
+        .into_iter()
+        .map(Greenlet::from_node)
+        .collect();
+    greenlets.sort_by_key(Greenlet::id);
+    greenlets
+}
+
+/// How many stacks the greenlets of the calling thread have at the moment. A greenlet has one from its
+/// first switch until it ends.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, stacks_in_use};
+///
+/// let child = Greenlet::new(|(): ()| Ok(stacks_in_use()));
+/// assert_eq!(stacks_in_use(), 0);
+/// assert_eq!(child.switch::<usize>(())?, 1);
+/// assert_eq!(stacks_in_use(), 0);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn stacks_in_use() -> usize {
+    Hub::get().stacks_in_use.get()
+}
+
+/// How much of its stack a greenlet uses: see [`Greenlet::stack_usage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StackUsage {
+    /// From the base to where the greenlet is parked, or runs, in bytes. It may have been deeper before.
+    pub used: usize,
+    /// What it may use, in bytes.
+    pub size: usize,
+}
+
+impl Greenlet {
+    /// How much of its stack the greenlet uses. `None` if it has none: it is pending or dead, or
+    /// the main greenlet, which has the stack of its thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| {
+    ///     let deep = [1_u8; 5000];
+    ///     getparent().unwrap().switch::<()>(())?;
+    ///     Ok(deep.iter().map(|&byte| u32::from(byte)).sum::<u32>())
+    /// });
+    /// assert_eq!(child.stack_usage(), None);
+    /// child.switch::<()>(())?;
+    /// let usage = child.stack_usage().unwrap();
+    /// assert!(usage.used > 5000 && usage.used < usage.size);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn stack_usage(&self) -> Option<StackUsage> {
+        let node = self.node();
+        let stack = node.stack.take()?;
+        let (base, size) = (stack.base().as_ptr(), stack.size());
+        node.stack.set(Some(stack));
+        let here = 0_u8;
+        let end: *const u8 = if self.is_current() {
+            &raw const here
+        } else {
+            node.resume_point()
+        };
+        Some(StackUsage {
+            used: base.addr().saturating_sub(end.addr()),
+            size,
+        })
+    }
+}

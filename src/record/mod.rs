@@ -1,0 +1,442 @@
+//! A recorder of switches: who ran when, for tests and for pictures.
+//!
+//! [`record`] runs a closure and returns what happened: every switch, throw, start and end of a
+//! greenlet, with names and source lines. A test compares that with what it expects, and prints the
+//! difference where there is one; a person looks at it as text, as a sequence diagram
+//! ([`Recording::to_mermaid`]) or on a time line ([`Recording::to_chrome_trace`]).
+//!
+//! ```
+//! use greenlet::{Greenlet, getparent, record};
+//!
+//! let (_, recording) = record::record(|| {
+//!     let ping = Greenlet::builder().name("ping").build(|(): ()| {
+//!         getparent().unwrap().switch::<()>(())?;
+//!         Ok(())
+//!     });
+//!     ping.switch::<()>(()).unwrap();
+//!     ping.switch::<()>(()).unwrap();
+//! });
+//! recording.assert_eq(&[
+//!     "start main -> ping",
+//!     "switch ping -> main",
+//!     "switch main -> ping",
+//!     "end ping -> main",
+//! ]);
+//! ```
+//!
+//! `docs/testing.md` shows how a scheduler is tested with it.
+//!
+//! The recorder is a tracer ([`settrace`](crate::settrace)): it sees what a tracer sees, costs what
+//! a tracer costs, and a tracer that was installed before rests while it records. It keeps names, never
+//! handles, so that greenlets live and end as they do without it.
+
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::panic::Location;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use greenlet_core::{Greenlet, TraceEvent, TraceKind, Tracer, getcurrent, settrace};
+
+mod chrome;
+mod diff;
+mod mermaid;
+
+/// Runs a closure, and returns what it returned and what was switched meanwhile in this thread.
+///
+/// If the closure panics, the recording is lost, and the tracer that was there before is back.
+///
+/// # Examples
+///
+/// See the [module](self).
+pub fn record<T>(run: impl FnOnce() -> T) -> (T, Recording) {
+    let recorder = Recorder::start();
+    let value = run();
+    (value, recorder.finish())
+}
+
+/// Adds a line of your own to the recording that goes on in this thread. Without one it does nothing.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::record::{self, record};
+///
+/// let (_, recording) = record(|| record::note("got 1"));
+/// recording.assert_eq(&["note main: got 1"]);
+/// ```
+pub fn note(text: impl Into<String>) {
+    let Some(tape) = ACTIVE.with_borrow(|active| active.last().cloned()) else {
+        return;
+    };
+    tape.borrow_mut().note(&getcurrent(), text.into());
+}
+
+thread_local! {
+    /// The recordings that go on, the innermost last.
+    static ACTIVE: RefCell<Vec<Rc<RefCell<Tape>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A recording that goes on: for where a closure does not fit.
+///
+/// Recorders nest, and are finished in the opposite order; the inner one gets the events.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Greenlet, record::Recorder};
+///
+/// let recorder = Recorder::start();
+/// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
+/// child.switch::<()>(())?;
+/// println!("{}", recorder.finish());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a recorder that is dropped at once records nothing"]
+pub struct Recorder {
+    tape: Rc<RefCell<Tape>>,
+    before: Option<Tracer>,
+}
+
+impl Recorder {
+    /// Starts to record the switches of this thread.
+    pub fn start() -> Recorder {
+        let tape = Rc::new(RefCell::new(Tape::new()));
+        let written = Rc::clone(&tape);
+        ACTIVE.with_borrow_mut(|active| active.push(Rc::clone(&tape)));
+        let before = settrace(Some(Tracer::new(move |event| {
+            written.borrow_mut().transfer(event);
+            Ok(())
+        })));
+        Recorder { tape, before }
+    }
+
+    /// Stops, and returns what was recorded.
+    pub fn finish(self) -> Recording {
+        let mut tape = self.tape.replace(Tape::new());
+        tape.names.shrink_to_fit();
+        Recording {
+            first: tape.first,
+            events: tape.events,
+            length: tape.since.elapsed(),
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        settrace(self.before.take());
+        ACTIVE.with_borrow_mut(|active| active.retain(|tape| !Rc::ptr_eq(tape, &self.tape)));
+    }
+}
+
+/// What a recorder writes on.
+#[derive(Debug)]
+struct Tape {
+    since: Instant,
+    /// Who ran when the recording began.
+    first: Arc<str>,
+    /// By the greenlets' ids.
+    names: HashMap<u64, Arc<str>>,
+    taken: HashSet<Arc<str>>,
+    /// How many greenlets without a name were seen.
+    unnamed: usize,
+    events: Vec<Event>,
+}
+
+impl Tape {
+    fn new() -> Tape {
+        let mut tape = Tape {
+            since: Instant::now(),
+            first: "".into(),
+            names: HashMap::new(),
+            taken: HashSet::new(),
+            unnamed: 0,
+            events: Vec::new(),
+        };
+        tape.first = tape.name(&getcurrent());
+        tape
+    }
+
+    /// What the greenlet is called in this recording: its name, numbered from the second of that name on;
+    /// without one, `g1`, `g2` ... as they turn up. So a recording is the same whatever ran before it.
+    fn name(&mut self, greenlet: &Greenlet) -> Arc<str> {
+        if let Some(name) = self.names.get(&greenlet.id()) {
+            return Arc::clone(name);
+        }
+        let mut name = match greenlet.name() {
+            Some(name) => name.to_owned(),
+            None => {
+                self.unnamed += 1;
+                format!("g{}", self.unnamed)
+            }
+        };
+        let mut number = 1;
+        while self.taken.contains(name.as_str()) {
+            number += 1;
+            name = format!("{}#{number}", greenlet.name().unwrap_or("g"));
+        }
+        let name: Arc<str> = name.into();
+        self.taken.insert(Arc::clone(&name));
+        self.names.insert(greenlet.id(), Arc::clone(&name));
+        name
+    }
+
+    fn transfer(&mut self, event: &TraceEvent) {
+        let carries_error = event.kind == TraceKind::Throw;
+        let kind = if event.is_start {
+            EventKind::Start
+        } else if event.origin.is_dead() {
+            EventKind::End
+        } else if carries_error {
+            EventKind::Throw
+        } else {
+            EventKind::Switch
+        };
+        let event = Event {
+            kind,
+            carries_error,
+            origin: self.name(&event.origin),
+            target: self.name(&event.target),
+            place: event.origin.parked_at(),
+            text: None,
+            time: self.since.elapsed(),
+        };
+        self.events.push(event);
+    }
+
+    fn note(&mut self, current: &Greenlet, text: String) {
+        let name = self.name(current);
+        let event = Event {
+            kind: EventKind::Note,
+            carries_error: false,
+            origin: Arc::clone(&name),
+            target: name,
+            place: None,
+            text: Some(text),
+            time: self.since.elapsed(),
+        };
+        self.events.push(event);
+    }
+}
+
+/// What kind of thing happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// A pending greenlet was switched to, or thrown at, and begins.
+    Start,
+    /// A value went to a suspended greenlet.
+    Switch,
+    /// An error went to a suspended greenlet.
+    Throw,
+    /// A greenlet ended, and left its outcome to the target.
+    End,
+    /// A [`note`].
+    Note,
+}
+
+impl EventKind {
+    /// One word, as in the text of a recording: `start`, `switch`, `throw`, `end`, `note`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EventKind::Start => "start",
+            EventKind::Switch => "switch",
+            EventKind::Throw => "throw",
+            EventKind::End => "end",
+            EventKind::Note => "note",
+        }
+    }
+}
+
+/// One thing that happened.
+///
+/// Its text is what a test expects: `start main -> worker`, `switch worker -> main`,
+/// `throw main -> worker`, `end worker -> main`, `note worker: text`. A start or an end with an error,
+/// or a panic, instead of a value says so: `end worker -> main (throw)`.
+#[derive(Clone, Debug)]
+pub struct Event {
+    kind: EventKind,
+    carries_error: bool,
+    origin: Arc<str>,
+    target: Arc<str>,
+    place: Option<&'static Location<'static>>,
+    text: Option<String>,
+    time: Duration,
+}
+
+impl Event {
+    /// What kind of thing happened.
+    pub fn kind(&self) -> EventKind {
+        self.kind
+    }
+
+    /// Says whether an error or a panic was delivered, not a value.
+    pub fn carries_error(&self) -> bool {
+        self.carries_error
+    }
+
+    /// The name of the greenlet that control left.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// The name of the greenlet that control reached.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Where the origin switched, or threw. `None` if it has ended, or switched to itself.
+    ///
+    /// A greenlet that lets go of the last handle of another is, while that one ends, parked inside the library.
+    pub fn place(&self) -> Option<&'static Location<'static>> {
+        self.place
+    }
+
+    /// The text of a note.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
+    /// When it happened, since the recording began.
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event {
+            kind, origin, target, ..
+        } = self;
+        if let Some(text) = &self.text {
+            return write!(f, "{} {origin}: {text}", kind.as_str());
+        }
+        write!(f, "{} {origin} -> {target}", kind.as_str())?;
+        if self.carries_error && *kind != EventKind::Throw {
+            f.write_str(" (throw)")?;
+        }
+        Ok(())
+    }
+}
+
+/// What happened, in order: what [`record`] returns.
+///
+/// Printed, it is one event a line, with the source line where the origin switched.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    first: Arc<str>,
+    events: Vec<Event>,
+    length: Duration,
+}
+
+impl Recording {
+    /// The events, in order.
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// The name of the greenlet that ran when the recording began.
+    pub fn first(&self) -> &str {
+        &self.first
+    }
+
+    /// How long the recording took.
+    pub fn length(&self) -> Duration {
+        self.length
+    }
+
+    /// The names of all greenlets that took part, in order of their first appearance.
+    pub fn names(&self) -> Vec<&str> {
+        let mut seen = HashSet::new();
+        std::iter::once(self.first())
+            .chain(
+                self.events
+                    .iter()
+                    .flat_map(|event| [event.origin(), event.target()]),
+            )
+            .filter(|name| seen.insert(*name))
+            .collect()
+    }
+
+    /// Compares with the expected events, given as their texts; returns a readable difference if there is one.
+    ///
+    /// An expected text may end in a place, as in `"switch a -> main at scheduler.rs:12"`: then the event's own
+    /// place (`path:line`) must end in that. Without one, the place does not matter.
+    ///
+    /// # Errors
+    ///
+    /// The difference: what was expected and did not happen is marked `-`, what happened and was not
+    /// expected `+`.
+    pub fn compare(&self, expected: &[impl AsRef<str>]) -> Result<(), Difference> {
+        diff::compare(&self.events, expected)
+    }
+
+    /// Asserts that exactly the expected events happened: see [`compare`](Recording::compare).
+    ///
+    /// # Panics
+    ///
+    /// Panics with the difference if it is not so.
+    #[track_caller]
+    pub fn assert_eq(&self, expected: &[impl AsRef<str>]) {
+        if let Err(difference) = self.compare(expected) {
+            panic!("{difference}");
+        }
+    }
+}
+
+impl fmt::Display for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self.events.iter().map(Event::to_string).collect();
+        let width = texts.iter().map(|text| text.chars().count()).max().unwrap_or(0);
+        for (event, text) in self.events.iter().zip(texts) {
+            match event.place {
+                Some(place) => writeln!(f, "{text:width$}  at {}:{}", place.file(), place.line())?,
+                None => writeln!(f, "{text}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a recording differs from what was expected. Its text has one line for each event, with its mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    lines: Vec<(Mark, String)>,
+}
+
+/// What a line of a [`Difference`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// Expected, and happened.
+    Both,
+    /// Expected, and did not happen.
+    Expected,
+    /// Happened, and was not expected.
+    Happened,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "the greenlets did not switch as expected (- expected, + happened):"
+        )?;
+        for (mark, line) in &self.lines {
+            let mark = match mark {
+                Mark::Both => ' ',
+                Mark::Expected => '-',
+                Mark::Happened => '+',
+            };
+            write!(f, "\n  {mark} {line}")?;
+        }
+        f.write_str("\n")
+    }
+}
+
+impl std::error::Error for Difference {}
