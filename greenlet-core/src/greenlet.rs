@@ -6,7 +6,7 @@ use std::any::Any;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::rc::{Rc, Weak};
 
 use anyhow::{Error, Result};
@@ -443,6 +443,10 @@ impl PartialEq for Greenlet {
 
 impl Eq for Greenlet {}
 
+// A panic on its way through code that holds a handle cannot leave the greenlet in a half-done state.
+impl UnwindSafe for Greenlet {}
+impl RefUnwindSafe for Greenlet {}
+
 impl Hash for Greenlet {
     fn hash<H: Hasher>(&self, state: &mut H) {
         Rc::as_ptr(&self.node).hash(state);
@@ -489,6 +493,9 @@ impl fmt::Debug for Greenlet {
 pub struct WeakGreenlet {
     node: Weak<Node>,
 }
+
+impl UnwindSafe for WeakGreenlet {}
+impl RefUnwindSafe for WeakGreenlet {}
 
 impl WeakGreenlet {
     /// A handle of the greenlet, if it still exists: a dead one exists as long as it has handles. While

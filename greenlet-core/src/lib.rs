@@ -35,6 +35,8 @@
 
 mod backend;
 mod builder;
+#[cfg(doctest)]
+mod compile_fail;
 mod end;
 mod entry;
 mod error;

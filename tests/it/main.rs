@@ -3,6 +3,17 @@
 mod support;
 
 mod bridge;
+mod creation;
+mod exits;
+mod facts;
+mod finishing;
 mod generator;
+mod parents;
+mod propagation;
 mod record;
+mod refusals;
 mod smoke;
+mod states;
+mod switching;
+mod throwing;
+mod values;

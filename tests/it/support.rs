@@ -1,7 +1,32 @@
-//! What the tests share: an event log, and a counter of drops.
+//! What the tests share: an event log, a counter of drops, destructors, a way to the parent.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+
+use anyhow::Result;
+use greenlet::getparent;
+
+/// Switches to the parent of the running greenlet, without a handle of the running one on its stack.
+#[track_caller]
+pub(crate) fn up<R: 'static>(value: impl Sized + 'static) -> Result<R> {
+    getparent().expect("not in the main greenlet").switch(value)
+}
+
+/// Runs a function when it is dropped.
+pub(crate) fn on_drop(action: impl FnOnce() + 'static) -> OnDrop {
+    OnDrop(Some(Box::new(action)))
+}
+
+/// See [`on_drop`].
+pub(crate) struct OnDrop(Option<Box<dyn FnOnce()>>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        if let Some(action) = self.0.take() {
+            action();
+        }
+    }
+}
 
 /// A log of events that several greenlets write to.
 #[derive(Clone, Default)]

@@ -1,0 +1,23 @@
+/*!
+A greenlet cannot be switched to, thrown at or dropped by another thread, because no handle gets there.
+
+```compile_fail,E0277
+use greenlet_core::Greenlet;
+
+let child = Greenlet::new(|(): ()| Ok(()));
+std::thread::spawn(move || child.switch::<()>(()));
+```
+
+Make it in the thread that runs it:
+
+```
+use greenlet_core::Greenlet;
+
+let thread = std::thread::spawn(|| {
+    let child = Greenlet::new(|(): ()| Ok(()));
+    child.switch::<()>(())
+});
+thread.join().unwrap().unwrap();
+```
+*/
+// TH-16, SW-32

@@ -1,0 +1,17 @@
+/*!
+A parent is a greenlet, and nothing else.
+
+```compile_fail,E0308
+use greenlet_core::Greenlet;
+
+let child = Greenlet::builder().parent(&"not a greenlet").build(|(): ()| Ok(()));
+```
+
+```compile_fail,E0308
+use greenlet_core::Greenlet;
+
+let child = Greenlet::new(|(): ()| Ok(()));
+child.set_parent(&"not a greenlet").unwrap();
+```
+*/
+// CR-4, PA-5

@@ -1,0 +1,8 @@
+/*!
+A weak handle does not leave its thread either: it could be upgraded there.
+
+```compile_fail,E0277
+fn is_send<T: Send>() {}
+is_send::<greenlet_core::WeakGreenlet>();
+```
+*/

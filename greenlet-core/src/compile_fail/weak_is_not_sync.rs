@@ -1,0 +1,8 @@
+/*!
+Threads do not share a weak handle.
+
+```compile_fail,E0277
+fn is_sync<T: Sync>() {}
+is_sync::<greenlet_core::WeakGreenlet>();
+```
+*/
