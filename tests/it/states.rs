@@ -34,7 +34,8 @@ fn the_three_states_and_their_predicates() {
 // ST-5
 #[test]
 fn states_go_forwards_only() {
-    let ends: [(&str, fn(&Greenlet)); 4] = [
+    type End = fn(&Greenlet);
+    let ends: [(&str, End); 4] = [
         ("return", |greenlet| drop(greenlet.switch::<i32>(1))),
         ("error", |greenlet| {
             drop(greenlet.throw::<i32>(anyhow::anyhow!("stop")))
