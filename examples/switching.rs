@@ -1,22 +1,24 @@
 //! The first program with greenlets: two functions take turns.
 
-use greenlet::{Greenlet, getcurrent};
+use anyhow::{Context, Result};
+use greenlet::{Greenlet, getparent};
 
-fn main() -> anyhow::Result<()> {
-    let main = getcurrent();
-    let foo = Greenlet::new(move |greeting: &str| {
-        println!("foo: {greeting}");
-        let number: i32 = main.switch(1)?;
-        println!("foo: {number}");
-        let () = main.switch("bar")?;
-        Ok("done")
-    });
+fn foo(greeting: &'static str) -> Result<&'static str> {
+    let main = getparent().context("foo runs in a greenlet")?;
+    println!("foo: {greeting}");
+    let number: i32 = main.switch(1)?;
+    println!("foo: {number}");
+    let () = main.switch("bar")?;
+    Ok("done")
+}
 
-    let number: i32 = foo.switch("starting")?;
+fn main() -> Result<()> {
+    let child = Greenlet::new(foo);
+    let number: i32 = child.switch("starting")?;
     println!("main: {number}");
-    let text: &str = foo.switch(2)?;
+    let text: &str = child.switch(2)?;
     println!("main: {text}");
-    let text: &str = foo.switch(())?;
+    let text: &str = child.switch(())?;
     println!("main: {text}");
     Ok(())
 }

@@ -1,4 +1,48 @@
-//! Greenlets.
+//! Python's greenlets for Rust, and a bridge that lets synchronous code await.
+//!
+//! A [`Greenlet`] is a coroutine on a stack of its own: plain synchronous code that can stop in the middle
+//! of any call and go on later. Who runs next is said explicitly, by [`Greenlet::switch`].
+//!
+//! ```
+//! use greenlet::{Greenlet, getparent};
+//!
+//! let child = Greenlet::new(|greeting: &str| {
+//!     println!("child: {greeting}");
+//!     let main = getparent().unwrap();
+//!     let number: i32 = main.switch(1)?; // suspended here until somebody switches back
+//!     println!("child: {number}");
+//!     Ok("done")
+//! });
+//! let number: i32 = child.switch("starting")?;
+//! println!("main: {number}");
+//! let text: &str = child.switch(2)?;
+//! println!("main: {text}");
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+//!
+//! The [`bridge`] runs synchronous code in a greenlet, as a future; inside, [`await_`] waits for other
+//! futures while the executor goes on.
+//!
+//! ```
+//! use greenlet::{await_, greenlet_spawn};
+//!
+//! let total = greenlet_spawn(|| await_(async { 20 }) + await_(async { 22 }));
+//! assert_eq!(futures::executor::block_on(total), 42);
+//! ```
+//!
+//! # Python's names
+//!
+//! | Python | here |
+//! | --- | --- |
+//! | `greenlet(run, parent)` | [`Greenlet::new`], [`Greenlet::builder`] |
+//! | `g.switch(args)` | [`Greenlet::switch`], with one value |
+//! | `g.throw(error)`, `g.throw()` | [`Greenlet::throw`], [`Greenlet::kill`] |
+//! | `g.parent` | [`Greenlet::parent`], [`Greenlet::set_parent`] |
+//! | `g.dead`, `bool(g)` | [`Greenlet::is_dead`], [`Greenlet::is_active`] |
+//! | `getcurrent()` | [`getcurrent`]; [`getparent`] for `getcurrent().parent` |
+//! | `GreenletExit` | [`GreenletExit`], an error of the suspended switch |
+//! | `settrace`, `gettrace` | [`settrace`], [`gettrace`] |
+//! | SQLAlchemy's `greenlet_spawn`, `await_only` | [`greenlet_spawn`], [`await_`] |
 
 pub mod bridge;
 mod generator;
@@ -10,7 +54,8 @@ pub use generator::{Generator, GeneratorError, Yielder, yield_};
 pub use greenlet_core::*;
 pub use leaks::assert_no_leaks;
 
-/// Runs the code in the pages under `docs/`.
+/// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]
+#[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/testing.md")]
 struct Pages;
