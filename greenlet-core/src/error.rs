@@ -454,3 +454,73 @@ impl fmt::Display for ThreadExiting {
         f.write_str("cannot switch while the thread ends; end its greenlets before it returns")
     }
 }
+
+/// There is no backtrace of a greenlet: see [`Greenlet::backtrace`](crate::Greenlet::backtrace).
+#[derive(Debug)]
+pub struct NoBacktrace {
+    kind: NoBacktraceKind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum NoBacktraceKind {
+    Pending,
+    Dead,
+    NoRoom,
+    Failed,
+}
+
+impl NoBacktrace {
+    pub(crate) const fn pending() -> NoBacktrace {
+        NoBacktrace {
+            kind: NoBacktraceKind::Pending,
+        }
+    }
+
+    pub(crate) const fn dead() -> NoBacktrace {
+        NoBacktrace {
+            kind: NoBacktraceKind::Dead,
+        }
+    }
+
+    pub(crate) const fn no_room() -> NoBacktrace {
+        NoBacktrace {
+            kind: NoBacktraceKind::NoRoom,
+        }
+    }
+
+    pub(crate) const fn failed() -> NoBacktrace {
+        NoBacktrace {
+            kind: NoBacktraceKind::Failed,
+        }
+    }
+
+    /// Says whether the greenlet has not started, so that it has no stack yet.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.kind, NoBacktraceKind::Pending)
+    }
+
+    /// Says whether the greenlet has ended, so that its stack is gone.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.kind, NoBacktraceKind::Dead)
+    }
+
+    /// Says whether too little is left of the greenlet's stack to take a backtrace on it.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self.kind, NoBacktraceKind::NoRoom)
+    }
+}
+
+impl fmt::Display for NoBacktrace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.kind {
+            NoBacktraceKind::Pending => "no backtrace: the greenlet has not started, so it has no stack yet",
+            NoBacktraceKind::Dead => "no backtrace: the greenlet has ended, and its stack is gone",
+            NoBacktraceKind::NoRoom => {
+                "no backtrace: too little is left of the greenlet's stack to take one there; ask for a larger stack"
+            }
+            NoBacktraceKind::Failed => "no backtrace: taking it panicked",
+        })
+    }
+}
+
+impl std::error::Error for NoBacktrace {}

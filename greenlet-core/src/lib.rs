@@ -24,7 +24,7 @@
 //! | module | subject |
 //! | --- | --- |
 //! | `greenlet`, `builder` | the handle, and how it is made |
-//! | `inspect` | looking at greenlets from outside |
+//! | `inspect`, `probe` | looking at greenlets from outside; backtraces |
 //! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
 //! | `switch` | the transfer of control: the only place where stacks are switched |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
@@ -43,6 +43,7 @@ mod error;
 mod gate;
 mod greenlet;
 mod inspect;
+mod probe;
 mod report;
 mod section;
 pub mod stack;
@@ -59,7 +60,8 @@ mod value;
 pub use builder::Builder;
 pub use end::end_suspended;
 pub use error::{
-    Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    Awaiting, GreenletExit, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting,
+    TypeMismatch, Unwinding,
 };
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use inspect::{StackUsage, greenlets, stacks_in_use};

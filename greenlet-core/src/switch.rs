@@ -1,5 +1,6 @@
 //! The transfer: how control and one message go from the running greenlet to another. All switching of
-//! the library passes through [`depart`], or through [`depart_for_good`] when a greenlet finishes.
+//! the library passes through [`depart`], or through [`depart_for_good`] when a greenlet finishes. (But for
+//! inquiries, which nobody notices: see `probe.rs`.)
 //!
 //! ```text
 //!   origin (runs)                                        target (suspended)
@@ -34,6 +35,7 @@ use crate::error::{
     Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 use crate::greenlet::Greenlet;
+use crate::probe;
 use crate::thread::{Hub, count_of, slow};
 use crate::trace;
 use crate::transfer::{Content, Control, Message, Parcel};
@@ -464,8 +466,9 @@ fn receive_other<R: 'static>(parcel: Parcel) -> Result<R, Error> {
     }
 }
 
-/// Takes what arrived out of the sender's frame, then does what there is to do before it is delivered.
+/// Takes what arrived out of the sender's frame (and first answers what is no message), then does what there is to do before it is delivered.
 pub(crate) fn open(parcel: Parcel) -> Message {
+    let parcel = probe::answer(parcel);
     let control = match Control::open(parcel) {
         Ok(control) => control,
         Err(parcel) => return Message::Value(parcel.take_value()),

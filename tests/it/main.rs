@@ -2,6 +2,7 @@
 
 mod support;
 
+mod backtrace;
 mod bridge;
 mod creation;
 mod exits;

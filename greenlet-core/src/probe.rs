@@ -1,0 +1,195 @@
+//! Backtraces of suspended greenlets: each is taken on the greenlet's own stack, by an inquiry that
+//! nobody else sees.
+//!
+//! ```text
+//!   asker (runs)                              target (suspended in a switch)
+//!     takes the resume point out of the node
+//!     backend::switch ──── &Inquiry ───────►  its switch returns a parcel that is no message
+//!     (suspended, in `Inquiry::back`)           open -> answer: captures a backtrace
+//!     goes on  ◄───────────────────────────     backend::switch: its new resume point goes where the
+//!                                               old one was; it waits for a message as before
+//! ```
+//!
+//! It is no switch for anybody but this file: no tracer is told, nothing is delivered, the greenlet's parked
+//! place stays, and a closed gate is no obstacle.
+//!
+//! # Invariants
+//!
+//! - **Q1** From the asker's switch to the answer's no other switch takes place: the whole is a
+//!   `no_switch` section, so what the capture runs (an allocator, say) cannot make one.
+//! - **Q2** The asker's resume point is in its `Inquiry` alone, and the answer uses it once. Its node's
+//!   stays null, as that of every running greenlet (S1).
+//! - **Q3** The inquiry stands in the asker's frame until the answer has come.
+
+use std::backtrace::Backtrace;
+use std::cell::Cell;
+use std::mem::ManuallyDrop;
+use std::panic::catch_unwind;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+
+use crate::backend;
+use crate::error::NoBacktrace;
+use crate::greenlet::Greenlet;
+use crate::section;
+use crate::state::State;
+use crate::thread::Hub;
+use crate::transfer::Parcel;
+use crate::tree::Node;
+use crate::unwind;
+
+/// What must be left of a stack for a capture, in bytes. A test holds it against what one takes.
+const ROOM: usize = 12 << 10;
+
+impl Greenlet {
+    /// Takes a backtrace of the greenlet: where it is suspended, and all calls that led there.
+    ///
+    /// It is taken on the greenlet's own stack, and ends at the greenlet's first frame. Nobody
+    /// notices: no tracer is called, nothing is delivered, and it works in a
+    /// [`no_switch`](crate::no_switch) section, during a panic, and for a greenlet that waits for a
+    /// future. Of the running greenlet it is an ordinary backtrace from here. To resolve the names takes far longer
+    /// than to take it, and is done when it is printed. The first frames are the library's own.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBacktrace`] says why there is none: the greenlet is pending or dead, so it has no stack, or
+    /// less than 12 KiB of its stack are left.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// fn asks_and_waits() -> anyhow::Result<u32> {
+    ///     getparent().unwrap().switch("a number, please")
+    /// }
+    /// let child = Greenlet::new(|(): ()| asks_and_waits());
+    /// assert!(child.backtrace().unwrap_err().is_pending());
+    /// child.switch::<&str>(())?;
+    /// assert!(child.backtrace()?.to_string().contains("asks_and_waits"));
+    /// assert_eq!(child.switch::<u32>(7_u32)?, 7);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline(never)] // a frame of its own in a backtrace of the running greenlet
+    pub fn backtrace(&self) -> Result<Backtrace, NoBacktrace> {
+        match self.state() {
+            State::Pending => Err(NoBacktrace::pending()),
+            State::Dead => Err(NoBacktrace::dead()),
+            State::Active if self.is_current() => Ok(Backtrace::force_capture()),
+            State::Active => {
+                if let Some(usage) = self.stack_usage() {
+                    if usage.size.saturating_sub(usage.used) < ROOM {
+                        return Err(NoBacktrace::no_room());
+                    }
+                }
+                section::no_switch(|| ask(Hub::get(), self.node())).ok_or(NoBacktrace::failed())
+            }
+        }
+    }
+}
+
+/// What the asker wants to know, in its frame (Q3).
+struct Inquiry {
+    /// Where the asker goes on (Q2); its own switch writes it.
+    back: *mut u8,
+    /// Where the target's resume point belongs: open gate or closed.
+    slot: *const Cell<*mut u8>,
+    answer: Option<Backtrace>,
+}
+
+/// What arrives at the target instead of a message.
+struct Ask(*mut Inquiry);
+
+/// Has the suspended greenlet `node` take a backtrace. The caller sees to Q1.
+fn ask(hub: &Hub, node: &Rc<Node>) -> Option<Backtrace> {
+    let slot = if node.resume.get().is_null() {
+        &node.held
+    } else {
+        &node.resume
+    };
+    let Some(to) = NonNull::new(slot.replace(ptr::null_mut())) else {
+        unwind::abort("an active greenlet neither runs nor is suspended");
+    };
+    let mut inquiry = Inquiry {
+        back: ptr::null_mut(),
+        slot,
+        answer: None,
+    };
+    // One pointer, from which all others come: both sides write.
+    let inquiry = &raw mut inquiry;
+    let mut ask = ManuallyDrop::new(Ask(inquiry));
+    let (word, data) = Parcel::new(&mut ask).into_words();
+    let asker = hub.current();
+    hub.set_current(Rc::as_ptr(node));
+    // SAFETY: B1: `to` was just taken out, so it is not used again, and the target is of this thread.
+    // B2: this stack is left until the answer comes back. The words are those of a parcel, which is
+    // what every suspended greenlet waits for; what comes back are no words of a parcel, and not looked at.
+    unsafe {
+        backend::switch(&raw mut (*inquiry).back, to, word, data);
+    }
+    hub.set_current(asker);
+    // SAFETY: Q3; the answer was written, and control is back, so nobody else looks at it.
+    unsafe { (*inquiry).answer.take() }
+}
+
+/// Answers inquiries until a message comes, and returns that. For whoever receives a parcel.
+#[inline]
+pub(crate) fn answer(mut parcel: Parcel) -> Parcel {
+    while parcel.is::<Ask>() {
+        // SAFETY: just looked.
+        let Ask(inquiry) = unsafe { parcel.take() };
+        parcel = answer_one(inquiry);
+    }
+    parcel
+}
+
+#[cold]
+#[inline(never)]
+fn answer_one(inquiry: *mut Inquiry) -> Parcel {
+    let answer = match catch_unwind(Backtrace::force_capture) {
+        Ok(backtrace) => Some(backtrace),
+        Err(payload) => {
+            // Its destructor is foreign code, which had better not run here.
+            std::mem::forget(payload);
+            None
+        }
+    };
+    // SAFETY: Q3: the asker is suspended until the switch below. Q1, Q2: `back` is where it left, and is
+    // used here alone. The slot is in the current greenlet's node, which lives (T1). What comes back is
+    // the next switch to this greenlet, which carries a parcel.
+    unsafe {
+        (*inquiry).answer = answer;
+        let back = NonNull::new_unchecked((*inquiry).back);
+        let slot = (*(*inquiry).slot).as_ptr();
+        let (word, data) = backend::switch(slot, back, ptr::null(), ptr::null_mut());
+        Parcel::from_words(word, data)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ROOM;
+    use crate::{Greenlet, getparent};
+
+    #[test]
+    fn a_capture_needs_less_than_the_room_that_is_asked_for() {
+        const PAINT: u8 = 0xA5;
+        let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+        child.switch::<()>(()).unwrap();
+        let stack = child.node().stack.take().unwrap();
+        let (limit, base) = (stack.limit(), stack.base().as_ptr());
+        child.node().stack.set(Some(stack));
+        let parked = child.node().resume_point();
+        // Below it nothing of the suspended greenlet stands, but for a red zone that is not used.
+        let painted = parked.addr() - limit.addr() - 256;
+        // SAFETY: the range is the lower part of the stack, which is mapped, and nothing runs there.
+        unsafe { limit.write_bytes(PAINT, painted) };
+        drop(child.backtrace().unwrap());
+        // SAFETY: as above; every byte has been written.
+        let touched = unsafe { std::slice::from_raw_parts(limit, painted) };
+        let untouched = touched.iter().take_while(|&&byte| byte == PAINT).count();
+        let used = parked.addr() - limit.addr() - untouched;
+        println!("used {used} of {} bytes", base.addr() - limit.addr());
+        assert!(used > 500 && used < ROOM, "{used}");
+    }
+}
