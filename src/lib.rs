@@ -48,11 +48,13 @@ pub mod bridge;
 mod generator;
 mod leaks;
 pub mod record;
+mod scope;
 
 pub use bridge::*;
 pub use generator::{Generator, GeneratorError, Yielder, yield_};
 pub use greenlet_core::*;
 pub use leaks::assert_no_leaks;
+pub use scope::{Scope, scope};
 
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]

@@ -46,7 +46,9 @@ pub(crate) const COUNT_OF_LAST_HANDLE: usize = 2;
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
 /// current, not main, and that nothing unwinds.
 pub(crate) fn end_owned(greenlet: &Greenlet, exit: GreenletExit) {
-    step_out_of(greenlet.node());
+    if greenlet.node().kept.get() == Kept::No {
+        step_out_of(greenlet.node());
+    }
     end(greenlet, exit, || false);
 }
 

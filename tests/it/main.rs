@@ -13,6 +13,7 @@ mod parents;
 mod propagation;
 mod record;
 mod refusals;
+mod scope;
 mod smoke;
 mod states;
 mod switching;

@@ -1,0 +1,118 @@
+//! A scope whose greenlets cannot be ended stops the process: each case runs in a process of its own.
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, Output};
+
+use anyhow::Result;
+use greenlet::{Greenlet, getcurrent, getparent, scope};
+
+const CASE: &str = "GREENLET_TEST_CASE";
+
+/// Runs the test of this name again, alone, in a child process, which then runs `case`.
+fn in_child(test: &str, case: fn()) -> Option<Output> {
+    if std::env::var_os(CASE).is_some() {
+        case();
+        println!("the scope has returned");
+        return None;
+    }
+    let this = std::env::current_exe().unwrap();
+    let child = Command::new(this)
+        .args(["--exact", test, "--nocapture"])
+        .env(CASE, test)
+        .output();
+    Some(child.unwrap())
+}
+
+fn assert_aborts(output: Option<Output>, message: &str) {
+    let Some(output) = output else { return };
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert_eq!(output.status.code(), None, "a signal ended it: {stderr}");
+    assert!(stderr.contains("a scope cannot return"), "{stderr}");
+    assert!(stderr.contains(message), "{stderr}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("has returned"));
+}
+
+/// It catches whatever unwinds it.
+fn swallow() -> Result<()> {
+    loop {
+        let main = getparent().unwrap();
+        let _ = catch_unwind(AssertUnwindSafe(|| main.switch::<()>(())));
+    }
+}
+
+#[test]
+fn a_greenlet_that_stops_its_own_end() {
+    let output = in_child("a_greenlet_that_stops_its_own_end", || {
+        let text = String::from("borrowed");
+        scope(|s| {
+            let child = s.greenlet(|(): ()| {
+                let _borrowed = &text;
+                swallow()
+            });
+            child.switch::<()>(()).unwrap();
+            mem::forget(child);
+        });
+    });
+    assert_aborts(output, "could not be ended");
+}
+
+#[test]
+fn one_that_has_stopped_its_end_before() {
+    let output = in_child("one_that_has_stopped_its_end_before", || {
+        let text = String::from("borrowed");
+        scope(|s| {
+            let child = s.greenlet(|(): ()| {
+                let _borrowed = &text;
+                swallow()
+            });
+            child.switch::<()>(()).unwrap();
+            drop(child); // reported, and left alone
+        });
+    });
+    assert_aborts(output, "could not be ended");
+}
+
+struct SwitchesAway(Greenlet);
+
+impl Drop for SwitchesAway {
+    fn drop(&mut self) {
+        let _ = self.0.switch::<()>(());
+    }
+}
+
+/// The greenlet is dead, but what it captured is still being dropped, by somebody who was interrupted.
+fn end_and_switch_away(end: fn(Greenlet)) {
+    let text = String::from("borrowed");
+    let main = getcurrent();
+    scope(|s| {
+        let first = SwitchesAway(main.clone());
+        let borrowed = &text;
+        let pending = s.greenlet(move |(): ()| {
+            let _first = first;
+            let _second = borrowed;
+            Ok(())
+        });
+        let ender = Greenlet::new(move |pending: Greenlet| {
+            end(pending);
+            Ok(())
+        });
+        ender.switch::<()>(pending).unwrap();
+        mem::forget(ender);
+    });
+}
+
+#[test]
+fn captures_that_are_being_dropped_by_an_ender_that_switched_away() {
+    let test = "captures_that_are_being_dropped_by_an_ender_that_switched_away";
+    let output = in_child(test, || end_and_switch_away(|pending| pending.end()));
+    assert_aborts(output, "captures are being dropped");
+}
+
+#[test]
+fn captures_that_are_being_dropped_with_the_last_handle_by_one_that_switched_away() {
+    let test = "captures_that_are_being_dropped_with_the_last_handle_by_one_that_switched_away";
+    let output = in_child(test, || end_and_switch_away(drop));
+    assert_aborts(output, "captures are being dropped");
+}
