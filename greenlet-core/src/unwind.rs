@@ -82,3 +82,36 @@ pub(crate) fn abort(what: &str) -> ! {
     eprintln!("greenlet: internal error: {what}; please report this");
     std::process::abort()
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    /// Set in the child process that is to abort.
+    const CHILD: &str = "GREENLET_TEST_ABORT";
+
+    // SW-35
+    #[test]
+    fn a_doubtful_stack_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            super::abort("the test says so");
+        }
+        let this = std::env::current_exe().expect("a test knows its own path");
+        let output = Command::new(this)
+            .args([
+                "--exact",
+                "unwind::tests::a_doubtful_stack_ends_the_process",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .expect("a test can start itself");
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            errors.contains("greenlet: internal error: the test says so"),
+            "{errors}"
+        );
+    }
+}

@@ -6,11 +6,12 @@ use std::rc::Rc;
 
 use greenlet::{Greenlet, GreenletExit, StackError, State, getcurrent, getparent, no_switch};
 
-use crate::support::{Drops, Log, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 // CR-1
 #[test]
 fn making_runs_nothing_and_takes_no_stack() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     // No machine has such a stack: it is missed when the greenlet is started, not when it is made.
@@ -30,6 +31,7 @@ fn making_runs_nothing_and_takes_no_stack() {
 // CR-2, CR-3
 #[test]
 fn the_default_parent_is_the_greenlet_that_makes_it() {
+    let _no_leaks = NoLeaks::watch();
     let parent_of_new = || Greenlet::new(|(): ()| Ok(())).parent().unwrap();
     assert!(parent_of_new().is_main());
     assert!(
@@ -60,6 +62,7 @@ fn the_default_parent_is_the_greenlet_that_makes_it() {
 // CR-5
 #[test]
 fn a_greenlet_in_any_state_can_be_a_parent() {
+    let _no_leaks = NoLeaks::watch();
     let pending = Greenlet::new(|value: &str| Ok(format!("pending got {value}")));
     let dead = Greenlet::new(|(): ()| Ok(()));
     dead.switch::<()>(()).unwrap();
@@ -84,6 +87,7 @@ fn a_greenlet_in_any_state_can_be_a_parent() {
 // CR-7
 #[test]
 fn the_first_switch_brings_the_argument() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(first, second): (i32, &str)| Ok(format!("{first} {second}")));
     assert_eq!(child.switch::<String>((1, "two")).unwrap(), "1 two");
 }
@@ -91,6 +95,7 @@ fn the_first_switch_brings_the_argument() {
 // CR-9
 #[test]
 fn each_thread_has_one_main_greenlet_that_nobody_made() {
+    let _no_leaks = NoLeaks::watch();
     let main = getcurrent();
     assert!(main.is_main() && main.is_active() && main.is_current());
     assert_eq!(main, getcurrent());
@@ -104,6 +109,7 @@ fn each_thread_has_one_main_greenlet_that_nobody_made() {
 // CR-10
 #[test]
 fn a_type_of_ones_own_wraps_a_greenlet() {
+    let _no_leaks = NoLeaks::watch();
     /// What a subclass with a `run` method is in Python.
     struct Counter {
         step: u32,
@@ -129,6 +135,7 @@ fn a_type_of_ones_own_wraps_a_greenlet() {
 // CR-12
 #[test]
 fn getcurrent_is_the_greenlet_that_was_switched_to() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| Ok(getcurrent().downgrade()));
     let seen: greenlet::WeakGreenlet = child.switch(()).unwrap();
     assert_eq!(seen.upgrade(), Some(child));
@@ -155,6 +162,7 @@ fn equality_and_hash_are_by_identity() {
 // CR-14
 #[test]
 fn a_clone_is_the_same_greenlet_not_a_second_execution() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let child = Greenlet::new(move |(): ()| {
@@ -173,6 +181,7 @@ fn a_clone_is_the_same_greenlet_not_a_second_execution() {
 // CR-15
 #[test]
 fn one_thing_of_any_type_can_be_attached() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let child = Greenlet::new(|(): ()| Ok(*getcurrent().attached::<u32>().unwrap()));
     assert!(child.attached::<u32>().is_none());
@@ -191,6 +200,7 @@ fn one_thing_of_any_type_can_be_attached() {
 // CR-16
 #[test]
 fn weak_handles_keep_nothing_alive() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let suspended = Greenlet::new(move |(): ()| {
@@ -208,6 +218,7 @@ fn weak_handles_keep_nothing_alive() {
 // CR-18
 #[test]
 fn making_a_greenlet_ends_no_other() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let let_go = Greenlet::new(move |(): ()| {
@@ -228,6 +239,7 @@ fn making_a_greenlet_ends_no_other() {
 // RN-1
 #[test]
 fn a_pending_greenlet_holds_its_function_until_it_is_ended() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let child = Greenlet::new(move |(): ()| {
@@ -242,6 +254,7 @@ fn a_pending_greenlet_holds_its_function_until_it_is_ended() {
 // RN-2
 #[test]
 fn a_function_runs_once() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let child = Greenlet::new(move |value: i32| {
@@ -257,6 +270,7 @@ fn a_function_runs_once() {
 // RN-3
 #[test]
 fn main_has_no_function_that_could_end() {
+    let _no_leaks = NoLeaks::watch();
     let main = getcurrent();
     main.end();
     assert_eq!(main.state(), State::Active);
@@ -271,6 +285,7 @@ fn main_has_no_function_that_could_end() {
 // RN-9
 #[test]
 fn captures_are_dropped_before_the_parent_gets_the_result() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let (inside, in_destructor) = (log.clone(), log.clone());
     let capture = on_drop(move || {
@@ -302,6 +317,7 @@ fn captures_are_dropped_before_the_parent_gets_the_result() {
 // RN-9
 #[test]
 fn a_function_that_is_never_run_is_dropped_once() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let pending = || {
         let witness = drops.witness();

@@ -3,7 +3,7 @@
 use anyhow::{Context, Error, Result, anyhow, bail};
 use greenlet::{Greenlet, GreenletExit, Tracer, Value, getcurrent, raise, settrace};
 
-use crate::support::{Drops, Log, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 /// A greenlet that is suspended, and then does `then` with what its switch returns.
 fn suspended<R: 'static>(then: impl FnOnce(Result<Value>) -> Result<R> + 'static) -> Greenlet {
@@ -15,6 +15,7 @@ fn suspended<R: 'static>(then: impl FnOnce(Result<Value>) -> Result<R> + 'static
 // EX-1, EX-4
 #[test]
 fn inside_the_function_it_is_an_error_that_question_marks_pass_on() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let child = suspended(move |asked| {
@@ -37,6 +38,7 @@ fn inside_the_function_it_is_an_error_that_question_marks_pass_on() {
 // EX-2, EX-3
 #[test]
 fn an_exit_that_leaves_the_function_is_a_value_for_the_parent() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let traced = log.clone();
     let thrown: [Error; 3] = [
@@ -66,6 +68,7 @@ fn an_exit_that_leaves_the_function_is_a_value_for_the_parent() {
 // EX-2
 #[test]
 fn a_raised_exit_ends_the_greenlet_like_a_returned_one() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| -> Result<()> { raise(GreenletExit::with_reason("raised")) });
     let exit: GreenletExit = child.switch(()).unwrap();
     assert_eq!(exit.reason(), Some("raised"));
@@ -75,6 +78,7 @@ fn a_raised_exit_ends_the_greenlet_like_a_returned_one() {
 // EX-5
 #[test]
 fn it_does_not_travel_further_up_as_an_error() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let parent = Greenlet::new(move |(): ()| {
@@ -91,6 +95,7 @@ fn it_does_not_travel_further_up_as_an_error() {
 // EX-6
 #[test]
 fn a_returned_exit_is_the_same_as_one_that_it_died_of() {
+    let _no_leaks = NoLeaks::watch();
     let died = Greenlet::new(|(): ()| -> Result<()> { Err(GreenletExit::new().into()) });
     let returned = Greenlet::new(|(): ()| Ok(GreenletExit::new()));
     for child in [died, returned] {
@@ -104,6 +109,7 @@ fn a_returned_exit_is_the_same_as_one_that_it_died_of() {
 // EX-7
 #[test]
 fn a_greenlet_that_catches_it_may_return_something_else() {
+    let _no_leaks = NoLeaks::watch();
     let child = suspended(|asked| {
         assert!(asked.unwrap_err().is::<GreenletExit>());
         Ok("something else")
@@ -118,6 +124,7 @@ fn a_greenlet_that_catches_it_may_return_something_else() {
 // EX-8
 #[test]
 fn a_greenlet_that_catches_it_may_carry_on() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         for refused in 1..=3_u32 {
             let exit = up::<()>(refused).unwrap_err();
@@ -137,6 +144,7 @@ fn a_greenlet_that_catches_it_may_carry_on() {
 // EX-9
 #[test]
 fn a_greenlet_may_switch_elsewhere_while_it_handles_it() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let main = getcurrent();
@@ -156,6 +164,7 @@ fn a_greenlet_may_switch_elsewhere_while_it_handles_it() {
 // EX-10
 #[test]
 fn a_greenlet_may_fail_with_something_else_instead() {
+    let _no_leaks = NoLeaks::watch();
     let fails = suspended(|asked| -> Result<()> {
         asked.unwrap_err();
         bail!("clean-up failed")
@@ -167,6 +176,7 @@ fn a_greenlet_may_fail_with_something_else_instead() {
 // EX-11
 #[test]
 fn in_main_it_is_an_ordinary_error() {
+    let _no_leaks = NoLeaks::watch();
     let main = getcurrent();
     let child = Greenlet::new(move |(): ()| main.throw::<()>(GreenletExit::with_reason("for main")));
     let error = child.switch::<()>(()).unwrap_err();
@@ -184,6 +194,7 @@ fn in_main_it_is_an_ordinary_error() {
 // EX-12
 #[test]
 fn it_says_why_where_there_is_a_reason() {
+    let _no_leaks = NoLeaks::watch();
     let reason_of = |end: &dyn Fn(Greenlet)| {
         let log = Log::new();
         let inside = log.clone();
@@ -220,6 +231,7 @@ fn it_says_why_where_there_is_a_reason() {
 // EX-13
 #[test]
 fn an_exit_of_a_tracer_at_the_first_switch_ends_the_greenlet_unrun() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let child = Greenlet::new(move |(): ()| {
@@ -239,6 +251,7 @@ fn an_exit_of_a_tracer_at_the_first_switch_ends_the_greenlet_unrun() {
 // EX-14
 #[test]
 fn a_dead_parent_passes_the_exit_up_as_a_value() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let grandparent = suspended(move |got| {
@@ -258,6 +271,7 @@ fn a_dead_parent_passes_the_exit_up_as_a_value() {
 // UD-1
 #[test]
 fn an_exit_that_reaches_a_pending_parent_starts_it_with_that_value() {
+    let _no_leaks = NoLeaks::watch();
     let parent = Greenlet::new(|exit: GreenletExit| Ok(format!("started with {exit}")));
     let child = suspended(|asked| asked);
     child.set_parent(&parent).unwrap();

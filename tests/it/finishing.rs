@@ -8,7 +8,7 @@ use greenlet::{
     Greenlet, StackError, State, Tracer, TypeMismatch, WeakGreenlet, getcurrent, getparent, settrace,
 };
 
-use crate::support::{Drops, Log, OnDrop, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, OnDrop, on_drop, up};
 
 /// A greenlet that waits for one value of any kind, logs it, and passes it on to its parent.
 fn listener(log: &Log, name: &'static str) -> Greenlet {
@@ -32,6 +32,7 @@ fn text(text: &str) -> Result<String> {
 // RT-1, RT-2, EP-2
 #[test]
 fn an_outcome_goes_to_the_parent_of_that_moment_not_to_who_resumed_it() {
+    let _no_leaks = NoLeaks::watch();
     for fails in [false, true] {
         let log = Log::new();
         let parent = listener(&log, "parent");
@@ -69,6 +70,7 @@ fn an_outcome_goes_to_the_parent_of_that_moment_not_to_who_resumed_it() {
 // RT-3, RT-12, EP-3
 #[test]
 fn dead_parents_are_skipped() {
+    let _no_leaks = NoLeaks::watch();
     for fails in [false, true] {
         let log = Log::new();
         let grandparent = listener(&log, "grandparent");
@@ -102,6 +104,7 @@ fn dead_parents_are_skipped() {
 // RT-4
 #[test]
 fn a_pending_parent_is_started_with_the_outcome_and_so_on_upwards() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let adder = |parent: &Greenlet, name: &'static str| {
         let log = log.clone();
@@ -133,6 +136,7 @@ fn a_pending_parent_is_started_with_the_outcome_and_so_on_upwards() {
 // RT-5
 #[test]
 fn a_pending_parent_that_takes_another_type_dies_of_the_mismatch() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let parent = Greenlet::new(move |_: i32| {
@@ -157,6 +161,7 @@ fn a_pending_parent_that_takes_another_type_dies_of_the_mismatch() {
 // RT-6, RT-7
 #[test]
 fn a_parent_that_cannot_be_entered_stays_pending_and_the_next_one_gets_the_error() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let huge = |parent: &Greenlet| {
         Greenlet::builder()
@@ -189,6 +194,7 @@ fn a_parent_that_cannot_be_entered_stays_pending_and_the_next_one_gets_the_error
 // RT-8, EP-3
 #[test]
 fn an_error_kills_a_pending_parent_unrun_and_goes_on() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let pending = |parent: &Greenlet| {
         let witness = drops.witness();
@@ -210,6 +216,7 @@ fn an_error_kills_a_pending_parent_unrun_and_goes_on() {
 // RT-9
 #[test]
 fn a_parent_inside_a_drop_is_resumed_there_and_the_value_is_discarded() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let drops = Drops::new();
     let (inside, witness) = (log.clone(), drops.witness());
@@ -239,6 +246,7 @@ fn a_parent_inside_a_drop_is_resumed_there_and_the_value_is_discarded() {
 // RT-10
 #[test]
 fn the_order_of_things_at_the_end() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let witness = |what: &'static str| {
         let log = log.clone();
@@ -288,6 +296,7 @@ fn the_order_of_things_at_the_end() {
 // RT-11
 #[test]
 fn a_dead_greenlet_keeps_its_parent() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let parent = Greenlet::new(move |(): ()| {
@@ -309,6 +318,7 @@ fn a_dead_greenlet_keeps_its_parent() {
 // RT-13
 #[test]
 fn main_gets_outcomes_and_never_finishes() {
+    let _no_leaks = NoLeaks::watch();
     let main = getcurrent();
     assert_eq!(Greenlet::new(|(): ()| Ok(1)).switch::<i32>(()).unwrap(), 1);
     assert!(
@@ -323,6 +333,7 @@ fn main_gets_outcomes_and_never_finishes() {
 // RT-4
 #[test]
 fn a_long_chain_of_pending_parents_runs_one_after_another() {
+    let _no_leaks = NoLeaks::watch();
     let count = Rc::new(RefCell::new(0));
     let mut last = getcurrent();
     for _ in 0..1000 {

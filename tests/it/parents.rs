@@ -5,11 +5,12 @@ use std::rc::Rc;
 use anyhow::{Result, bail};
 use greenlet::{Greenlet, State, getcurrent, getparent};
 
-use crate::support::{Drops, Log, up};
+use crate::support::{Drops, Log, NoLeaks, up};
 
 // PA-1
 #[test]
 fn every_greenlet_but_main_has_a_parent_in_every_state() {
+    let _no_leaks = NoLeaks::watch();
     assert!(getcurrent().parent().is_none() && getparent().is_none());
     let child = Greenlet::new(|(): ()| {
         assert_eq!(getcurrent().parent(), getparent());
@@ -26,6 +27,7 @@ fn every_greenlet_but_main_has_a_parent_in_every_state() {
 // PA-2
 #[test]
 fn a_parent_can_be_changed_in_every_state_and_nothing_moves() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let parents: Vec<Greenlet> = (0..4)
         .map(|number| {
@@ -63,6 +65,7 @@ fn a_parent_can_be_changed_in_every_state_and_nothing_moves() {
 // PA-3
 #[test]
 fn mains_parent_cannot_be_set() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| Ok(()));
     let main = getcurrent();
     for parent in [&child, &main] {
@@ -75,6 +78,7 @@ fn mains_parent_cannot_be_set() {
 // PA-6, PA-11
 #[test]
 fn a_cycle_is_refused_at_every_depth_and_the_old_parent_stays() {
+    let _no_leaks = NoLeaks::watch();
     let mut chain = vec![Greenlet::new(|(): ()| Ok(()))];
     for _ in 0..5 {
         let parent = chain.last().unwrap();
@@ -97,6 +101,7 @@ fn a_cycle_is_refused_at_every_depth_and_the_old_parent_stays() {
 // PA-6
 #[test]
 fn a_running_greenlet_cannot_make_a_cycle_either() {
+    let _no_leaks = NoLeaks::watch();
     let refused = Greenlet::new(|(): ()| {
         let own_child = Greenlet::new(|(): ()| Ok(()));
         Ok(getcurrent().set_parent(&own_child).unwrap_err().is_cycle())
@@ -107,6 +112,7 @@ fn a_running_greenlet_cannot_make_a_cycle_either() {
 // PA-7
 #[test]
 fn a_cycle_is_found_at_the_end_of_a_long_lineage() {
+    let _no_leaks = NoLeaks::watch();
     let first = Greenlet::new(|(): ()| Ok(()));
     let mut last = first.clone();
     for _ in 0..50_000 {
@@ -123,6 +129,7 @@ fn a_cycle_is_found_at_the_end_of_a_long_lineage() {
 // PA-12
 #[test]
 fn children_keep_their_ancestors_and_the_last_child_lets_them_end() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let waits = |parent: &Greenlet, name: &'static str| {
         let log = log.clone();
@@ -150,6 +157,7 @@ fn children_keep_their_ancestors_and_the_last_child_lets_them_end() {
 // PA-13
 #[test]
 fn after_a_change_the_new_parent_may_let_the_outcome_go_on() {
+    let _no_leaks = NoLeaks::watch();
     for fails in [false, true] {
         let log = Log::new();
         let inside = log.clone();
@@ -181,6 +189,7 @@ fn after_a_change_the_new_parent_may_let_the_outcome_go_on() {
 // PA-14
 #[test]
 fn while_it_is_ended_its_parent_is_who_let_go_and_then_the_old_one() {
+    let _no_leaks = NoLeaks::watch();
     /// What the greenlet does while it is being ended.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Then {
@@ -223,6 +232,7 @@ fn while_it_is_ended_its_parent_is_who_let_go_and_then_the_old_one() {
 // PA-12
 #[test]
 fn a_parent_that_only_its_dead_child_holds_ends_with_it() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let parent = Greenlet::new(move |(): ()| {

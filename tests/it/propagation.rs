@@ -8,7 +8,7 @@ use std::rc::Rc;
 use anyhow::{Result, anyhow, bail};
 use greenlet::{Greenlet, GreenletExit, Unwinding, Value, getcurrent, raise};
 
-use crate::support::{Drops, Log, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 type Payload = Box<dyn Any + Send>;
 
@@ -20,6 +20,7 @@ fn panic_of(greenlet: &Greenlet) -> Payload {
 // EP-1
 #[test]
 fn an_error_goes_up_level_by_level() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| -> Result<()> { bail!("root") });
     let transforms = Greenlet::new(move |(): ()| {
         child.set_parent(&getcurrent())?;
@@ -39,6 +40,7 @@ fn an_error_goes_up_level_by_level() {
 // EP-1
 #[test]
 fn a_panic_goes_on_in_the_parent_level_by_level() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let witness = |what: &'static str| {
         let log = log.clone();
@@ -62,6 +64,7 @@ fn a_panic_goes_on_in_the_parent_level_by_level() {
 // EP-2
 #[test]
 fn a_panic_goes_to_the_parent_not_to_who_resumed_it() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let child = Greenlet::new(|(): ()| {
         up::<()>(())?;
@@ -86,6 +89,7 @@ fn a_panic_goes_to_the_parent_not_to_who_resumed_it() {
 // EP-3
 #[test]
 fn a_panic_kills_pending_parents_unrun_and_skips_dead_ones() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let dead = Greenlet::new(|(): ()| Ok(()));
@@ -105,6 +109,7 @@ fn a_panic_kills_pending_parents_unrun_and_skips_dead_ones() {
 // EP-4
 #[test]
 fn a_parent_that_catches_returns_to_its_own_parent() {
+    let _no_leaks = NoLeaks::watch();
     let parent = Greenlet::new(|(): ()| {
         let fails = Greenlet::new(|(): ()| -> Result<()> { bail!("an error") });
         let panics = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new("a panic")) });
@@ -121,6 +126,7 @@ fn a_parent_that_catches_returns_to_its_own_parent() {
 // EP-5
 #[test]
 fn every_kind_of_panic_and_error_travels() {
+    let _no_leaks = NoLeaks::watch();
     #[derive(Debug, PartialEq)]
     struct Own(u8);
     let text = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new(String::from("text"))) });
@@ -142,6 +148,7 @@ fn every_kind_of_panic_and_error_travels() {
 // EP-6
 #[test]
 fn the_very_error_and_the_very_payload_arrive() {
+    let _no_leaks = NoLeaks::watch();
     let error = anyhow!(std::fmt::Error);
     let address = error.downcast_ref::<std::fmt::Error>().map(std::ptr::from_ref);
     let fails = Greenlet::new(move |(): ()| -> Result<()> { Err(error) });
@@ -161,6 +168,7 @@ fn the_very_error_and_the_very_payload_arrive() {
 // EP-7
 #[test]
 fn a_greenlet_that_died_of_an_error_is_an_ordinary_dead_one() {
+    let _no_leaks = NoLeaks::watch();
     let fails = Greenlet::new(|(): ()| -> Result<()> { bail!("once") });
     let panics = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new("once")) });
     assert!(fails.switch::<()>(()).is_err());
@@ -175,6 +183,7 @@ fn a_greenlet_that_died_of_an_error_is_an_ordinary_dead_one() {
 // EP-8
 #[test]
 fn what_main_does_not_catch_ends_the_thread() {
+    let _no_leaks = NoLeaks::watch();
     let thread = std::thread::spawn(|| {
         let panics = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new("uncaught")) });
         panics.switch::<()>(())
@@ -193,6 +202,7 @@ fn what_main_does_not_catch_ends_the_thread() {
 // XS-1
 #[test]
 fn a_greenlet_never_starts_in_the_middle_of_a_panic() {
+    let _no_leaks = NoLeaks::watch();
     let asks = || Greenlet::new(|(): ()| Ok(std::thread::panicking()));
     let log = Log::new();
     let inside = log.clone();
@@ -212,6 +222,7 @@ fn a_greenlet_never_starts_in_the_middle_of_a_panic() {
 // XS-2
 #[test]
 fn what_a_greenlet_is_handling_stays_its_own() {
+    let _no_leaks = NoLeaks::watch();
     let handles = |name: &'static str| {
         Greenlet::new(move |(): ()| {
             let error = anyhow!("error of {name}");
@@ -233,6 +244,7 @@ fn what_a_greenlet_is_handling_stays_its_own() {
 // XS-5
 #[test]
 fn dropping_a_greenlet_while_a_panic_unwinds_does_not_disturb_it() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let dropped = Greenlet::new(move |(): ()| {
@@ -256,6 +268,7 @@ fn dropping_a_greenlet_while_a_panic_unwinds_does_not_disturb_it() {
 // XS-6, EX-9
 #[test]
 fn an_error_that_clean_up_switches_away_from_goes_on_afterwards() {
+    let _no_leaks = NoLeaks::watch();
     for is_exit in [true, false] {
         let log = Log::new();
         let inside = log.clone();
@@ -287,6 +300,7 @@ fn an_error_that_clean_up_switches_away_from_goes_on_afterwards() {
 // XS-7
 #[test]
 fn thread_locals_and_held_borrows_are_the_threads_not_the_greenlets() {
+    let _no_leaks = NoLeaks::watch();
     thread_local!(static SHARED: Cell<u32> = const { Cell::new(0) });
     let cell = Rc::new(RefCell::new(1));
     let borrowed = Rc::clone(&cell);
@@ -308,6 +322,7 @@ fn thread_locals_and_held_borrows_are_the_threads_not_the_greenlets() {
 // XS-8
 #[test]
 fn a_greenlet_has_its_whole_stack_however_deep_its_starter_is() {
+    let _no_leaks = NoLeaks::watch();
     /// Uses half a mebibyte of stack, then calls.
     fn deep<R>(kibibytes: usize, bottom: &dyn Fn() -> R) -> R {
         let block = [kibibytes as u8; 1024];

@@ -8,11 +8,12 @@ use greenlet::{
     Unwinding, getcurrent, no_switch, settrace,
 };
 
-use crate::support::{Drops, Log, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 // SW-32
 #[test]
 fn a_refused_transfer_changes_nothing_and_is_not_traced() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let traced = log.clone();
     let pending = Greenlet::new(|value: i32| Ok(value));
@@ -55,6 +56,7 @@ fn a_refused_transfer_changes_nothing_and_is_not_traced() {
 // SW-34
 #[test]
 fn a_suspended_target_of_a_refused_switch_stays_usable() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let target = Greenlet::new(move |(): ()| {
@@ -84,6 +86,7 @@ fn a_suspended_target_of_a_refused_switch_stays_usable() {
 // SW-33, RN-5
 #[test]
 fn a_greenlet_that_cannot_start_stays_pending_and_the_value_comes_back() {
+    let _no_leaks = NoLeaks::watch();
     for size in [1, usize::MAX, usize::MAX / 2] {
         let drops = Drops::new();
         let witness = drops.witness();
@@ -113,6 +116,7 @@ fn a_greenlet_that_cannot_start_stays_pending_and_the_value_comes_back() {
 // RN-6
 #[test]
 fn a_throw_at_a_greenlet_that_cannot_start_is_not_lost() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::builder().stack_size(1).build(|(): ()| Ok(()));
     for _ in 0..2 {
         let error = child
@@ -148,6 +152,7 @@ fn run_before_the_next_transfer(clean_up: impl FnOnce() + 'static) {
 // SW-30
 #[test]
 fn a_target_that_is_started_by_code_in_between_is_resumed() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let target = Greenlet::new(move |first: i32| {
@@ -169,6 +174,7 @@ fn a_target_that_is_started_by_code_in_between_is_resumed() {
 // SW-30
 #[test]
 fn a_target_that_is_ended_by_code_in_between_passes_the_value_up() {
+    let _no_leaks = NoLeaks::watch();
     let target = Greenlet::new(|(): ()| Ok("not run with a value"));
     let ender = target.clone();
     run_before_the_next_transfer(move || {
@@ -180,6 +186,7 @@ fn a_target_that_is_ended_by_code_in_between_passes_the_value_up() {
 // SW-31
 #[test]
 fn a_parent_that_is_changed_by_code_in_between_counts() {
+    let _no_leaks = NoLeaks::watch();
     let other = Greenlet::new(|value: i32| Ok(format!("the new parent got {value}")));
     let dead = Greenlet::new(|(): ()| Ok(()));
     dead.switch::<()>(()).unwrap();
@@ -191,6 +198,7 @@ fn a_parent_that_is_changed_by_code_in_between_counts() {
 // TH-15
 #[test]
 fn a_thrown_error_survives_code_in_between() {
+    let _no_leaks = NoLeaks::watch();
     let target = Greenlet::new(|(): ()| up::<()>(()));
     target.switch::<()>(()).unwrap();
     let log = Log::new();
@@ -212,6 +220,7 @@ fn a_thrown_error_survives_code_in_between() {
 // TH-16
 #[test]
 fn at_the_end_of_a_thread_a_throw_is_refused() {
+    let _no_leaks = NoLeaks::watch();
     let seen = std::thread::spawn(|| {
         let (tell, told) = std::sync::mpsc::channel();
         let main = getcurrent();

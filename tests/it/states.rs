@@ -5,11 +5,12 @@ use std::rc::Rc;
 
 use greenlet::{Greenlet, State, TraceKind, Tracer, getcurrent, settrace};
 
-use crate::support::{Log, on_drop, up};
+use crate::support::{Log, NoLeaks, on_drop, up};
 
 // ST-1, ST-2, ST-3
 #[test]
 fn the_three_states_and_their_predicates() {
+    let _no_leaks = NoLeaks::watch();
     let check = |greenlet: &Greenlet, state: State| {
         assert_eq!(greenlet.state(), state);
         assert_eq!(greenlet.is_active(), state == State::Active);
@@ -34,6 +35,7 @@ fn the_three_states_and_their_predicates() {
 // ST-5
 #[test]
 fn states_go_forwards_only() {
+    let _no_leaks = NoLeaks::watch();
     type End = fn(&Greenlet);
     let ends: [(&str, End); 4] = [
         ("return", |greenlet| drop(greenlet.switch::<i32>(1))),
@@ -62,6 +64,7 @@ fn states_go_forwards_only() {
 // ST-6, ST-8
 #[test]
 fn the_tracer_sees_the_target_active_and_a_finished_origin_dead() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let traced = log.clone();
     let before = settrace(Some(Tracer::new(move |event| {
@@ -89,6 +92,7 @@ fn the_tracer_sees_the_target_active_and_a_finished_origin_dead() {
 // ST-8
 #[test]
 fn a_parent_that_gets_an_outcome_sees_the_child_dead() {
+    let _no_leaks = NoLeaks::watch();
     let returns = Greenlet::new(|(): ()| Ok(()));
     let fails = Greenlet::new(|(): ()| -> anyhow::Result<()> { anyhow::bail!("failed") });
     for child in [returns, fails] {
@@ -105,6 +109,7 @@ fn a_parent_that_gets_an_outcome_sees_the_child_dead() {
 // ST-7
 #[test]
 fn what_the_function_owns_is_dropped_while_it_is_active_and_current() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let witness = |what: &'static str| {
         let log = log.clone();
@@ -138,6 +143,7 @@ fn what_the_function_owns_is_dropped_while_it_is_active_and_current() {
 // ST-9
 #[test]
 fn switching_away_as_the_last_act_does_not_finish() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| up::<i32>("last act"));
     assert_eq!(child.switch::<&str>(()).unwrap(), "last act");
     assert_eq!(child.state(), State::Active);
@@ -148,6 +154,7 @@ fn switching_away_as_the_last_act_does_not_finish() {
 // ST-10
 #[test]
 fn the_debug_form_names_the_greenlet_its_state_and_its_place() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::builder().name("worker").build(|(): ()| {
         let seen = format!("{:?}", getcurrent());
         up::<()>(seen)
@@ -176,6 +183,7 @@ fn the_debug_form_names_the_greenlet_its_state_and_its_place() {
 // ST-1
 #[test]
 fn main_is_suspended_while_a_child_runs() {
+    let _no_leaks = NoLeaks::watch();
     let seen = Rc::new(RefCell::new(String::new()));
     let seen_inside = Rc::clone(&seen);
     let main = getcurrent();

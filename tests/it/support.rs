@@ -1,10 +1,39 @@
-//! What the tests share: an event log, a counter of drops, destructors, a way to the parent.
+//! What the tests share: an event log, a counter of drops, destructors, a leak check, a way to the parent.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::getparent;
+use greenlet::{getparent, greenlets, stacks_in_use};
+
+/// The first line of a test: asserts, as its last act, that nothing is left of any greenlet that it
+/// made. Stricter than `assert_no_leaks`: dead greenlets that something still refers to count too.
+pub(crate) struct NoLeaks {
+    before: HashSet<u64>,
+    stacks_before: usize,
+}
+
+impl NoLeaks {
+    pub(crate) fn watch() -> NoLeaks {
+        NoLeaks {
+            before: greenlets().iter().map(|greenlet| greenlet.id()).collect(),
+            stacks_before: stacks_in_use(),
+        }
+    }
+}
+
+impl Drop for NoLeaks {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let mut left = greenlets();
+        left.retain(|greenlet| !greenlet.is_main() && !self.before.contains(&greenlet.id()));
+        assert!(left.is_empty(), "greenlets are left: {left:#?}");
+        assert_eq!(stacks_in_use(), self.stacks_before, "stacks are left");
+    }
+}
 
 /// Switches to the parent of the running greenlet, without a handle of the running one on its stack.
 #[track_caller]

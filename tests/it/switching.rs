@@ -8,11 +8,12 @@ use greenlet::{
     settrace,
 };
 
-use crate::support::{Drops, Log, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 // SW-1
 #[test]
 fn control_moves_only_where_it_is_sent() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let worker = |name: &'static str| {
         let log = log.clone();
@@ -38,6 +39,7 @@ fn control_moves_only_where_it_is_sent() {
 // SW-2, SW-3, SW-4
 #[test]
 fn a_switch_returns_what_is_next_sent_to_its_caller_by_anyone() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let main = getcurrent();
     let (inside_a, inside_b) = (log.clone(), log.clone());
@@ -75,6 +77,7 @@ fn a_switch_returns_what_is_next_sent_to_its_caller_by_anyone() {
 // SW-5, SW-7
 #[test]
 fn any_greenlet_switches_to_any_other() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let main = getcurrent();
     // main -> grandparent -> parent -> child, then child -> main directly, main -> child directly,
@@ -115,6 +118,7 @@ fn any_greenlet_switches_to_any_other() {
 // SW-6, RT-2
 #[test]
 fn in_a_ring_each_reports_to_its_own_parent() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let ring: Rc<RefCell<Vec<WeakGreenlet>>> = Rc::default();
     let members: Vec<Greenlet> = (0..3)
@@ -157,6 +161,7 @@ fn in_a_ring_each_reports_to_its_own_parent() {
 // SW-8
 #[test]
 fn switching_to_oneself_returns_at_once_and_is_traced() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let traced = log.clone();
     settrace(Some(Tracer::new(move |event| {
@@ -180,6 +185,7 @@ fn switching_to_oneself_returns_at_once_and_is_traced() {
 // SW-9
 #[test]
 fn the_very_value_arrives_and_nothing_is_left_behind() {
+    let _no_leaks = NoLeaks::watch();
     let shared = Rc::new(0);
     let echo = Greenlet::new(|mut value: Rc<i32>| {
         loop {
@@ -202,6 +208,7 @@ fn the_very_value_arrives_and_nothing_is_left_behind() {
 // SW-10
 #[test]
 fn each_greenlet_keeps_its_own_call_depth() {
+    let _no_leaks = NoLeaks::watch();
     fn dive(depth: usize, log: &Log) -> anyhow::Result<usize> {
         if depth == 0 {
             log.add(format!("at the bottom with {}", up::<&str>(())?));
@@ -231,6 +238,7 @@ fn each_greenlet_keeps_its_own_call_depth() {
 // SW-11
 #[test]
 fn switching_works_in_destructors_comparisons_and_callbacks() {
+    let _no_leaks = NoLeaks::watch();
     struct Link(#[expect(dead_code)] Option<Box<Link>>);
     impl Drop for Link {
         fn drop(&mut self) {
@@ -261,6 +269,7 @@ fn switching_works_in_destructors_comparisons_and_callbacks() {
 // SW-12
 #[test]
 fn the_running_greenlet_may_drop_all_other_handles_of_itself() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
     let main = getcurrent();
@@ -293,6 +302,7 @@ fn dead_below(parent: &Greenlet) -> Greenlet {
 // SW-20, SW-21
 #[test]
 fn switching_to_a_dead_child_of_the_caller_echoes() {
+    let _no_leaks = NoLeaks::watch();
     let dead = dead_below(&getcurrent());
     assert_eq!(dead.switch::<i32>(5).unwrap(), 5);
     let deeper = dead_below(&dead_below(&dead));
@@ -303,6 +313,7 @@ fn switching_to_a_dead_child_of_the_caller_echoes() {
 // SW-20, SW-22
 #[test]
 fn a_value_for_a_dead_greenlet_resumes_its_suspended_ancestor_and_the_caller_waits() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let ancestor = Greenlet::new(move |(): ()| {
@@ -335,6 +346,7 @@ fn a_value_for_a_dead_greenlet_resumes_its_suspended_ancestor_and_the_caller_wai
 // SW-20, SW-23
 #[test]
 fn a_value_for_a_dead_greenlet_starts_its_pending_ancestor() {
+    let _no_leaks = NoLeaks::watch();
     let pending = Greenlet::new(|(number, text): (i32, &str)| Ok(format!("started with {number}, {text}")));
     let dead = dead_below(&pending);
     assert_eq!(dead.switch::<String>((1, "one")).unwrap(), "started with 1, one");
@@ -345,6 +357,7 @@ fn a_value_for_a_dead_greenlet_starts_its_pending_ancestor() {
 // SW-24
 #[test]
 fn a_pending_ancestor_that_cannot_start_is_reported_to_the_caller() {
+    let _no_leaks = NoLeaks::watch();
     let huge = Greenlet::builder()
         .stack_size(usize::MAX)
         .build(|value: i32| Ok(value));
@@ -367,6 +380,7 @@ fn a_pending_ancestor_that_cannot_start_is_reported_to_the_caller() {
 // SW-25
 #[test]
 fn a_dead_greenlet_leads_to_the_parent_it_has_now() {
+    let _no_leaks = NoLeaks::watch();
     let listener = |name: &'static str| {
         let listener = Greenlet::new(move |(): ()| {
             let got: i32 = up(())?;
@@ -385,6 +399,7 @@ fn a_dead_greenlet_leads_to_the_parent_it_has_now() {
 // SW-26
 #[test]
 fn a_dead_parent_is_no_obstacle_to_a_start() {
+    let _no_leaks = NoLeaks::watch();
     let dead = dead_below(&getcurrent());
     let child = Greenlet::builder().parent(&dead).build(|(): ()| {
         assert!(getparent().unwrap().is_dead());
@@ -396,6 +411,7 @@ fn a_dead_parent_is_no_obstacle_to_a_start() {
 // SW-11
 #[test]
 fn a_destructor_that_runs_because_of_an_exit_may_switch() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let other = Greenlet::new(|(): ()| up::<()>("other to main"));

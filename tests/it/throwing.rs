@@ -3,7 +3,7 @@
 use anyhow::{Error, Result, anyhow};
 use greenlet::{Greenlet, GreenletExit, State, Value, getcurrent};
 
-use crate::support::{Drops, Log, on_drop, up};
+use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 /// An error of ours, to be recognised.
 #[derive(Debug, PartialEq)]
@@ -53,6 +53,7 @@ fn dead_below(parent: &Greenlet) -> Greenlet {
 // TH-10
 #[test]
 fn throw_at_the_current_greenlet_raises_at_the_call() {
+    let _no_leaks = NoLeaks::watch();
     for (is_exit, error) in exit_and_other() {
         let expected = if is_exit { "exit as an error" } else { "error boom" };
         assert_eq!(outcome(getcurrent().throw(error)), expected);
@@ -65,6 +66,7 @@ fn throw_at_the_current_greenlet_raises_at_the_call() {
 // TH-6
 #[test]
 fn throw_at_a_suspended_greenlet_raises_out_of_its_switch() {
+    let _no_leaks = NoLeaks::watch();
     // It may let the error go, ...
     for (is_exit, error) in exit_and_other() {
         let child = Greenlet::new(|(): ()| up::<()>(()));
@@ -96,6 +98,7 @@ fn throw_at_a_suspended_greenlet_raises_out_of_its_switch() {
 // TH-7
 #[test]
 fn throw_at_a_pending_greenlet_never_runs_it() {
+    let _no_leaks = NoLeaks::watch();
     for (is_exit, error) in exit_and_other() {
         let drops = Drops::new();
         let witness = drops.witness();
@@ -112,6 +115,7 @@ fn throw_at_a_pending_greenlet_never_runs_it() {
 // TH-7
 #[test]
 fn what_a_pending_greenlet_captured_is_dropped_in_it() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let capture = on_drop(move || {
@@ -128,6 +132,7 @@ fn what_a_pending_greenlet_captured_is_dropped_in_it() {
 // TH-8
 #[test]
 fn an_exit_at_a_dead_greenlet_is_eaten_and_returned() {
+    let _no_leaks = NoLeaks::watch();
     let dead = dead_below(&getcurrent());
     for reason in ["one", "two"] {
         let exit: GreenletExit = dead.throw(GreenletExit::with_reason(reason)).unwrap();
@@ -143,6 +148,7 @@ fn an_exit_at_a_dead_greenlet_is_eaten_and_returned() {
 // TH-8, UD-1
 #[test]
 fn an_exit_at_a_dead_greenlet_starts_its_pending_ancestor_with_it() {
+    let _no_leaks = NoLeaks::watch();
     let pending = Greenlet::new(|exit: GreenletExit| Ok(exit.reason().unwrap().to_owned()));
     let dead = dead_below(&pending);
     let reason: String = dead.throw(GreenletExit::with_reason("the reason")).unwrap();
@@ -153,6 +159,7 @@ fn an_exit_at_a_dead_greenlet_starts_its_pending_ancestor_with_it() {
 // TH-9
 #[test]
 fn an_error_at_a_dead_greenlet_is_raised_in_its_nearest_living_ancestor() {
+    let _no_leaks = NoLeaks::watch();
     let boom = || anyhow!("boom");
     assert_eq!(outcome(dead_below(&getcurrent()).throw(boom())), "error boom");
 
@@ -175,6 +182,7 @@ fn an_error_at_a_dead_greenlet_is_raised_in_its_nearest_living_ancestor() {
 // TH-11, EX-11
 #[test]
 fn throw_at_main_raises_at_mains_switch_and_an_exit_stays_an_error() {
+    let _no_leaks = NoLeaks::watch();
     for (is_exit, error) in exit_and_other() {
         let main = getcurrent();
         let child = Greenlet::new(move |(): ()| main.throw::<()>(error));
@@ -189,6 +197,7 @@ fn throw_at_main_raises_at_mains_switch_and_an_exit_stays_an_error() {
 // TH-1
 #[test]
 fn anything_that_becomes_an_error_can_be_thrown() {
+    let _no_leaks = NoLeaks::watch();
     let target = || {
         let target = Greenlet::new(|(): ()| Ok(up::<()>(()).unwrap_err()));
         target.switch::<()>(()).unwrap();
@@ -210,6 +219,7 @@ fn anything_that_becomes_an_error_can_be_thrown() {
 // TH-2
 #[test]
 fn kill_throws_an_exit_without_a_reason() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| up::<()>(()).unwrap_err().downcast::<GreenletExit>());
     child.switch::<()>(()).unwrap();
     let exit: GreenletExit = child.kill().unwrap().downcast().unwrap();
@@ -220,6 +230,7 @@ fn kill_throws_an_exit_without_a_reason() {
 // TH-5
 #[test]
 fn the_very_error_arrives() {
+    let _no_leaks = NoLeaks::watch();
     let error = anyhow!(Ours("the one"));
     let address = error.downcast_ref::<Ours>().map(std::ptr::from_ref);
     let child = Greenlet::new(|(): ()| up::<()>(()));
@@ -231,6 +242,7 @@ fn the_very_error_arrives() {
 // TH-12, TH-17
 #[test]
 fn a_throw_returns_what_is_next_sent_and_can_be_repeated() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         let mut caught = 0;
         let mut last = up::<Value>(());
@@ -253,6 +265,7 @@ fn a_throw_returns_what_is_next_sent_and_can_be_repeated() {
 // TH-13
 #[test]
 fn the_thrower_has_no_special_role() {
+    let _no_leaks = NoLeaks::watch();
     for is_pending in [true, false] {
         let log = Log::new();
         let parent = waits(&log, "parent");
@@ -284,6 +297,7 @@ fn the_thrower_has_no_special_role() {
 // TH-14
 #[test]
 fn throwing_at_a_greenlet_is_like_a_child_of_it_that_fails() {
+    let _no_leaks = NoLeaks::watch();
     let by_throw: fn(&Greenlet, Error) -> Result<Value> = |target, error| target.throw(error);
     let by_child: fn(&Greenlet, Error) -> Result<Value> = |target, error| {
         let failing = Greenlet::builder()
@@ -319,6 +333,7 @@ fn throwing_at_a_greenlet_is_like_a_child_of_it_that_fails() {
 // TH-4
 #[test]
 fn an_error_that_cannot_be_made_is_the_throwers_business() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| up::<()>(()));
     child.switch::<()>(()).unwrap();
     let make = || -> Result<Error> { Err(anyhow!("cannot make it")) };

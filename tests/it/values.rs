@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use greenlet::{Greenlet, GreenletExit, Tracer, TypeMismatch, Value, WeakGreenlet, getcurrent, settrace};
 
-use crate::support::{Drops, Log, up};
+use crate::support::{Drops, Log, NoLeaks, up};
 
 // VP-1, VP-2, VP-3
 #[test]
 fn a_value_arrives_as_it_was_sent() {
+    let _no_leaks = NoLeaks::watch();
     let echo = Greenlet::new(|mut value: Value| {
         while !value.is::<GreenletExit>() {
             value = up(value)?;
@@ -30,6 +31,7 @@ fn a_value_arrives_as_it_was_sent() {
 // VP-4, VP-5
 #[test]
 fn keywords_are_fields() {
+    let _no_leaks = NoLeaks::watch();
     struct Order {
         what: &'static str,
         count: u32,
@@ -59,6 +61,7 @@ fn keywords_are_fields() {
 // VP-6
 #[test]
 fn a_start_with_another_type_is_refused_to_the_sender() {
+    let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|pair: (i32, i32)| Ok(pair.0 + pair.1));
     let error = child
         .switch::<i32>(1)
@@ -73,6 +76,7 @@ fn a_start_with_another_type_is_refused_to_the_sender() {
 // VP-2
 #[test]
 fn a_receiver_that_asks_for_another_type_gets_an_error_with_the_value() {
+    let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let child = Greenlet::new(|(): ()| {
         let error = up::<u8>(()).unwrap_err().downcast::<TypeMismatch>()?;
@@ -89,6 +93,7 @@ fn a_receiver_that_asks_for_another_type_gets_an_error_with_the_value() {
 // VP-7
 #[test]
 fn a_result_arrives_as_it_was_returned() {
+    let _no_leaks = NoLeaks::watch();
     fn result_of<R: 'static>(result: impl Fn() -> R + 'static) -> R {
         Greenlet::new(move |(): ()| Ok(result())).switch(()).unwrap()
     }
@@ -105,6 +110,7 @@ fn a_result_arrives_as_it_was_returned() {
 // VP-8
 #[test]
 fn code_that_runs_in_between_cannot_overwrite_what_is_sent() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let busy = Greenlet::new(|mut value: &'static str| {
         loop {
@@ -152,6 +158,7 @@ fn code_that_runs_in_between_cannot_overwrite_what_is_sent() {
 // VP-8
 #[test]
 fn a_value_survives_the_end_of_its_sender() {
+    let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
     let main = getcurrent();
