@@ -60,9 +60,7 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
         node.kept.set(Kept::YesThenEnd);
         return;
     }
-    gate::forget(Hub::get(), node);
-    // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
-    let before = node.parent.replace(Some(thread::current_greenlet()));
+    let meanwhile = ParentMeanwhile::new(node);
     let forced = deliver(greenlet, Message::Error(exit.into()));
     let mut is_forced = matches!(forced, Control::Forced);
     if node.lifecycle.is_active() && !spare() {
@@ -75,9 +73,7 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
             report::call(&Unraisable::of_refusal(greenlet.clone()));
         }
     }
-    // CAUTION: runs foreign code only if the greenlet changed its parent meanwhile and that was the
-    // last handle of the new one (rules PA-14, DE-17).
-    drop(node.parent.replace(before));
+    drop(meanwhile);
     if is_forced {
         // While this went on, the same was done to the current greenlet.
         unwind::force();
@@ -100,6 +96,39 @@ fn step_out_of(node: &Rc<Node>) {
     }
 }
 
+/// Makes the current greenlet the parent of one that is being ended, until this is dropped.
+struct ParentMeanwhile<'a> {
+    node: &'a Rc<Node>,
+    before: Option<Greenlet>,
+}
+
+impl<'a> ParentMeanwhile<'a> {
+    fn new(node: &'a Rc<Node>) -> ParentMeanwhile<'a> {
+        // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
+        let before = node.parent.replace(Some(thread::current_greenlet()));
+        ParentMeanwhile { node, before }
+    }
+}
+
+impl Drop for ParentMeanwhile<'_> {
+    fn drop(&mut self) {
+        let node = self.node;
+        let before = self.before.take();
+        let has_other_handles = Rc::strong_count(node) > COUNT_OF_LAST_HANDLE
+            || node.lifecycle.is_dead() && Rc::strong_count(node) > 1;
+        if let Some(before) = before.as_ref().filter(|_| has_other_handles) {
+            if before.node().has_in_lineage(node) {
+                // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
+                return;
+            }
+        }
+        let meanwhile = node.parent.replace(before);
+        // CAUTION: runs foreign code only if the greenlet changed its parent meanwhile and that was the
+        // last handle of the new one (rules PA-14, DE-17).
+        drop(meanwhile);
+    }
+}
+
 /// How control came back to who ends a greenlet.
 enum Control {
     Ordinary,
@@ -109,6 +138,7 @@ enum Control {
 
 /// Delivers one message; what comes back has nowhere to go (rules DE-5, DE-6, DE-19).
 fn deliver(greenlet: &Greenlet, message: Message) -> Control {
+    gate::forget(Hub::get(), greenlet.node());
     let back = switch::transfer(
         greenlet.node(),
         Content::Message(message),
@@ -124,6 +154,9 @@ fn deliver(greenlet: &Greenlet, message: Message) -> Control {
     Control::Ordinary
 }
 
+/// How many switches a greenlet may try in vain while it is ended with its thread; then it is unwound.
+const VAIN_SWITCHES: u32 = 1000;
+
 /// Ends all greenlets of a thread that is about to go. The main greenlet is current.
 pub(crate) fn end_all(hub: &Hub) {
     hub.settle_debts();
@@ -132,7 +165,10 @@ pub(crate) fn end_all(hub: &Hub) {
         for node in hub.all_nodes() {
             let greenlet = Greenlet::from_node(node);
             let node = greenlet.node();
-            if node.lifecycle.is_active() && !node.is_main && !node.abandoned.get() {
+            // One that is kept suspended is left so: the process is being ended from below its keeper.
+            let can_end = !node.is_main && !node.abandoned.get() && node.kept.get() == Kept::No;
+            if node.lifecycle.is_active() && can_end {
+                hub.patience.set(VAIN_SWITCHES);
                 end_owned(&greenlet, GreenletExit::thread_ended());
                 has_ended_one = true;
             }

@@ -434,6 +434,9 @@ impl fmt::Display for SwitchForbidden {
 }
 
 /// A switch while the thread ends: its greenlets are being exited, and none can be resumed any more.
+///
+/// A greenlet that goes on trying (a loop that looks at no error) is unwound after a thousand times, for
+/// the thread could never end.
 #[derive(Debug)]
 pub struct ThreadExiting {
     value: Carried,

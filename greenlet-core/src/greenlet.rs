@@ -236,7 +236,8 @@ impl Greenlet {
         if parent.node.has_in_lineage(&self.node) {
             return Err(ParentError::cycle());
         }
-        if parent.node.closed_gate().is_some() && self.node.lifecycle.is_active() {
+        // Whatever the state: a dead or pending greenlet may stand between a running one and the gate.
+        if parent.node.closed_gate().is_some() {
             return Err(ParentError::awaiting());
         }
         let before = self.node.parent.replace(Some(parent.clone()));
@@ -393,6 +394,14 @@ impl Greenlet {
         crate::tree::lineage(&self.node).find_map(|node| attached_to(&node))
     }
 
+    /// Ends an active greenlet of which only this handle is left, besides the one that it has of itself.
+    #[inline]
+    pub(crate) fn end_if_last_handle(&self) {
+        if Rc::strong_count(&self.node) == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
+            end::last_handle_gone(self);
+        }
+    }
+
     pub(crate) fn node(&self) -> &Rc<Node> {
         &self.node
     }
@@ -428,10 +437,7 @@ impl Clone for Greenlet {
 impl Drop for Greenlet {
     #[inline]
     fn drop(&mut self) {
-        // Of an active greenlet only this handle is left, besides the one that it has of itself.
-        if Rc::strong_count(&self.node) == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
-            end::last_handle_gone(self);
-        }
+        self.end_if_last_handle();
     }
 }
 

@@ -23,7 +23,7 @@
 //! - **S4** Whoever arrives takes the parcel out of the sender's frame before it calls foreign code (P2).
 
 use std::mem::ManuallyDrop;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
@@ -36,6 +36,7 @@ use crate::error::{
 };
 use crate::greenlet::Greenlet;
 use crate::probe;
+use crate::report::{self, Unraisable};
 use crate::thread::{Hub, count_of, slow};
 use crate::trace;
 use crate::transfer::{Content, Control, Message, Parcel};
@@ -188,7 +189,12 @@ pub(crate) fn transfer(
     let hub = Hub::get();
     if manners == Manners::Polite {
         if let Some(refuse) = refusal(hub) {
-            return Control::local(Message::Error(refuse(unsent(content))));
+            let error = refuse(unsent(content));
+            if hub.has_flag(slow::EXITING) && hub.is_out_of_patience() {
+                drop(error);
+                unwind::force();
+            }
+            return Control::local(Message::Error(error));
         }
         // Before anything is staged, so that what this runs cannot get between (rule XD-5).
         hub.settle_debts();
@@ -388,7 +394,7 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
 pub(crate) fn finish(content: Content) -> ! {
     let hub = Hub::get();
     // While the greenlet still is active, so that nothing gets between its end and its outcome (UD-5).
-    hub.settle_debts();
+    settle_before_the_end(hub);
     let node = hub.current_node();
     node.lifecycle.finish();
     let mut content = content;
@@ -425,6 +431,20 @@ pub(crate) fn finish(content: Content) -> ! {
     });
     // SAFETY: finished and retired; `target` is an active greenlet that is suspended (S1, S3).
     unsafe { depart_for_good(hub, target_node, Parcel::new(&mut control)) }
+}
+
+/// Settles what is owed in the last frames of a greenlet, which nothing may unwind (B3).
+fn settle_before_the_end(hub: &Hub) {
+    let settled = catch_unwind(AssertUnwindSafe(|| hub.settle_debts()));
+    // The outcome of the greenlet goes before. That it is to be unwound by force is no news to it: it
+    // is about to end.
+    let Err(payload) = settled else { return };
+    let greenlet = Greenlet::from_node(hub.current_node());
+    match unwind::caught_in_place(payload) {
+        Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet, payload)),
+        Message::Error(error) => report::call(&Unraisable::of_error(greenlet, error)),
+        Message::Force | Message::Value(_) => {}
+    }
 }
 
 fn living_parent(node: &Rc<Node>) -> Rc<Node> {

@@ -19,6 +19,7 @@
 //! - **T3** Nothing of the hub is borrowed while foreign code runs or a stack is switched.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
@@ -58,7 +59,7 @@ pub(crate) struct Hub {
     /// Every node of the thread that exists, in no order.
     nodes: RefCell<Vec<Weak<Node>>>,
     /// What is to be done as soon as switching is possible again.
-    owed: RefCell<Vec<Debt>>,
+    owed: RefCell<VecDeque<Debt>>,
     /// The stack of the greenlet that finished last: it was still running on it when it gave it back.
     retired: Cell<Option<Stack>>,
     pub(crate) stacks: RefCell<StackCache>,
@@ -69,6 +70,8 @@ pub(crate) struct Hub {
     pub(crate) forbidden_since: Cell<Option<&'static Location<'static>>>,
     /// How many closed gates are counted (see `gate.rs`).
     pub(crate) closed_gates: Cell<usize>,
+    /// How many more switches the greenlet that is being ended with its thread may try in vain.
+    pub(crate) patience: Cell<u32>,
 }
 
 /// The end of a greenlet that had to wait because a panic was unwinding, or because of a `no_switch` section.
@@ -106,13 +109,14 @@ impl Hub {
             next_id: Cell::new(0),
             thread_id: Cell::new(0),
             nodes: RefCell::new(Vec::new()),
-            owed: RefCell::new(Vec::new()),
+            owed: RefCell::new(VecDeque::new()),
             retired: Cell::new(None),
             stacks: RefCell::new(StackCache::new()),
             stacks_in_use: Cell::new(0),
             tracer: RefCell::new(None),
             forbidden_since: Cell::new(None),
             closed_gates: Cell::new(0),
+            patience: Cell::new(0),
         }
     }
 
@@ -233,14 +237,16 @@ impl Hub {
         drop(gone);
     }
 
-    /// All nodes of the thread, counted.
-    pub(crate) fn all_nodes(&self) -> Vec<Rc<Node>> {
-        self.nodes.borrow().iter().filter_map(Weak::upgrade).collect()
+    /// All nodes that the thread has now. Each is counted when its turn comes, not before, so that
+    /// dropping the last handle of one meanwhile still ends it.
+    pub(crate) fn all_nodes(&self) -> impl Iterator<Item = Rc<Node>> + use<> {
+        let nodes = self.nodes.borrow().clone();
+        nodes.into_iter().filter_map(|node| node.upgrade())
     }
 
     /// Notes what is to be done when switching is possible again.
     pub(crate) fn owe(&self, debt: Debt) {
-        self.owed.borrow_mut().push(debt);
+        self.owed.borrow_mut().push_back(debt);
         self.raise_flag(slow::OWED);
     }
 
@@ -249,17 +255,27 @@ impl Hub {
         !std::thread::panicking() && !self.has_flag(slow::FORBIDDEN)
     }
 
+    /// Counts a switch that was refused because the thread ends. Says whether the greenlet that tried it
+    /// must be taken for one that never ends by itself: it looks at no error and would try for ever.
+    pub(crate) fn is_out_of_patience(&self) -> bool {
+        let left = self.patience.get();
+        self.patience.set(left.saturating_sub(1));
+        left == 0 && cfg!(panic = "unwind") && self.current.get() != self.main.get()
+    }
+
     /// Does what is owed, if that is possible now.
     pub(crate) fn settle_debts(&self) {
         if !self.has_flag(slow::OWED) || !self.can_end_greenlets() {
             return;
         }
         loop {
-            let next = self.owed.borrow_mut().pop();
-            let Some(debt) = next else { break };
-            if self.owed.borrow().is_empty() {
+            let mut owed = self.owed.borrow_mut();
+            let Some(debt) = owed.pop_front() else { break };
+            if owed.is_empty() {
+                *owed = VecDeque::new(); // the hub has no destructor that would free it
                 self.lower_flag(slow::OWED);
             }
+            drop(owed);
             // CAUTION: runs foreign code.
             match debt {
                 // Ends the greenlet, if this still is its last handle.
@@ -318,9 +334,10 @@ struct ExitGuard;
 impl Drop for ExitGuard {
     fn drop(&mut self) {
         let hub = Hub::get();
-        if hub.current.get() != hub.main.get() {
-            // The process is being ended from within a greenlet (`std::process::exit`): as everywhere
-            // in Rust, no destructors of suspended code run then.
+        if hub.current.get() != hub.main.get() || std::thread::panicking() {
+            // The process is being ended from within a greenlet, or from a destructor that runs during
+            // a panic (`std::process::exit`): as everywhere in Rust, no destructors of suspended code
+            // run then.
             return;
         }
         hub.raise_flag(slow::EXITING);

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use crate::greenlet::Greenlet;
+use crate::report::{self, Unraisable};
 use crate::thread::{self, Hub, slow};
 use crate::transfer::Message;
 use crate::unwind;
@@ -136,6 +137,13 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
         Err(payload) => unwind::caught_in_place(payload),
     };
     drop(settrace(None));
+    if let Message::Force = message {
+        // The greenlet is being unwound in any case.
+        if let Message::Error(error) = replacement {
+            report::call(&Unraisable::of_error(thread::current_greenlet(), error));
+        }
+        return message;
+    }
     // CAUTION: runs foreign code: what was on its way is lost (rule TR-10).
     drop(message);
     replacement

@@ -175,9 +175,10 @@ impl Drop for Node {
         // a stack as deep as the chain is long.
         let mut next = self.parent.take();
         while let Some(parent) = next {
+            // CAUTION: runs foreign code: it may end the parent (rules PA-12, DE-23).
+            parent.end_if_last_handle();
             let last = Rc::strong_count(parent.node()) == 1;
             next = if last { parent.node().parent.take() } else { None };
-            // CAUTION: runs foreign code: it may end the parent (rules PA-12, DE-23).
             drop(parent);
         }
     }

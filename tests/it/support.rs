@@ -110,3 +110,34 @@ impl Drop for Witness {
         self.drops.0.set(self.drops.0.get() + 1);
     }
 }
+
+/// The name of a greenlet that has one.
+pub(crate) fn name(greenlet: &greenlet::Greenlet) -> String {
+    greenlet.name().unwrap_or("nameless").into()
+}
+
+thread_local! {
+    static REPORTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Collects what the library reports in this thread, in the place of writing it to standard error.
+pub(crate) fn catch_reports() {
+    static INSTALLED: std::sync::Once = std::sync::Once::new();
+    INSTALLED.call_once(|| {
+        greenlet::set_unraisable_hook(|report| {
+            let who = name(report.greenlet());
+            let what = match (report.error(), report.take_panic()) {
+                (Some(error), _) => format!("{who}: error {error}"),
+                (None, Some(payload)) => format!("{who}: panic {}", payload.downcast_ref().unwrap_or(&"?")),
+                (None, None) => format!("{who}: refused to end"),
+            };
+            REPORTS.with_borrow_mut(|reports| reports.push(what));
+        });
+    });
+    take_reports();
+}
+
+/// Takes the reports that were collected since the last time.
+pub(crate) fn take_reports() -> Vec<String> {
+    REPORTS.take()
+}
