@@ -20,11 +20,7 @@ use crate::thread::Hub;
 /// assert_eq!(greenlets(), [main, child]);
 /// ```
 pub fn greenlets() -> Vec<Greenlet> {
-    let mut greenlets: Vec<Greenlet> = Hub::get()
-        .all_nodes()
-        .into_iter()
-        .map(Greenlet::from_node)
-        .collect();
+    let mut greenlets: Vec<Greenlet> = Hub::get().all_nodes().map(Greenlet::from_node).collect();
     greenlets.sort_by_key(Greenlet::id);
     greenlets
 }
