@@ -59,5 +59,6 @@ pub use scope::{Scope, scope};
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/semantics.md")]
 #[doc = include_str!("../docs/testing.md")]
 struct Pages;
