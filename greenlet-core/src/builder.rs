@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use crate::entry::Run;
 use crate::greenlet::Greenlet;
+use crate::local::Locals;
 use crate::stack;
 use crate::thread::{self, Hub};
 use crate::tree::{Node, NodeParts};
@@ -29,6 +30,7 @@ pub struct Builder {
     name: Option<Box<str>>,
     stack_size: Option<usize>,
     parent: Option<Greenlet>,
+    pub(crate) locals: Option<Locals>,
 }
 
 impl Builder {
@@ -75,6 +77,7 @@ impl Builder {
             body: Some(Box::new(Run::new(function))),
             stack_size: self.stack_size.unwrap_or(stack::DEFAULT_SIZE),
             name: self.name,
+            locals: self.locals,
             made_at: Location::caller(),
         };
         Greenlet::from_node(Node::new(Hub::get(), parts))

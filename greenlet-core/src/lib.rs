@@ -25,6 +25,7 @@
 //! | --- | --- |
 //! | `greenlet`, `builder` | the handle, and how it is made |
 //! | `inspect`, `probe` | looking at greenlets from outside; backtraces |
+//! | `local` | variables of which each greenlet has its own value |
 //! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
 //! | `switch` | the transfer of control: the only place where stacks are switched |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
@@ -43,6 +44,7 @@ mod error;
 mod gate;
 mod greenlet;
 mod inspect;
+mod local;
 mod probe;
 mod report;
 mod section;
@@ -65,6 +67,7 @@ pub use error::{
 };
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use inspect::{StackUsage, greenlets, stacks_in_use};
+pub use local::{LocalKey, Locals};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;
 pub use state::State;

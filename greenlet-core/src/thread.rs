@@ -145,6 +145,7 @@ impl Hub {
                 body: None,
                 stack_size: 0,
                 name: Some("main".into()),
+                locals: None,
                 made_at: Location::caller(),
             },
         );
@@ -349,6 +350,8 @@ impl Drop for ExitGuard {
         let main = hub.main.get();
         // SAFETY: these are the two counts that `set_up` forgot.
         let (first, second) = unsafe { (Rc::from_raw(main), Rc::from_raw(main)) };
+        // CAUTION: runs foreign code: destructors of main's local variables.
+        drop(first.locals.take());
         first.lifecycle.finish();
         drop(first);
         drop(second);

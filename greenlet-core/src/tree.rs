@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use crate::entry::Body;
 use crate::greenlet::Greenlet;
+use crate::local::Locals;
 use crate::stack::Stack;
 use crate::state::{Lifecycle, State};
 use crate::thread::Hub;
@@ -54,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) name: Option<Box<str>>,
     pub(crate) made_at: &'static Location<'static>,
+    /// `None` until something is set, as in all greenlets that use no local variables.
+    pub(crate) locals: Cell<Option<Locals>>,
     pub(crate) attachment: OnceCell<Rc<dyn Any>>,
 }
 
@@ -82,6 +85,7 @@ pub(crate) struct NodeParts {
     pub(crate) body: Option<Box<dyn Body>>,
     pub(crate) stack_size: usize,
     pub(crate) name: Option<Box<str>>,
+    pub(crate) locals: Option<Locals>,
     pub(crate) made_at: &'static Location<'static>,
 }
 
@@ -107,6 +111,7 @@ impl Node {
             stack_size: parts.stack_size,
             id: hub.next_greenlet_id(),
             name: parts.name,
+            locals: Cell::new(parts.locals),
             made_at: parts.made_at,
             attachment: OnceCell::new(),
         });
@@ -171,6 +176,8 @@ impl Drop for Node {
         Hub::get().strike_off(self);
         // CAUTION: runs foreign code (what the function of a pending greenlet captured).
         drop(self.body.take());
+        // CAUTION: runs foreign code (the values of its local variables).
+        drop(self.locals.take());
         // A long chain of parents that have no other handle is released in a loop: recursion would need
         // a stack as deep as the chain is long.
         let mut next = self.parent.take();

@@ -11,6 +11,7 @@ mod facts;
 mod finishing;
 mod generator;
 mod last_handle;
+mod locals;
 mod misuse;
 mod parents;
 mod propagation;
