@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::greenlet::Greenlet;
+use crate::stack;
 use crate::thread::Hub;
 
 /// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
@@ -40,7 +41,7 @@ pub fn greenlets() -> Vec<Greenlet> {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn stacks_in_use() -> usize {
-    Hub::get().stacks_in_use.get()
+    Hub::get().stacks_in_use()
 }
 
 /// How much of its stack a greenlet uses: see [`Greenlet::stack_usage`].
@@ -88,5 +89,32 @@ impl Greenlet {
             used: base.addr().saturating_sub(end.addr()),
             size,
         })
+    }
+
+    /// How deep the greenlet's stack has been, in bytes; `None` if it has none of ours: before it was
+    /// started, after it has ended, and for the main greenlet.
+    ///
+    /// It is what the kernel knows, which costs nothing until it is asked: whole pages that have been
+    /// touched since the stack was last given back to the system. So greenlets that had the stack before
+    /// count too, unless [`stack::set_idle_limit`](crate::stack::set_idle_limit) lets none keep its memory.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getparent, stack};
+    ///
+    /// let shallow = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    /// assert_eq!(shallow.stack_high_water(), None);
+    /// shallow.switch::<()>(())?;
+    /// let deep = shallow.stack_high_water().unwrap();
+    /// assert!(0 < deep && deep < stack::DEFAULT_SIZE / 2);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn stack_high_water(&self) -> Option<usize> {
+        let node = self.node();
+        let stack = node.stack.take()?;
+        let deep = stack::high_water(&stack);
+        node.stack.set(Some(stack));
+        Some(deep)
     }
 }

@@ -31,6 +31,7 @@
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
 //! | `thread` | what is kept for each thread |
 //! | `tree`, `state`, `transfer`, `value`, `error`, `unwind` | records, states, what is carried, and how it fails |
+//! | `overflow` | says which greenlet ran into its guard page |
 //! | `stack` | where stacks come from |
 //! | `backend` | the bare switch: assembly, or the `context` crate |
 
@@ -45,6 +46,7 @@ mod gate;
 mod greenlet;
 mod inspect;
 mod local;
+mod overflow;
 mod probe;
 mod report;
 mod section;

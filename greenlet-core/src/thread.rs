@@ -18,7 +18,7 @@
 //!   `ExitGuard`, a thread-local that has one.
 //! - **T3** Nothing of the hub is borrowed while foreign code runs or a stack is switched.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
@@ -28,7 +28,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::end;
 use crate::greenlet::Greenlet;
-use crate::stack::{Stack, StackCache};
+use crate::overflow;
+use crate::stack::{SignalStack, Stack, StackCache};
 use crate::trace::Tracer;
 use crate::tree::{Node, NodeParts};
 
@@ -63,8 +64,7 @@ pub(crate) struct Hub {
     /// The stack of the greenlet that finished last: it was still running on it when it gave it back.
     retired: Cell<Option<Stack>>,
     pub(crate) stacks: RefCell<StackCache>,
-    /// How many stacks greenlets have at the moment.
-    pub(crate) stacks_in_use: Cell<usize>,
+    pub(crate) signal_stack: SignalStack,
     pub(crate) tracer: RefCell<Option<Tracer>>,
     /// Where the outermost `no_switch` section began.
     pub(crate) forbidden_since: Cell<Option<&'static Location<'static>>>,
@@ -112,7 +112,7 @@ impl Hub {
             owed: RefCell::new(VecDeque::new()),
             retired: Cell::new(None),
             stacks: RefCell::new(StackCache::new()),
-            stacks_in_use: Cell::new(0),
+            signal_stack: SignalStack::none(),
             tracer: RefCell::new(None),
             forbidden_since: Cell::new(None),
             closed_gates: Cell::new(0),
@@ -289,8 +289,6 @@ impl Hub {
     /// Takes back the stack of a finishing greenlet, which still runs on it.
     #[inline]
     pub(crate) fn retire(&self, stack: Option<Stack>) {
-        self.stacks_in_use
-            .set(self.stacks_in_use.get() - usize::from(stack.is_some()));
         if let Some(previous) = self.retired.replace(stack) {
             self.stacks.borrow_mut().give(previous);
         }
@@ -301,14 +299,47 @@ impl Hub {
     pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
         if let Some(stack) = self.retired.take() {
             if stack.size() == size {
-                self.stacks_in_use.set(self.stacks_in_use.get() + 1);
                 return Ok(stack);
             }
             self.stacks.borrow_mut().give(stack);
         }
-        let stack = self.stacks.borrow_mut().take(size)?;
-        self.stacks_in_use.set(self.stacks_in_use.get() + 1);
-        Ok(stack)
+        let at_hand = self.stacks.borrow_mut().take(size);
+        match at_hand {
+            Some(stack) => Ok(stack),
+            None => self.fetch_stack(size),
+        }
+    }
+
+    /// Gives out a stack from the pool. Every thread comes here for its first one.
+    #[cold]
+    #[inline(never)]
+    fn fetch_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
+        overflow::watch(self);
+        self.stacks.borrow_mut().fetch(size)
+    }
+
+    /// The base of the stack that was retired last; null if there is none. Only to compare with.
+    pub(crate) fn retired_base(&self) -> *mut u8 {
+        // SAFETY: read on the thread that writes it, and let go of at once.
+        let retired = unsafe { &*self.retired.as_ptr() };
+        retired
+            .as_ref()
+            .map_or(ptr::null_mut(), |stack| stack.base().as_ptr())
+    }
+
+    /// How many stacks the greenlets of the thread have.
+    pub(crate) fn stacks_in_use(&self) -> usize {
+        self.stacks.borrow().in_use() - self.idle_but_counted()
+    }
+
+    /// How many stacks are counted as in use that are not: the one that was retired last.
+    pub(crate) fn idle_but_counted(&self) -> usize {
+        usize::from(!self.retired_base().is_null())
+    }
+
+    /// All nodes of the thread, for a signal handler. `None` while the list is being changed.
+    pub(crate) fn nodes_unless_borrowed(&self) -> Option<Ref<'_, Vec<Weak<Node>>>> {
+        self.nodes.try_borrow().ok()
     }
 }
 
@@ -347,6 +378,7 @@ impl Drop for ExitGuard {
         let tracer = hub.tracer.borrow_mut().take();
         drop(tracer);
         hub.stacks.borrow_mut().release();
+        hub.signal_stack.withdraw();
         let main = hub.main.get();
         // SAFETY: these are the two counts that `set_up` forgot.
         let (first, second) = unsafe { (Rc::from_raw(main), Rc::from_raw(main)) };

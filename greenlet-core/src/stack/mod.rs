@@ -2,7 +2,8 @@
 //!
 //! Stacks are cut from slabs: large mappings, reserved but not touched, that hold many stacks of one
 //! size, each above a guard page (`slab.rs`). A thread keeps free stacks at hand, and exchanges them
-//! with a pool that all threads share (`pool.rs`).
+//! with a pool that all threads share (`pool.rs`). A touch of a guard page is told from other faults in
+//! `fault.rs`. [`stats`] says what there is.
 //!
 //! ```text
 //!   base  ─► ├───────────────┤ high addresses; the first thing pushed goes here
@@ -20,11 +21,16 @@ use std::sync::OnceLock;
 
 use crate::error::{StackError, StackErrorKind};
 
+mod fault;
 mod pool;
 mod slab;
+mod stats;
 
+pub(crate) use fault::{GuardHit, SignalStack, install as install_fault_handler};
 pub(crate) use pool::StackCache;
 pub use pool::{idle_limit, set_idle_limit};
+pub(crate) use stats::high_water;
+pub use stats::{Stats, stats};
 
 /// The smallest stack, in bytes. Enough for a function that calls little; a panic with a backtrace, or
 /// formatted output in a debug build, wants more.
@@ -67,8 +73,15 @@ impl Stack {
     }
 
     /// The lowest usable address.
+    #[cfg(test)]
     pub(crate) fn limit(&self) -> *mut u8 {
         self.base.as_ptr().wrapping_sub(self.size())
+    }
+
+    /// The usable pages: where they start, and their length in bytes.
+    pub(crate) fn pages(&self) -> (*mut u8, usize) {
+        let len = self.size().next_multiple_of(page_size());
+        (self.base.as_ptr().wrapping_sub(len), len)
     }
 }
 

@@ -1,0 +1,123 @@
+//! How many greenlets can live at once, and what each of them costs.
+//!
+//! ```console
+//! $ cargo run --release --example many -- 1000000
+//! ```
+//!
+//! Makes that many, each suspended inside its function on a guarded stack of its own; switches into each
+//! once more; ends them all. Progress goes to standard error; one line of JSON to standard output:
+//! nanoseconds and bytes for each greenlet, and how many mappings the process has with all of them alive.
+//!
+//! The exit status is 0 if all could be made, and 2 if the system gave no more stacks (the JSON line then
+//! is about those that were made, and has the error). With `GREENLET_GUARD=mprotect` in the environment
+//! that is what happens at about 32,000, half of `vm.max_map_count`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use greenlet::{Greenlet, GreenletExit, StackError, getparent};
+
+/// Enough for what the greenlets do, and for a panic.
+const STACK_SIZE: usize = 64 << 10;
+
+fn main() -> Result<ExitCode> {
+    let wanted: usize = match std::env::args().nth(1) {
+        Some(count) => count
+            .parse()
+            .context("the argument is how many greenlets to make")?,
+        None => 100_000,
+    };
+    ensure!(wanted > 0, "one greenlet at least");
+
+    let before = Memory::now();
+    let mut greenlets = Vec::with_capacity(wanted);
+    let mut refusal = None;
+    let clock = Instant::now();
+    while greenlets.len() < wanted {
+        let greenlet = Greenlet::builder().stack_size(STACK_SIZE).build(body);
+        match greenlet.switch::<usize>(greenlets.len()) {
+            Ok(answer) => ensure!(answer == greenlets.len(), "a greenlet answered for another"),
+            Err(error) => {
+                refusal = Some(error.downcast::<StackError>()?);
+                break;
+            }
+        }
+        greenlets.push(greenlet);
+        if greenlets.len() % 100_000 == 0 {
+            eprintln!("{} greenlets are suspended", greenlets.len());
+        }
+    }
+    let create = clock.elapsed();
+    let count = greenlets.len();
+    if let Some(error) = &refusal {
+        eprintln!("no more than {count} greenlets: {error}");
+    }
+    let after = Memory::now();
+
+    eprintln!("switching into each of the {count} once more");
+    let clock = Instant::now();
+    for (number, greenlet) in greenlets.iter().enumerate() {
+        let answer: usize = greenlet.switch(())?;
+        ensure!(answer == number * 2, "a greenlet answered for another");
+    }
+    let switch = clock.elapsed();
+
+    eprintln!("ending all {count}");
+    let clock = Instant::now();
+    for greenlet in &greenlets {
+        let _: GreenletExit = greenlet.throw(GreenletExit::new())?;
+    }
+    let exit = clock.elapsed();
+    ensure!(greenlets.iter().all(Greenlet::is_dead), "a greenlet is left");
+
+    let each = |total: u128| total / count.max(1) as u128;
+    let mut line = format!(
+        r#"{{"greenlets":{count},"create_ns":{},"switch_ns":{},"exit_ns":{},"rss_bytes_each":{},"page_table_bytes_each":{},"mappings":{}"#,
+        each(create.as_nanos()),
+        each(switch.as_nanos()),
+        each(exit.as_nanos()),
+        each(after.resident.saturating_sub(before.resident).into()),
+        each(after.page_tables.saturating_sub(before.page_tables).into()),
+        after.mappings,
+    );
+    if let Some(error) = &refusal {
+        line += &format!(r#","error":{}"#, serde_json::to_string(&error.to_string())?);
+    }
+    println!("{line}}}");
+    Ok(ExitCode::from(if refusal.is_some() { 2 } else { 0 }))
+}
+
+/// What each greenlet runs: it is suspended twice, and then ended.
+fn body(number: usize) -> Result<()> {
+    let main = getparent().context("a greenlet that was made has a parent")?;
+    main.switch::<()>(number)?;
+    main.switch::<()>(number * 2)
+}
+
+/// What the process has, as Linux says; elsewhere, nothing.
+struct Memory {
+    resident: u64,
+    page_tables: u64,
+    mappings: usize,
+}
+
+impl Memory {
+    fn now() -> Memory {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let bytes = |field: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
+        };
+        // Not as a whole: at the limit of mappings there may be no memory for it.
+        let maps = File::open("/proc/self/maps").map(BufReader::new);
+        Memory {
+            resident: bytes("VmRSS:"),
+            page_tables: bytes("VmPTE:"),
+            mappings: maps.map_or(0, |maps| maps.split(b'\n').count()),
+        }
+    }
+}

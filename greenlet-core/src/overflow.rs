@@ -1,0 +1,160 @@
+//! Stack overflow: says which greenlet ran into its guard page, and what to set.
+//!
+//! This runs in a signal handler, on a thread that has been stopped anywhere: see G1 in `stack/fault.rs`.
+//!
+//! # Invariants
+//!
+//! - **O1** Nothing is allocated, locked or waited for. The text goes into a fixed buffer, and from there
+//!   to standard error by `write`.
+//! - **O2** Records are only read, and a record that may be half-written is only compared. What is
+//!   borrowed at the moment is left out.
+//! - **O3** A touch of a guard page is an overflow only if the thread was running on that stack.
+//!   Anything else is a stray pointer, and goes to the handler that was there before.
+
+use std::fmt::{self, Write};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::stack::{self, GuardHit};
+use crate::thread::Hub;
+use crate::tree::Node;
+
+/// Prepares the process and the calling thread for a greenlet that overflows its stack.
+#[cold]
+pub(crate) fn watch(hub: &Hub) {
+    stack::install_fault_handler(report);
+    hub.signal_stack.provide();
+}
+
+/// The text of a report. Not on the signal stack, which may be small.
+static mut TEXT: Text = Text {
+    bytes: [0; 2048],
+    len: 0,
+};
+
+fn report(hit: &GuardHit) {
+    static REPORTING: AtomicBool = AtomicBool::new(false);
+    let Some(culprit) = Culprit::of(Hub::get(), hit) else {
+        return; // O3
+    };
+    if REPORTING.swap(true, Ordering::Acquire) {
+        // Another thread overflowed at the same time: it is about to end the process.
+        loop {
+            // SAFETY: waits for a signal, no more.
+            unsafe { libc::pause() };
+        }
+    }
+    let text = &raw mut TEXT;
+    // SAFETY: only the one thread that set `REPORTING` gets here.
+    let text = unsafe { &mut *text };
+    // A text that is too long is cut.
+    let _ = culprit.write(hit, text);
+    text.flush();
+    std::process::abort()
+}
+
+/// Who overflowed.
+enum Culprit<'a> {
+    Greenlet(&'a Node),
+    /// It was about to finish, and its record is no longer to be had.
+    Unknown,
+}
+
+impl Culprit<'_> {
+    /// The greenlet that runs on the stack that was hit. `None` if nothing of this thread does.
+    fn of<'a>(hub: &'a Hub, hit: &GuardHit) -> Option<Culprit<'a>> {
+        // SAFETY: T1.
+        let current = unsafe { hub.current().as_ref() }?;
+        if is_on(current, hit) {
+            return Some(Culprit::Greenlet(current));
+        }
+        if hub.retired_base() == hit.base {
+            return Some(Culprit::Unknown);
+        }
+        // The bare switch pushes a few words after the target has become current. A greenlet in that
+        // place is known by having no resume point, unlike all that are suspended (S1).
+        let nodes = hub.nodes_unless_borrowed()?;
+        let leaving = nodes.iter().find(|node| {
+            node.strong_count() > 0 && {
+                // SAFETY: it is counted, so it is alive, and nothing else runs on this thread.
+                let node = unsafe { &*node.as_ptr() };
+                is_on(node, hit) && node.resume.get().is_null() && node.held.get().is_null()
+            }
+        });
+        // SAFETY: as above; the process does not outlive the use of the reference.
+        leaving.map(|node| Culprit::Greenlet(unsafe { &*node.as_ptr() }))
+    }
+
+    fn write(&self, hit: &GuardHit, text: &mut Text) -> fmt::Result {
+        match self {
+            Culprit::Greenlet(Node { name: Some(name), .. }) => {
+                write!(
+                    text,
+                    "\ngreenlet '{}' has overflowed its stack\n",
+                    shortened(name)
+                )?;
+            }
+            Culprit::Greenlet(node) => {
+                write!(text, "\ngreenlet {} has overflowed its stack\n", node.id)?;
+            }
+            Culprit::Unknown => text.write_str("\na greenlet has overflowed its stack at its end\n")?,
+        }
+        write!(text, "  = its stack has {} bytes", hit.size)?;
+        if let Culprit::Greenlet(node) = self {
+            write!(text, "; it was made at {}", node.made_at)?;
+        }
+        text.write_str("\n  = give it more with `Builder::stack_size`\n")
+    }
+}
+
+/// Says whether the stack that was hit is the one that the node has.
+fn is_on(node: &Node, hit: &GuardHit) -> bool {
+    // SAFETY: nobody writes to it while this handler runs, on the thread that the node belongs to (O2).
+    let stack = unsafe { &*node.stack.as_ptr() };
+    stack
+        .as_ref()
+        .is_some_and(|stack| ptr::eq(stack.base().as_ptr(), hit.base))
+}
+
+/// As much of a name as leaves room for the rest.
+fn shortened(name: &str) -> &str {
+    let end = (0..=name.len().min(1024))
+        .rev()
+        .find(|&end| name.is_char_boundary(end));
+    &name[..end.unwrap_or(0)]
+}
+
+/// Text in a fixed buffer.
+struct Text {
+    bytes: [u8; 2048],
+    len: usize,
+}
+
+impl Text {
+    /// Writes the text to standard error.
+    fn flush(&self) {
+        let mut rest = &self.bytes[..self.len];
+        while !rest.is_empty() {
+            // SAFETY: the range is the slice's; `write` is async-signal-safe.
+            let written = unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
+            let Ok(written @ 1..) = usize::try_from(written) else {
+                return;
+            };
+            rest = &rest[written..];
+        }
+    }
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let len = text.len().min(room.len());
+        room[..len].copy_from_slice(&text.as_bytes()[..len]);
+        self.len += len;
+        if len == text.len() {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
+    }
+}
