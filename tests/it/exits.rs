@@ -1,7 +1,7 @@
 //! `GreenletExit`: an error on its way through a greenlet, a value when it has left it.
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use greenlet::{Greenlet, GreenletExit, Tracer, Value, getcurrent, raise, settrace};
+use greenlet::{Greenlet, GreenletExit, Tracer, TypeMismatch, Value, getcurrent, raise, settrace};
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
@@ -277,5 +277,18 @@ fn an_exit_that_reaches_a_pending_parent_starts_it_with_that_value() {
     child.set_parent(&parent).unwrap();
     let text: String = child.throw(GreenletExit::with_reason("why")).unwrap();
     assert_eq!(text, "started with greenlet exit: why");
+    assert!(parent.is_dead());
+}
+
+// RT-5, UD-1
+#[test]
+fn a_pending_parent_that_takes_no_exit_dies_of_the_mismatch() {
+    let _no_leaks = NoLeaks::watch();
+    let parent = Greenlet::new(|number: i32| Ok(number));
+    let child = suspended(|asked| asked);
+    child.set_parent(&parent).unwrap();
+    let error = child.kill().unwrap_err().downcast::<TypeMismatch>().unwrap();
+    assert_eq!(error.expected(), "i32");
+    assert!(error.into_value().unwrap().is_exit());
     assert!(parent.is_dead());
 }

@@ -169,18 +169,20 @@ fn a_parent_that_cannot_be_entered_stays_pending_and_the_next_one_gets_the_error
             .stack_size(usize::MAX)
             .build(|_: String| Ok(()))
     };
-    let grandparent = listener(&log, "grandparent");
-    let parent = huge(&huge(&grandparent));
-    let child = Greenlet::builder()
-        .parent(&parent)
-        .build(|(): ()| text("outcome"));
-    assert_eq!(child.switch::<String>(()).unwrap(), "from grandparent");
-    assert_eq!(parent.state(), State::Pending);
-    let events = log.take();
-    assert!(
-        events[0].starts_with("grandparent got error a stack of"),
-        "{events:?}"
-    );
+    for parents in 1..=3 {
+        let grandparent = listener(&log, "grandparent");
+        let parent = (0..parents).fold(grandparent, |parent, _| huge(&parent));
+        let child = Greenlet::builder()
+            .parent(&parent)
+            .build(|(): ()| text("outcome"));
+        assert_eq!(child.switch::<String>(()).unwrap(), "from grandparent");
+        assert_eq!(parent.state(), State::Pending);
+        let events = log.take();
+        assert!(
+            events[0].starts_with("grandparent got error a stack of"),
+            "{events:?}"
+        );
+    }
 
     // Main can always be entered, so there always is an end to it.
     let parent = huge(&huge(&getcurrent()));

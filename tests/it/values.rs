@@ -26,6 +26,9 @@ fn a_value_arrives_as_it_was_sent() {
     // A `Value` is not wrapped twice.
     assert_eq!(echo.switch::<i32>(Value::new(Value::new(6))).unwrap(), 6);
     echo.switch::<GreenletExit>(GreenletExit::new()).unwrap();
+    // It also starts a greenlet that takes what is in it.
+    let takes_number = Greenlet::new(|number: i32| Ok(Value::new(number + 1)));
+    assert_eq!(takes_number.switch::<i32>(Value::new(7)).unwrap(), 8);
 }
 
 // VP-4, VP-5
