@@ -1,0 +1,218 @@
+//! A soak: many greenlets on two threads at once, made, switched to, thrown at and dropped at random, for
+//! a bounded number of steps. At the end memory is what it was after the first lap.
+//!
+//! The seed is printed; `GREENLET_SOAK_SEED` sets it, `GREENLET_SOAK_STEPS` how many steps each thread does in a lap.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Barrier;
+
+use anyhow::{Result, bail};
+use fastrand::Rng;
+use greenlet::{Greenlet, GreenletExit, State, getparent, stack};
+
+/// How many greenlets are alive at once, on both threads together.
+const CROWD: usize = if cfg!(debug_assertions) { 10_000 } else { 50_000 };
+const LAPS: usize = 4;
+const THREADS: usize = 2;
+
+/// Counts the bodies that run: 0 at the end.
+struct Alive(Rc<Cell<isize>>);
+
+impl Alive {
+    fn new(count: &Rc<Cell<isize>>) -> Alive {
+        count.set(count.get() + 1);
+        Alive(Rc::clone(count))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A greenlet, and what it must answer next.
+struct Member {
+    greenlet: Greenlet,
+    total: u64,
+}
+
+/// Adds up what it is sent. Every eighth number goes through a child of its own.
+fn adder(alive: &Rc<Cell<isize>>) -> impl FnOnce(u64) -> Result<u64> + use<> {
+    let alive = Rc::clone(alive);
+    move |first| {
+        let _alive = Alive::new(&alive);
+        let mut total = first;
+        loop {
+            let number: u64 = match getparent().unwrap().switch(total) {
+                Ok(number) => number,
+                Err(error) if error.is::<Harmless>() => 0,
+                Err(error) => return Err(error),
+            };
+            total += number;
+            if number % 8 == 7 {
+                let child = Greenlet::new(|(): ()| Ok(1_u64));
+                total += child.switch::<u64>(())?;
+            }
+        }
+    }
+}
+
+/// An error that an adder answers as if it were 0.
+#[derive(Debug)]
+struct Harmless;
+
+impl std::fmt::Display for Harmless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("harmless")
+    }
+}
+
+impl std::error::Error for Harmless {}
+
+/// The greenlets of one thread.
+struct Soak {
+    rng: Rng,
+    alive: Rc<Cell<isize>>,
+    members: Vec<Member>,
+}
+
+impl Soak {
+    /// One lap: `steps` at random, then all are ended one way or another.
+    fn lap(&mut self, steps: usize) -> Result<()> {
+        for _ in 0..steps {
+            self.step()?;
+        }
+        self.check()?;
+        self.rng.shuffle(&mut self.members);
+        let half = self.members.len() / 2;
+        for member in self.members.drain(half..) {
+            let _: GreenletExit = member.greenlet.throw(GreenletExit::new())?;
+        }
+        self.members.clear();
+        self.check()
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let is_full = self.members.len() >= CROWD / THREADS;
+        match self.rng.u8(..) {
+            0..160 if !is_full => self.make(),
+            // The last handle goes.
+            0..20 => {
+                self.take_one();
+                Ok(())
+            }
+            20..30 => {
+                let Some(member) = self.take_one() else {
+                    return Ok(());
+                };
+                let _: GreenletExit = member.greenlet.throw(GreenletExit::new())?;
+                match member.greenlet.state() {
+                    State::Dead => Ok(()),
+                    state => bail!("ended, and {state:?}"),
+                }
+            }
+            30..40 => {
+                let Some(member) = self.take_one() else {
+                    return Ok(());
+                };
+                match member.greenlet.throw::<u64>(anyhow::anyhow!("deadly")) {
+                    Err(error) if error.to_string() == "deadly" => Ok(()),
+                    other => bail!("an error became {other:?}"),
+                }
+            }
+            40..60 => self.ask(|member, _| member.greenlet.throw(Harmless)),
+            _ => self.ask(|member, number| {
+                member.total += number + u64::from(number % 8 == 7);
+                member.greenlet.switch(number)
+            }),
+        }
+    }
+
+    fn make(&mut self) -> Result<()> {
+        let size = *self.rng.choice(&[64 << 10, 64 << 10, 128 << 10]).unwrap_or(&0);
+        let greenlet = Greenlet::builder().stack_size(size).build(adder(&self.alive));
+        let total = self.rng.u64(..1000);
+        let answer: u64 = greenlet.switch(total)?;
+        self.members.push(Member { greenlet, total });
+        if answer != total {
+            bail!("a new greenlet answered {answer}, not {total}");
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, how: impl FnOnce(&mut Member, u64) -> Result<u64>) -> Result<()> {
+        let number = self.rng.u64(..1000);
+        let Some(member) = self.rng.choice(&mut self.members) else {
+            return Ok(());
+        };
+        let answer = how(member, number)?;
+        if answer != member.total {
+            bail!("{:?} answered {answer}, not {}", member.greenlet, member.total);
+        }
+        Ok(())
+    }
+
+    fn take_one(&mut self) -> Option<Member> {
+        let index = self.rng.usize(..self.members.len().max(1));
+        (index < self.members.len()).then(|| self.members.swap_remove(index))
+    }
+
+    /// As many bodies run, and as many stacks are in use, as there are members.
+    fn check(&self) -> Result<()> {
+        let (members, bodies) = (self.members.len(), self.alive.get());
+        let stacks = stack::stats().in_use_here;
+        if bodies != members as isize || stacks != members {
+            bail!("{members} members, {bodies} bodies, {stacks} stacks");
+        }
+        Ok(())
+    }
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn memory_after_many_laps_is_that_after_the_first() {
+    let seed = setting("GREENLET_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let steps = setting("GREENLET_SOAK_STEPS").map_or(4 * CROWD, |steps| steps as usize);
+    println!("seed {seed}");
+    let barrier = Barrier::new(THREADS);
+    let soak = |thread: u64| {
+        let mut soak = Soak {
+            rng: Rng::with_seed(seed + thread),
+            alive: Rc::default(),
+            members: Vec::new(),
+        };
+        let mut after = Vec::new();
+        for _ in 0..LAPS {
+            soak.lap(steps).unwrap();
+            barrier.wait(); // both are done: nothing moves while memory is read
+            after.push(resident());
+            barrier.wait();
+        }
+        after
+    };
+    let after = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS as u64)
+            .map(|thread| scope.spawn(move || soak(thread)))
+            .collect();
+        let results = threads.into_iter().map(|thread| thread.join().unwrap());
+        results.last().unwrap()
+    });
+    let (first, last) = (after[0], after[LAPS - 1]);
+    println!("resident after each lap: {after:?}");
+    assert!(last <= first + first / 10, "{first} bytes have become {last}");
+    assert_eq!(stack::stats().in_use, 0);
+}
