@@ -220,10 +220,7 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         if self.link.stage.get() != Stage::Waiting {
             return self.send_otherwise(value);
         }
-        if let Err(error) = self.greenlet.adopt() {
-            return Some(Err(error.into()));
-        }
-        match self.greenlet.switch::<Step<Y>>(Sent(value)) {
+        match self.greenlet.step::<Step<Y>>(Sent(value)) {
             Ok(Step::Item(item)) => {
                 self.link.stage.set(Stage::Waiting); // N1
                 Some(Ok(item))
@@ -242,9 +239,13 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         if self.link.stage.get() != Stage::WaitingInChild {
             return Some(Err(GeneratorError::new(Kind::Busy).into()));
         }
-        if let Err(error) = self.greenlet.adopt() {
-            return Some(Err(error.into()));
+        let parent = getcurrent();
+        if self.greenlet.parent().as_ref() != Some(&parent) {
+            if let Err(error) = self.greenlet.set_parent(&parent) {
+                return Some(Err(error.into()));
+            }
         }
+        drop(parent);
         let child = self.link.child.borrow().clone();
         let child = child.expect("the stage says that there is one");
         let outcome = child.switch::<Step<Y>>(Sent(value));

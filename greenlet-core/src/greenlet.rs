@@ -17,7 +17,7 @@ use crate::error::{GreenletExit, ParentError};
 use crate::state::State;
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub};
-use crate::transfer::{Content, Message, Parcel};
+use crate::transfer::{Content, Control, Message, Parcel};
 use crate::tree::Node;
 use crate::value::Value;
 
@@ -246,14 +246,15 @@ impl Greenlet {
         Ok(())
     }
 
-    /// Makes the running greenlet the parent, if it is not that already: two loads where it is.
+    /// Makes the running greenlet the parent, and switches to this one as [`switch`](Greenlet::switch) does.
     ///
-    /// For things that step a greenlet and want to get what it leaves, whoever steps it: a generator does
-    /// this before each step.
+    /// For things that step a greenlet, and are to get what it leaves, whoever steps it. Where the running
+    /// greenlet is the parent already, it is the cheapest of all switches.
     ///
-    /// # Errors
+    /// # Errors, Panics
     ///
-    /// As for [`set_parent`](Greenlet::set_parent).
+    /// As for [`set_parent`](Greenlet::set_parent), and then for [`switch`](Greenlet::switch). Where the
+    /// parent cannot be set, the value is dropped.
     ///
     /// # Examples
     ///
@@ -262,29 +263,34 @@ impl Greenlet {
     ///
     /// let child = Greenlet::new(|(): ()| Ok("from the child"));
     /// let shared = child.clone();
-    /// let consumer = Greenlet::new(move |(): ()| {
-    ///     shared.adopt()?;
-    ///     shared.switch::<&str>(())
-    /// });
+    /// let consumer = Greenlet::new(move |(): ()| shared.step::<&str>(()));
     /// assert_eq!(consumer.switch::<&str>(())?, "from the child");
     /// assert_eq!(child.parent(), Some(consumer));
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[track_caller]
     #[inline]
-    pub fn adopt(&self) -> Result<(), ParentError> {
-        let parent: *const Node = match &*self.node.parent.borrow() {
-            Some(parent) => Rc::as_ptr(&parent.node),
-            None => std::ptr::null(),
-        };
-        if !parent.is_null() && parent == Hub::get().current() {
-            return Ok(());
+    pub fn step<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        let mut value = ManuallyDrop::new(value);
+        let at = Location::caller();
+        match switch::hand_over_to_child(&self.node, Parcel::new(&mut value), at) {
+            Ok(back) => switch::receive(back),
+            Err(unsent) => switch::receive(self.step_otherwise(unsent, at)),
         }
-        self.adopt_anew()
     }
 
     #[cold]
-    fn adopt_anew(&self) -> Result<(), ParentError> {
-        self.set_parent(&getcurrent())
+    #[inline(never)]
+    fn step_otherwise(&self, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+        let current = thread::current_greenlet();
+        if self.node.parent_greenlet().as_ref() != Some(&current) {
+            if let Err(error) = self.set_parent(&current) {
+                drop(parcel.take_value());
+                return Control::local(Message::Error(error.into()));
+            }
+        }
+        drop(current); // not held over the switch
+        switch::transfer(&self.node, Content::Parcel(parcel), at, Manners::Polite)
     }
 
     /// Switches from the running greenlet to the parent of this one with a value, and returns what is

@@ -83,28 +83,58 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     unsafe { depart(hub, &*origin, node, parcel, at) }
 }
 
-/// Hands a value over to the parent of `child`, as [`hand_over`] does, without counting a handle of the
-/// parent: the link keeps it until control has left.
-#[inline(always)] // the fast path of a generator's yield
-pub(crate) fn hand_over_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+/// Hands a value over to `child`, whose parent the running greenlet is. Where that is another one, or the
+/// fast path is not open, the parcel comes back as an error.
+///
+/// It is [`hand_over`] for those who know who runs: the origin is read from the link, which has not
+/// changed for long, and only compared with what the last switch has written; and that link is a handle, so the count
+/// needs no look.
+#[inline(always)] // the fast path of a generator's step
+pub(crate) fn hand_over_to_child(
+    child: &Node,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Result<Parcel, Parcel> {
     let hub = Hub::get();
-    let origin = hub.current();
-    let target: *const Node = match &*child.parent.borrow() {
+    let parent: *const Node = match &*child.parent.borrow() {
+        Some(parent) => Rc::as_ptr(parent.node()),
+        None => return Err(parcel),
+    };
+    let is_plain = hub.slow.get() == 0
+        && hub.current() == parent
+        && !child.resume.get().is_null()
+        && !std::thread::panicking();
+    if !is_plain {
+        return Err(parcel);
+    }
+    // SAFETY: `parent` is current, so alive (T1); S1: `resume` is non-null.
+    Ok(unsafe { depart(hub, &*parent, child, parcel, at) })
+}
+
+/// Hands a value over from `child`, which runs, to its parent, without counting a handle of the parent: the
+/// link keeps it until control has left. The rest is as for [`hand_over_to_child`].
+#[inline(always)] // the fast path of a generator's yield
+pub(crate) fn hand_over_to_parent(
+    child: &Rc<Node>,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Parcel {
+    let hub = Hub::get();
+    let parent: *const Node = match &*child.parent.borrow() {
         Some(parent) => Rc::as_ptr(parent.node()),
         None => ptr::null(),
     };
-    // SAFETY: T1, since `child` exists; the parent lives by its child's link, and nothing has run since
-    // that was read.
+    // SAFETY: the parent lives by its child's link, and nothing has run since that was read.
     let is_plain = hub.slow.get() == 0
-        && !target.is_null()
-        && unsafe { !(*target).resume.get().is_null() }
-        && !std::thread::panicking()
-        && unsafe { count_of(origin) } != 1;
+        && !parent.is_null()
+        && hub.is_current(child)
+        && unsafe { !(*parent).resume.get().is_null() }
+        && !std::thread::panicking();
     if !is_plain {
         return transfer_to_parent(child, parcel, at);
     }
-    // SAFETY: T1; S1: `resume` is non-null.
-    unsafe { depart(hub, &*origin, target, parcel, at) }
+    // SAFETY: `child` is current; S1: `resume` is non-null.
+    unsafe { depart(hub, child, parent, parcel, at) }
 }
 
 #[cold]
