@@ -1,0 +1,163 @@
+//! What greenlets leave behind in memory: nothing. A binary of its own, because it counts allocations.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicIsize, Ordering};
+
+use anyhow::{Result, anyhow};
+use greenlet::{Greenlet, getcurrent, getparent, no_switch, stacks_in_use};
+
+/// Counts the blocks that are allocated and not freed.
+struct Counting;
+
+/// In the whole process.
+static BLOCKS: AtomicIsize = AtomicIsize::new(0);
+
+thread_local! {
+    /// Allocated by this thread, less those freed by it.
+    static OWN_BLOCKS: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(change: isize) {
+    BLOCKS.fetch_add(change, Ordering::Relaxed);
+    OWN_BLOCKS.set(OWN_BLOCKS.get() + change);
+}
+
+// SAFETY: everything is done by `System`; the counters neither allocate nor have destructors.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(1);
+        // SAFETY: the caller's contract is that of `System`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-1);
+        // SAFETY: as above; the block came from `System`.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How many blocks of this thread are left after `times` rounds, once the first few have filled the
+/// caches.
+fn left_after(times: usize, mut round: impl FnMut()) -> isize {
+    for _ in 0..10 {
+        round();
+    }
+    let before = OWN_BLOCKS.get();
+    for _ in 0..times {
+        round();
+    }
+    OWN_BLOCKS.get() - before
+}
+
+fn up<R: 'static>(value: impl Sized + 'static) -> Result<R> {
+    getparent().unwrap().switch(value)
+}
+
+// LK-1
+#[test]
+fn round_trips_leave_nothing() {
+    let shared = Rc::new(());
+    let echo = Greenlet::new(|mut value: Rc<()>| {
+        loop {
+            value = up(value)?;
+        }
+        #[expect(unreachable_code, reason = "says what the function returns")]
+        Ok(())
+    });
+    let left = left_after(1000, || {
+        let back: Rc<()> = echo.switch(Rc::clone(&shared)).unwrap();
+        assert_eq!(Rc::strong_count(&back), 2);
+    });
+    assert_eq!(left, 0);
+    assert_eq!(Rc::strong_count(&shared), 1);
+}
+
+// LK-2, LK-3
+#[test]
+fn starting_and_ending_ten_thousand_times_leaves_nothing() {
+    let returns = || drop(Greenlet::new(|text: String| Ok(text)).switch::<String>(String::from("text")));
+    let fails = || drop(Greenlet::new(|(): ()| -> Result<()> { Err(anyhow!("boom")) }).switch::<()>(()));
+    let is_killed = || {
+        let waiting = Greenlet::new(|(): ()| {
+            let _local = String::from("dropped by the exit");
+            up::<()>(())
+        });
+        waiting.switch::<()>(()).unwrap();
+        assert_eq!(stacks_in_use(), 1);
+        waiting.kill().unwrap();
+        assert_eq!(stacks_in_use(), 0, "the dead have no stack");
+    };
+    let is_let_go = || {
+        let waiting = Greenlet::new(|(): ()| up::<()>(Box::new("held until it ends")));
+        waiting.switch::<Box<&str>>(()).unwrap();
+    };
+    let never_starts = || drop(Greenlet::builder().name("unused").build(|(): ()| Ok(())));
+    let rounds: [(&str, &dyn Fn()); 5] = [
+        ("returns", &returns),
+        ("fails", &fails),
+        ("is killed", &is_killed),
+        ("is let go", &is_let_go),
+        ("never starts", &never_starts),
+    ];
+    for (name, round) in rounds {
+        assert_eq!(left_after(10_000, round), 0, "one that {name}");
+    }
+    assert_eq!(stacks_in_use(), 0);
+}
+
+// LK-4
+#[test]
+fn threads_leave_nothing() {
+    let round = || {
+        let thread = std::thread::spawn(|| {
+            let ended = Greenlet::new(|(): ()| Ok(getcurrent()));
+            drop(ended.switch::<Greenlet>(()).unwrap());
+            // Still suspended when the thread ends, since it has a handle of itself.
+            let kept = Greenlet::new(|(): ()| {
+                let _itself = getcurrent();
+                let _local = String::from("dropped by the end of the thread");
+                up::<()>(())
+            });
+            kept.switch::<()>(()).unwrap();
+        });
+        thread.join().unwrap();
+    };
+    for _ in 0..10 {
+        round();
+    }
+    // Other tests run at the same time, so a few blocks prove nothing: one each round would.
+    let before = BLOCKS.load(Ordering::Relaxed);
+    for _ in 0..1000 {
+        round();
+    }
+    let left = BLOCKS.load(Ordering::Relaxed) - before;
+    assert!(left < 500, "{left} blocks are left by 1,000 threads");
+}
+
+// LK-5
+#[test]
+fn what_is_refused_leaves_nothing() {
+    let child = Greenlet::new(|text: String| Ok(text.len()));
+    let below = Greenlet::builder().parent(&child).build(|(): ()| Ok(()));
+    let huge = Greenlet::builder()
+        .stack_size(usize::MAX)
+        .build(|_: String| Ok(()));
+    let left = left_after(1000, || {
+        assert!(child.set_parent(&below).is_err());
+        assert!(getcurrent().set_parent(&child).is_err());
+        assert!(huge.switch::<()>(String::from("no stack")).is_err());
+        assert!(huge.throw::<()>(anyhow!("no stack")).is_err());
+        assert!(child.switch::<usize>(vec![String::from("wrong type")]).is_err());
+        assert!(no_switch(|| child.switch::<usize>(String::from("forbidden"))).is_err());
+        let asks_wrongly = Greenlet::new(|(): ()| Ok(up::<u8>(()).is_err()));
+        asks_wrongly.switch::<()>(()).unwrap();
+        assert!(asks_wrongly.switch::<bool>(String::from("not a u8")).unwrap());
+    });
+    assert_eq!(left, 0);
+}
