@@ -131,6 +131,7 @@ fn stacks_of_a_thread_that_ended_serve_others() {
     });
 }
 
+// SW-33
 #[test]
 fn no_memory_for_a_stack_is_an_error_and_nothing_has_moved() {
     in_child(
@@ -156,6 +157,7 @@ fn no_memory_for_a_stack_is_an_error_and_nothing_has_moved() {
     );
 }
 
+// RT-6
 #[test]
 fn no_memory_for_a_pending_parent_goes_to_the_next() {
     in_child("no_memory_for_a_pending_parent_goes_to_the_next", &[], || {
