@@ -22,4 +22,5 @@ mod smoke;
 mod states;
 mod switching;
 mod throwing;
+mod tracing;
 mod values;
