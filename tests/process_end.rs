@@ -1,81 +1,358 @@
-//! A process that ends while greenlets are suspended. Each case is a child process: this binary, once more.
+//! What happens to greenlets when the process ends? Each test runs itself again as a child.
 
-use std::panic::{catch_unwind, resume_unwind};
-use std::process::{Command, Output, exit};
+use std::cell::RefCell;
+use std::process::{ExitCode, Output};
 
-use greenlet::{Greenlet, getparent};
+use anyhow::Result;
+use greenlet::{
+    Greenlet, ThreadExiting, Tracer, end_suspended, getcurrent, getparent, gettrace, no_switch, settrace,
+};
 
-/// Names the case that a child process is to run.
-const CASE: &str = "GREENLET_TEST_CASE";
+mod child;
 
-/// Runs `case` in a child process, by running the test `test` there.
-fn in_child(test: &str, case: &str) -> Output {
-    let this = std::env::current_exe().expect("a test knows its own path");
-    Command::new(this)
-        .args(["--exact", test, "--nocapture"])
-        .env(CASE, case)
-        .output()
-        .expect("a test can start itself")
+fn main() -> ExitCode {
+    child::run_tests(&[
+        (
+            "suspended_ones_are_ended_when_main_returns",
+            suspended_ones_are_ended_when_main_returns,
+        ),
+        (
+            "many_suspended_ones_do_not_crash_the_end",
+            many_suspended_ones_do_not_crash_the_end,
+        ),
+        (
+            "exit_inside_a_greenlet_runs_no_suspended_code",
+            exit_inside_a_greenlet_runs_no_suspended_code,
+        ),
+        (
+            "exit_while_unwinding_runs_no_suspended_code",
+            exit_while_unwinding_runs_no_suspended_code,
+        ),
+        (
+            "exit_while_one_is_kept_suspended_leaves_it",
+            exit_while_one_is_kept_suspended_leaves_it,
+        ),
+        (
+            "threads_inside_greenlets_do_not_hold_up_the_end",
+            threads_inside_greenlets_do_not_hold_up_the_end,
+        ),
+        ("exit_handlers_may_use_greenlets", exit_handlers_may_use_greenlets),
+        (
+            "thread_local_destructors_may_use_greenlets",
+            thread_local_destructors_may_use_greenlets,
+        ),
+        (
+            "the_first_use_may_be_in_a_destructor",
+            the_first_use_may_be_in_a_destructor,
+        ),
+    ])
 }
 
-/// Says what is dropped while the process ends.
-struct Loud;
+/// Says when it is dropped.
+struct Says(&'static str);
 
-impl Drop for Loud {
+impl Drop for Says {
     fn drop(&mut self) {
-        eprintln!("dropped");
+        println!("{} dropped", self.0);
     }
 }
 
-/// A greenlet that is suspended while it handles an error and the payload of a panic.
-fn suspended_while_handling() -> Greenlet {
-    let greenlet = Greenlet::new(|(): ()| {
-        let _loud = Loud;
-        let error = std::fs::File::open("/no/such/file").unwrap_err();
-        let payload = catch_unwind(|| resume_unwind(Box::new("payload"))).unwrap_err();
-        let end = getparent().unwrap().switch::<()>(());
-        drop((error, payload));
-        end
+/// A greenlet that is suspended, with something on its stack.
+fn suspended(name: &'static str) -> Greenlet {
+    let greenlet = Greenlet::builder().name(name).build(move |(): ()| {
+        let _local = Says(name);
+        getparent().unwrap().switch::<()>(())
     });
     greenlet.switch::<()>(()).unwrap();
     greenlet
 }
 
-fn run(case: &str) -> ! {
-    let _suspended = suspended_while_handling();
-    match case {
-        "in main" => exit(17),
-        "in a greenlet" => {
-            let exits = Greenlet::new(|(): ()| -> anyhow::Result<()> { exit(17) });
-            let never = exits.switch::<()>(());
-            unreachable!("{never:?}");
-        }
-        "in a thread" => {
-            let thread = std::thread::spawn(|| {
-                let _suspended = suspended_while_handling();
-                exit(17)
+thread_local! {
+    static KEPT: RefCell<Vec<Greenlet>> = const { RefCell::new(Vec::new()) };
+}
+
+fn keep(greenlet: Greenlet) {
+    KEPT.with_borrow_mut(|kept| kept.push(greenlet));
+}
+
+#[track_caller]
+fn assert_ended(output: &Output, status: i32, lines: &[&str]) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{:?} {errors}", output.status);
+    assert_eq!(child::lines(output), lines, "{errors}");
+    assert_eq!(errors, "", "no noise");
+}
+
+// SH-1, HZ-10, HZ-11: what is suspended when the main thread returns is ended, as at the end of any
+// thread: its destructors run, once. The process ends with its own status and says nothing.
+// #[test], on the main thread
+fn suspended_ones_are_ended_when_main_returns() {
+    let output = child::run("suspended_ones_are_ended_when_main_returns", || {
+        std::mem::forget(suspended("forgotten"));
+        keep(suspended("in a thread-local"));
+        // One below the other, each on the other's stack.
+        let outer = Greenlet::new(|(): ()| {
+            let main = getparent().unwrap();
+            let _inner = suspended("inner");
+            main.switch::<()>(())
+        });
+        outer.switch::<()>(()).unwrap();
+        keep(outer);
+    });
+    let Some(output) = output else { return };
+    let mut lines = child::lines(&output);
+    lines.sort();
+    assert_eq!(
+        lines,
+        ["forgotten dropped", "in a thread-local dropped", "inner dropped"]
+    );
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+// SH-1, XS-9: many, in a deep chain of parents, one of them while it handles an error.
+// #[test], on the main thread
+fn many_suspended_ones_do_not_crash_the_end() {
+    let output = child::run("many_suspended_ones_do_not_crash_the_end", || {
+        let mut parent = getcurrent();
+        for number in 0..2000 {
+            let greenlet = Greenlet::new(move |(): ()| {
+                let main = getparent().unwrap();
+                let error = main.switch::<()>(()).unwrap_err();
+                if number == 1000 {
+                    println!("{error}");
+                }
+                Err::<(), _>(error)
             });
-            let never: std::thread::Result<()> = thread.join();
-            unreachable!("{never:?}");
+            greenlet.switch::<()>(()).unwrap();
+            greenlet.set_parent(&parent).unwrap();
+            parent = greenlet;
         }
-        other => unreachable!("no case {other}"),
+        let handling = Greenlet::new(|(): ()| -> Result<()> {
+            let error = anyhow::anyhow!("being handled");
+            let got = getparent().unwrap().switch::<()>(());
+            got.map_err(|_| error.context("while handling"))
+        });
+        handling.switch::<()>(()).unwrap();
+        greenlet::set_unraisable_hook(|report| println!("{report}"));
+        keep(Greenlet::builder().name("handling").build(|(): ()| Ok(())));
+        keep(handling);
+        keep(parent);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines = child::lines(&output);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("greenlet exit")),
+        "{lines:?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.ends_with("ignored: while handling: being handled")),
+        "{lines:?}"
+    );
+}
+
+// SH-1, HZ-8, UD-8: `std::process::exit` inside a greenlet ends the process there. No destructor of
+// suspended code runs, as everywhere in Rust.
+// #[test], on the main thread
+fn exit_inside_a_greenlet_runs_no_suspended_code() {
+    let output = child::run("exit_inside_a_greenlet_runs_no_suspended_code", || {
+        std::mem::forget(suspended("other"));
+        let exits = Greenlet::new(|(): ()| -> Result<()> {
+            let _local = Says("its own local");
+            println!("exits");
+            std::process::exit(7)
+        });
+        let _ = exits.switch::<()>(());
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 7, &["exits"]);
+}
+
+// HZ-5, HZ-8: nor does a destructor that runs during a panic and exits begin to end greenlets then.
+// #[test], on the main thread
+fn exit_while_unwinding_runs_no_suspended_code() {
+    let output = child::run("exit_while_unwinding_runs_no_suspended_code", || {
+        struct Exits;
+        impl Drop for Exits {
+            fn drop(&mut self) {
+                println!("exits");
+                std::process::exit(8);
+            }
+        }
+        std::mem::forget(suspended("other"));
+        let _exits = Exits;
+        std::panic::resume_unwind(Box::new(()));
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 8, &["exits"]);
+}
+
+// HZ-8: one that is kept suspended stays so at the end, and the process does not wait for it.
+// #[test], on the main thread
+fn exit_while_one_is_kept_suspended_leaves_it() {
+    let output = child::run("exit_while_one_is_kept_suspended_leaves_it", || {
+        let kept = suspended("kept");
+        kept.close_gate();
+        kept.keep_suspended(|| {
+            println!("exits");
+            std::process::exit(9)
+        })
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 9, &["exits"]);
+}
+
+// SH-1, HZ-11, HZ-21: threads that sit in greenlets when the process ends are just stopped.
+// #[test], on the main thread
+fn threads_inside_greenlets_do_not_hold_up_the_end() {
+    let output = child::run("threads_inside_greenlets_do_not_hold_up_the_end", || {
+        for _ in 0..3 {
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                std::mem::forget(suspended("of a thread"));
+                let inside = Greenlet::new(move |(): ()| -> Result<()> {
+                    let _local = Says("of a thread, running");
+                    ready.send(())?;
+                    loop {
+                        std::thread::park();
+                    }
+                });
+                let outer = Greenlet::new(move |(): ()| inside.switch::<()>(()));
+                outer.switch::<()>(()).unwrap();
+            });
+            is_ready.recv().unwrap();
+        }
+        println!("main returns");
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["main returns"]);
+}
+
+/// Uses everything while the thread ends, and says what happened.
+fn use_all_late(when: &str) {
+    let main = getcurrent();
+    assert!(main.is_main() && main.is_current());
+    assert_eq!((main.parent(), getparent()), (None, None));
+    let greenlet = Greenlet::builder().name("late").build(|(): ()| Ok("works"));
+    let switched = match greenlet.switch::<&str>(()) {
+        Ok(result) => result,
+        Err(error) => {
+            assert!(error.is::<ThreadExiting>(), "{error}");
+            assert!(!greenlet.is_dead());
+            "refused"
+        }
+    };
+    settrace(Some(Tracer::new(|_| Ok(()))));
+    assert!(gettrace().is_some());
+    settrace(None);
+    assert!(gettrace().is_none());
+    let _ = end_suspended();
+    no_switch(|| drop(greenlet));
+    println!("{when}: switching {switched}, main dead {}", main.is_dead());
+}
+
+extern "C" fn at_exit() {
+    use_all_late("at exit");
+}
+
+unsafe extern "C" {
+    fn atexit(callback: extern "C" fn()) -> std::ffi::c_int;
+}
+
+// SH-2, SH-3, SH-4, HZ-3, HZ-4: in an exit handler, which runs after the greenlets of the main thread have
+// been ended, everything can be called; a switch is refused. The one way to ask for the running greenlet
+// never fails: it gives a main greenlet that is dead.
+// #[test], on the main thread
+fn exit_handlers_may_use_greenlets() {
+    let output = child::run("exit_handlers_may_use_greenlets", || {
+        // SAFETY: the callback is a plain function that does not unwind (a panic in it aborts).
+        assert_eq!(unsafe { atexit(at_exit) }, 0);
+        keep(suspended("kept"));
+    });
+    let Some(output) = output else { return };
+    assert_ended(
+        &output,
+        0,
+        &["kept dropped", "at exit: switching refused, main dead true"],
+    );
+}
+
+struct UsesAllLate(&'static str);
+
+impl Drop for UsesAllLate {
+    fn drop(&mut self) {
+        use_all_late(self.0);
     }
 }
 
-// XS-9
-#[test]
-fn a_greenlet_that_is_handling_an_error_can_be_abandoned_at_the_end_of_the_process() {
-    if let Ok(case) = std::env::var(CASE) {
-        run(&case);
+thread_local! {
+    static BEFORE: UsesAllLate = const { UsesAllLate("registered before") };
+    static AFTER: UsesAllLate = const { UsesAllLate("registered after") };
+}
+
+// SH-2, SH-3, SH-4, HZ-4: the same in destructors of thread-locals, whether they run before the library's
+// own, when all still works, or after it.
+// #[test], on the main thread
+fn thread_local_destructors_may_use_greenlets() {
+    let output = child::run("thread_local_destructors_may_use_greenlets", || {
+        let use_in_thread = || {
+            BEFORE.with(|_| ());
+            keep(suspended("kept"));
+            AFTER.with(|_| ());
+        };
+        std::thread::spawn(use_in_thread).join().unwrap();
+        println!("and now on the main thread");
+        use_in_thread();
+    });
+    let Some(output) = output else { return };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*errors), (Some(0), ""));
+    let lines = child::lines(&output);
+    let (thread, main) = lines.split_at(lines.iter().position(|line| line.starts_with("and")).unwrap());
+    for mut lines in [thread.to_vec(), main[1..].to_vec()] {
+        lines.sort();
+        // Which of the two runs before the library's own is up to the system.
+        let texts: Vec<&str> = lines
+            .iter()
+            .map(|line| line.split_once(": ").map_or(&**line, |(_, what)| what))
+            .collect();
+        assert_eq!(texts[0], "kept dropped");
+        let mut how = [texts[1], texts[2]];
+        how.sort_unstable();
+        assert_eq!(
+            how,
+            [
+                "switching refused, main dead true",
+                "switching works, main dead false"
+            ]
+        );
     }
-    let this = "a_greenlet_that_is_handling_an_error_can_be_abandoned_at_the_end_of_the_process";
-    for (case, most_dropped) in [("in main", 1), ("in a greenlet", 0), ("in a thread", 1)] {
-        let output = in_child(this, case);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(17), "{case}: {errors}");
-        // Where `exit` runs the thread-local destructors of its thread, as glibc's does, greenlets of
-        // that thread are ended; but not from within a greenlet, nor those of other threads.
-        let dropped = errors.matches("dropped").count();
-        assert!(dropped <= most_dropped, "{case}: {errors}");
-    }
+}
+
+// SH-2: a thread whose first use of greenlets is in a destructor of a thread-local.
+// #[test], on the main thread
+fn the_first_use_may_be_in_a_destructor() {
+    let output = child::run("the_first_use_may_be_in_a_destructor", || {
+        std::thread::spawn(|| BEFORE.with(|_| ())).join().unwrap();
+        println!("the thread is over");
+    });
+    let Some(output) = output else { return };
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines = child::lines(&output);
+    assert!(lines[0].starts_with("registered before: switching"), "{lines:?}");
+    assert_eq!(lines[1], "the thread is over");
 }
