@@ -1,0 +1,382 @@
+//! What does a thread own, and what happens to it when the thread ends?
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use anyhow::Result;
+use greenlet::{Greenlet, GreenletExit, TypeMismatch, end_suspended, getcurrent, greenlets, stacks_in_use};
+
+use crate::support::{Log, on_drop, up};
+
+thread_local! {
+    static KEPT: RefCell<Vec<Greenlet>> = const { RefCell::new(Vec::new()) };
+    static LATE: RefCell<Option<crate::support::OnDrop>> = const { RefCell::new(None) };
+}
+
+/// A suspended greenlet that counts when its stack is unwound, and sends how it was ended.
+fn counting(drops: &Arc<AtomicUsize>, reasons: Option<mpsc::Sender<String>>) -> Greenlet {
+    let drops = drops.clone();
+    let greenlet = Greenlet::new(move |(): ()| {
+        let _counts = on_drop(move || {
+            drops.fetch_add(1, Ordering::Relaxed);
+        });
+        let error = up::<()>(()).unwrap_err();
+        if let (Some(reasons), Some(exit)) = (reasons, error.downcast_ref::<GreenletExit>()) {
+            reasons.send(exit.reason().unwrap_or("none").into())?;
+        }
+        Err::<(), _>(error)
+    });
+    greenlet.switch::<()>(()).unwrap();
+    greenlet
+}
+
+// TD-1, HZ-32, HZ-39: each thread has its own main and its own tree, and many threads at once do not
+// interfere with each other.
+#[test]
+fn each_thread_has_a_tree_of_its_own() {
+    let threads: Vec<_> = (0..8_u32)
+        .map(|thread| {
+            std::thread::spawn(move || {
+                let main = getcurrent();
+                assert!(main.is_main() && main.parent().is_none());
+                let mut total = 0;
+                for round in 0..50_u32 {
+                    let of_main = main.clone();
+                    let child = Greenlet::new(move |first: u32| {
+                        assert_eq!(getcurrent().parent(), Some(of_main));
+                        let second: u32 = up(first + thread)?;
+                        Ok(second * 2)
+                    });
+                    total += child.switch::<u32>(round).unwrap();
+                    total += child.switch::<u32>(round).unwrap();
+                }
+                assert_eq!(greenlets(), [main]);
+                total
+            })
+        })
+        .collect();
+    for (thread, handle) in (0..8_u32).zip(threads) {
+        assert_eq!(
+            handle.join().unwrap(),
+            (0..50).map(|round| 3 * round + thread).sum::<u32>()
+        );
+    }
+}
+
+// TD-2: a call that blocks in a greenlet blocks its thread alone.
+#[test]
+fn blocking_in_a_greenlet_blocks_its_thread_alone() {
+    let (question, asked) = mpsc::channel();
+    let (answer, answered) = mpsc::channel();
+    let blocked = std::thread::spawn(move || {
+        let blocks = Greenlet::new(move |(): ()| {
+            question.send(())?;
+            Ok(answered.recv()?)
+        });
+        blocks.switch::<&str>(()).unwrap()
+    });
+    asked.recv().unwrap();
+    let other = Greenlet::new(|(): ()| Ok("the other thread's greenlets run"));
+    answer.send(other.switch::<&str>(()).unwrap()).unwrap();
+    assert_eq!(blocked.join().unwrap(), "the other thread's greenlets run");
+}
+
+// TD-4, TD-5: a greenlet is of the thread that makes it, whatever its state, so what makes one is what
+// travels: a function, which may be `Send`.
+#[test]
+fn a_greenlet_is_of_the_thread_that_makes_it() {
+    let body = |first: u32| Ok(first + up::<u32>(())?);
+    let here = Greenlet::new(body);
+    here.switch::<()>(1_u32).unwrap();
+    let there = std::thread::spawn(move || {
+        let there = Greenlet::new(body);
+        there.switch::<()>(10_u32).unwrap();
+        there.switch::<u32>(20_u32).unwrap()
+    });
+    assert_eq!(there.join().unwrap(), 30);
+    assert_eq!(here.switch::<u32>(2_u32).unwrap(), 3);
+}
+
+// TD-7, HZ-6: what a refused switch gives back inside its error may reach another thread; the value can
+// be taken on its own thread only.
+#[test]
+fn an_error_may_travel_the_value_in_it_stays() {
+    let child = Greenlet::new(|_: u8| Ok(()));
+    let log = Log::new();
+    let noted = log.clone();
+    let not_send = on_drop(move || noted.add("dropped"));
+    let error = child.switch::<()>(not_send).unwrap_err();
+    let error = std::thread::spawn(move || {
+        let mismatch = error.downcast_ref::<TypeMismatch>().unwrap();
+        assert!(mismatch.value().is_none());
+        assert_eq!(mismatch.expected(), "u8");
+        error
+    });
+    let error = error.join().unwrap();
+    assert_eq!(log.take(), [""; 0]);
+    assert!(error.downcast_ref::<TypeMismatch>().unwrap().value().is_some());
+    drop(error);
+    assert_eq!(log.take(), ["dropped"]);
+}
+
+// TD-8: what of it may be known elsewhere is plain data, and may be sent there.
+#[test]
+fn what_is_known_of_a_greenlet_may_be_sent() {
+    let greenlet = Greenlet::builder().name("g").build(|(): ()| up::<()>(()));
+    greenlet.switch::<()>(()).unwrap();
+    let facts = (
+        greenlet.state(),
+        greenlet.name().map(String::from),
+        greenlet.parked_at(),
+        format!("{greenlet:?}"),
+    );
+    let (state, name, parked_at, text) = std::thread::spawn(move || facts).join().unwrap();
+    assert_eq!((state, name.as_deref()), (greenlet::State::Active, Some("g")));
+    assert!(parked_at.is_some() && text.contains("suspended"), "{text}");
+}
+
+// TE-1, TE-2, HZ-5: greenlets that are still suspended when the thread ends are ended in it, with their
+// clean-up run, once: those in the variables of its function as these go, those that are held elsewhere
+// (thread-locals, forgotten handles) by the thread's own end. The original does not run the latter.
+#[test]
+fn what_is_suspended_ends_with_its_thread() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let (sender, reasons) = mpsc::channel();
+    let counts = drops.clone();
+    std::thread::spawn(move || {
+        let _local = counting(&counts, Some(sender.clone()));
+        let kept = counting(&counts, Some(sender.clone()));
+        KEPT.with_borrow_mut(|greenlets| greenlets.push(kept));
+        std::mem::forget(counting(&counts, Some(sender)));
+        assert_eq!(counts.load(Ordering::Relaxed), 0);
+    })
+    .join()
+    .unwrap();
+    assert_eq!(drops.load(Ordering::Relaxed), 3);
+    let mut reasons: Vec<String> = reasons.iter().collect();
+    assert_eq!(reasons.remove(0), "the last handle of the greenlet was dropped");
+    reasons.sort();
+    // A thread-local that is destroyed before the library's own lets go of its greenlet by itself.
+    assert_eq!(reasons.pop().as_deref(), Some("the thread of the greenlet ended"));
+    let by_drop = "the last handle of the greenlet was dropped";
+    assert!(
+        [by_drop, "the thread of the greenlet ended"].contains(&&*reasons[0]),
+        "{reasons:?}"
+    );
+}
+
+// TE-1: also when the thread's function panics.
+#[test]
+fn what_is_suspended_ends_with_a_thread_that_panics() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let counts = drops.clone();
+    let panicked = std::thread::spawn(move || {
+        let _local = counting(&counts, None);
+        std::mem::forget(counting(&counts, None));
+        std::panic::resume_unwind(Box::new(()));
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(drops.load(Ordering::Relaxed), 2);
+}
+
+// TE-3, TE-4, TE-5, TE-6, TE-9, HZ-25: what is left of a thread that has ended can be reached only from
+// destructors that run late in the thread itself. There main is dead, and so are those that were
+// suspended; a pending one still is, and cannot be started; letting go of them runs nothing. No time
+// passes between the end and its being noticed.
+#[test]
+fn what_is_left_of_a_thread_refuses() {
+    let (sender, seen) = mpsc::channel();
+    std::thread::spawn(move || {
+        // Made first: destroyed last.
+        LATE.with_borrow_mut(|late| *late = None);
+        let main = getcurrent();
+        let drops = Arc::new(AtomicUsize::new(0));
+        let suspended = counting(&drops, None);
+        let pending = Greenlet::new(|(): ()| Ok(()));
+        let finished = Greenlet::new(|(): ()| Ok(()));
+        finished.switch::<()>(()).unwrap();
+        let look = move || {
+            if !main.is_dead() {
+                // This system destroys it before the library's own: then this is no late destructor.
+                sender.send(None).unwrap();
+                return;
+            }
+            let states = [&main, &suspended, &pending, &finished].map(Greenlet::state);
+            let refused = [&main, &suspended, &pending, &finished].map(|target| {
+                target
+                    .switch::<()>(())
+                    .unwrap_err()
+                    .is::<greenlet::ThreadExiting>()
+            });
+            let thrown = suspended.throw::<()>(GreenletExit::new()).unwrap_err();
+            let ended = drops.load(Ordering::Relaxed);
+            drop((main, suspended, pending, finished));
+            let seen = (
+                states,
+                refused,
+                thrown.to_string(),
+                ended,
+                drops.load(Ordering::Relaxed),
+            );
+            sender.send(Some(seen)).unwrap();
+        };
+        LATE.with_borrow_mut(|late| *late = Some(on_drop(look)));
+    })
+    .join()
+    .unwrap();
+    let seen = seen.recv().unwrap();
+    assert!(
+        seen.is_some() || !cfg!(target_os = "linux"),
+        "thread-locals are destroyed in another order"
+    );
+    let Some((states, refused, thrown, ended, after)) = seen else {
+        return;
+    };
+    use greenlet::State::{Dead, Pending};
+    assert_eq!(states, [Dead, Dead, Pending, Dead]);
+    assert_eq!(refused, [true; 4]);
+    assert!(thrown.contains("while the thread ends"), "{thrown}");
+    assert_eq!((ended, after), (1, 1));
+}
+
+// TE-10: what the stack of a suspended greenlet refers to, a handle of main, say, is let go of when its
+// thread ends: nothing is left on a stack that nobody unwinds.
+#[test]
+fn a_handle_of_main_on_a_stack_is_let_go_of() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let counts = drops.clone();
+    std::thread::spawn(move || {
+        let main = getcurrent();
+        let counted = on_drop(move || {
+            counts.fetch_add(1, Ordering::Relaxed);
+        });
+        let holds = Greenlet::new(move |(): ()| {
+            let _both = (main, counted, getcurrent()); // itself, too
+            up::<()>(())
+        });
+        holds.switch::<()>(()).unwrap();
+        std::mem::forget(holds);
+    })
+    .join()
+    .unwrap();
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+}
+
+// XD-4, XD-5, XD-6, UD-5, UD-10: there are no drops from other threads; the only ends that wait are those
+// that a panic or a `no_switch` section put off. They play out in whoever is current, before the
+// operation that settles them has staged anything, and touch neither its value nor its error.
+#[test]
+fn ends_that_waited_do_not_touch_the_operation_that_settles_them() {
+    let log = Log::new();
+    let owe = || {
+        let log = log.clone();
+        let greenlet = Greenlet::builder()
+            .name("owed")
+            .build(move |(): ()| -> Result<&str> {
+                let _ = up::<()>(());
+                let parent = greenlet::getparent().unwrap();
+                log.add(format!("ended under {}", parent.name().unwrap_or("?")));
+                Ok("a value of its own, which nobody gets")
+            });
+        greenlet.switch::<()>(()).unwrap();
+        struct DropsWhileUnwinding(Option<Greenlet>);
+        impl Drop for DropsWhileUnwinding {
+            fn drop(&mut self) {
+                self.0 = None;
+            }
+        }
+        let holds = DropsWhileUnwinding(Some(greenlet));
+        let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _holds = holds;
+            std::panic::resume_unwind(Box::new(()));
+        }));
+        assert!(unwound.is_err());
+    };
+    // A switch, a switch to itself, a switch to a dead one, throws.
+    let child = Greenlet::builder().name("child").build(|n: u32| Ok(n + 1));
+    owe();
+    assert_eq!(child.switch::<u32>(1_u32).unwrap(), 2);
+    owe();
+    assert_eq!(getcurrent().switch::<u32>(5_u32).unwrap(), 5);
+    owe();
+    assert_eq!(child.switch::<u32>(6_u32).unwrap(), 6);
+    owe();
+    assert_eq!(
+        child
+            .throw::<u32>(anyhow::anyhow!("kept"))
+            .unwrap_err()
+            .to_string(),
+        "kept"
+    );
+    assert_eq!(log.take(), ["ended under main"; 4]);
+    // A greenlet that finishes, with a value and with an error.
+    for fails in [false, true] {
+        let owe = {
+            let log = log.clone();
+            move || {
+                let greenlet = Greenlet::new(move |(): ()| {
+                    let _ = up::<()>(());
+                    log.add(format!(
+                        "ended under {}",
+                        greenlet::getparent().unwrap().name().unwrap_or("?")
+                    ));
+                    Ok("a value of its own")
+                });
+                greenlet.switch::<()>(()).unwrap();
+                let holds = on_drop(move || drop(greenlet));
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    let _holds = holds;
+                    std::panic::resume_unwind(Box::new(()));
+                }));
+            }
+        };
+        let finishing = Greenlet::builder().name("finishing").build(move |(): ()| {
+            owe();
+            if fails {
+                Err(anyhow::anyhow!("outcome"))
+            } else {
+                Ok("outcome")
+            }
+        });
+        let got = finishing.switch::<&str>(());
+        assert_eq!(
+            got.map_or_else(|error| error.to_string(), String::from),
+            "outcome"
+        );
+    }
+    assert_eq!(log.take(), ["ended under finishing"; 2]);
+}
+
+// XD-7, XD-8, HZ-29: what waits when the thread ends is ended then; nothing of it is left.
+#[test]
+fn ends_that_wait_do_not_outlive_the_thread() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let counts = drops.clone();
+    let panicked = std::thread::spawn(move || {
+        let _hundred: Vec<Greenlet> = (0..100).map(|_| counting(&counts, None)).collect();
+        std::panic::resume_unwind(Box::new(())); // lets go of all, while it unwinds
+    });
+    assert!(panicked.join().is_err());
+    assert_eq!(drops.load(Ordering::Relaxed), 100);
+}
+
+// TE-7, LK-3, LK-4: when all has ended, a thread has main alone, and no stack in use.
+#[test]
+fn nothing_is_left_in_a_thread_when_all_has_ended() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let counts = drops.clone();
+    std::thread::spawn(move || {
+        let suspended: Vec<Greenlet> = (0..50).map(|_| counting(&counts, None)).collect();
+        let dead = Greenlet::new(|(): ()| Ok(()));
+        dead.switch::<()>(()).unwrap();
+        assert_eq!((greenlets().len(), stacks_in_use()), (52, 50));
+        end_suspended().unwrap();
+        assert_eq!(stacks_in_use(), 0);
+        drop((suspended, dead));
+        assert_eq!(greenlets(), [getcurrent()]);
+    })
+    .join()
+    .unwrap();
+    assert_eq!(drops.load(Ordering::Relaxed), 50);
+}
