@@ -49,12 +49,16 @@ mod generator;
 mod leaks;
 pub mod record;
 mod scope;
+mod view;
 
 pub use bridge::*;
 pub use generator::{Generator, GeneratorError, Yielder, yield_};
 pub use greenlet_core::*;
 pub use leaks::assert_no_leaks;
 pub use scope::{Scope, scope};
+#[cfg(all(unix, feature = "signal"))]
+pub use view::dump_on_signal;
+pub use view::{Dump, Tree, dump, dump_all_threads, tree};
 
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]

@@ -2,9 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use crate::greenlet::Greenlet;
 use crate::stack;
-use crate::thread::Hub;
+use crate::thread::{Hub, KEEP_AGES};
 
 /// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
 ///
@@ -54,7 +57,38 @@ pub struct StackUsage {
     pub size: usize,
 }
 
+/// Says whether the library notes, from now on, when each greenlet is made, in all threads: for
+/// [`Greenlet::age`].
+///
+/// Off at first: to read the clock and to note the time takes longer than to make a greenlet.
+pub fn keep_ages(keep: bool) {
+    KEEP_AGES.store(keep, Ordering::Relaxed);
+}
+
 impl Greenlet {
+    /// How long ago the greenlet was made, if it was made while ages were kept: see [`keep_ages`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, keep_ages};
+    ///
+    /// let unknown = Greenlet::new(|(): ()| Ok(()));
+    /// keep_ages(true);
+    /// let young = Greenlet::new(|(): ()| Ok(()));
+    /// assert!(unknown.age().is_none() && young.age().is_some());
+    /// # keep_ages(false);
+    /// ```
+    pub fn age(&self) -> Option<Duration> {
+        Some(Hub::get().birth(self.node())?.elapsed())
+    }
+
+    /// Says whether the greenlet waits for a future, or is below one that does: a gate is closed, and a
+    /// switch to it would be refused.
+    pub fn is_awaiting(&self) -> bool {
+        self.is_active() && !self.is_current() && self.node().closed_gate().is_some()
+    }
+
     /// How much of its stack the greenlet uses. `None` if it has none: it is pending or dead, or
     /// the main greenlet, which has the stack of its thread.
     ///

@@ -26,6 +26,7 @@
 //! | `greenlet`, `builder` | the handle, and how it is made |
 //! | `inspect`, `probe` | looking at greenlets from outside; backtraces |
 //! | `local` | variables of which each greenlet has its own value |
+//! | `errand` | asking other threads |
 //! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
 //! | `switch` | the transfer of control: the only place where stacks are switched |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
@@ -41,6 +42,7 @@ mod builder;
 mod compile_fail;
 mod end;
 mod entry;
+mod errand;
 mod error;
 mod gate;
 mod greenlet;
@@ -63,12 +65,13 @@ mod value;
 
 pub use builder::Builder;
 pub use end::end_suspended;
+pub use errand::{Errand, ThreadId, ask_all_threads, run_errands};
 pub use error::{
     Awaiting, GreenletExit, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting,
     TypeMismatch, Unwinding,
 };
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
-pub use inspect::{StackUsage, greenlets, stacks_in_use};
+pub use inspect::{StackUsage, greenlets, keep_ages, stacks_in_use};
 pub use local::{LocalKey, Locals};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;

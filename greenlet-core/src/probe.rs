@@ -73,18 +73,18 @@ impl Greenlet {
     #[inline(never)] // a frame of its own in a backtrace of the running greenlet
     pub fn backtrace(&self) -> Result<Backtrace, NoBacktrace> {
         match self.state() {
-            State::Pending => Err(NoBacktrace::pending()),
-            State::Dead => Err(NoBacktrace::dead()),
-            State::Active if self.is_current() => Ok(Backtrace::force_capture()),
-            State::Active => {
-                if let Some(usage) = self.stack_usage() {
-                    if usage.size.saturating_sub(usage.used) < ROOM {
-                        return Err(NoBacktrace::no_room());
-                    }
-                }
-                section::no_switch(|| ask(Hub::get(), self.node())).ok_or(NoBacktrace::failed())
-            }
+            State::Pending => return Err(NoBacktrace::pending()),
+            State::Dead => return Err(NoBacktrace::dead()),
+            State::Active => {}
         }
+        let usage = self.stack_usage();
+        if usage.is_some_and(|usage| usage.size.saturating_sub(usage.used) < ROOM) {
+            return Err(NoBacktrace::no_room());
+        }
+        if self.is_current() {
+            return Ok(Backtrace::force_capture());
+        }
+        section::no_switch(|| ask(Hub::get(), self.node())).ok_or(NoBacktrace::failed())
     }
 }
 

@@ -31,6 +31,7 @@ use anyhow::Error;
 
 use crate::backend;
 use crate::entry::Start;
+use crate::errand;
 use crate::error::{
     Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
@@ -226,7 +227,10 @@ pub(crate) fn transfer(
             }
             return Control::local(Message::Error(error));
         }
-        // Before anything is staged, so that what this runs cannot get between (rule XD-5).
+        // Before anything is staged, so that what these run cannot get between (rule XD-5).
+        if hub.has_flag(slow::ERRAND) {
+            errand::run(hub);
+        }
         hub.settle_debts();
     }
 

@@ -19,14 +19,17 @@
 //! - **T3** Nothing of the hub is borrowed while foreign code runs or a stack is switched.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::end;
+use crate::errand::{self, Inbox};
 use crate::greenlet::Greenlet;
 use crate::overflow;
 use crate::stack::{SignalStack, Stack, StackCache};
@@ -45,6 +48,35 @@ pub(crate) mod slow {
     pub(crate) const EXITING: u32 = 8;
     /// Some closed gate may be in a target's lineage.
     pub(crate) const GATES: u32 = 16;
+    /// There is something in the inbox (see `errand.rs`).
+    pub(crate) const ERRAND: u32 = 32;
+}
+
+/// The reasons that there are for a thread: bits of [`slow`].
+///
+/// The thread's own; others only raise a flag in it. Its own changes are a load and a store, and may lose
+/// such a flag: see `errand.rs`.
+pub(crate) struct Flags(AtomicU32);
+
+impl Flags {
+    const fn new() -> Flags {
+        Flags(AtomicU32::new(0))
+    }
+
+    /// All of them; 0 means that a switch has nothing to do but to switch.
+    #[inline(always)] // part of the fast path: a plain load
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, flags: u32) {
+        self.0.store(flags, Ordering::Relaxed);
+    }
+
+    /// Raises a flag from another thread.
+    pub(crate) fn raise_from_outside(&self, flag: u32) {
+        self.0.fetch_or(flag, Ordering::Relaxed);
+    }
 }
 
 /// What the library keeps for one thread.
@@ -52,7 +84,7 @@ pub(crate) struct Hub {
     /// T1.
     current: Cell<*const Node>,
     /// Bits of [`slow`]; 0 means that a switch has nothing to do but to switch.
-    pub(crate) slow: Cell<u32>,
+    pub(crate) slow: Flags,
     /// Null before the hub is set up, and after the main greenlet has gone at the end of the thread.
     main: Cell<*const Node>,
     next_id: Cell<u64>,
@@ -72,7 +104,14 @@ pub(crate) struct Hub {
     pub(crate) closed_gates: Cell<usize>,
     /// How many more switches the greenlet that is being ended with its thread may try in vain.
     pub(crate) patience: Cell<u32>,
+    /// What other threads ask of this one. From the set-up until the thread ends.
+    pub(crate) inbox: RefCell<Option<Arc<Inbox>>>,
+    /// When each greenlet was made, by its id: of those that were made while ages are kept.
+    births: RefCell<BTreeMap<u64, Instant>>,
 }
+
+/// Whether the hubs note when greenlets are made.
+pub(crate) static KEEP_AGES: AtomicBool = AtomicBool::new(false);
 
 /// The end of a greenlet that had to wait because a panic was unwinding, or because of a `no_switch` section.
 pub(crate) enum Debt {
@@ -104,7 +143,7 @@ impl Hub {
     const fn new() -> Hub {
         Hub {
             current: Cell::new(ptr::null()),
-            slow: Cell::new(0),
+            slow: Flags::new(),
             main: Cell::new(ptr::null()),
             next_id: Cell::new(0),
             thread_id: Cell::new(0),
@@ -117,6 +156,8 @@ impl Hub {
             forbidden_since: Cell::new(None),
             closed_gates: Cell::new(0),
             patience: Cell::new(0),
+            inbox: RefCell::new(None),
+            births: RefCell::new(BTreeMap::new()),
         }
     }
 
@@ -155,6 +196,7 @@ impl Hub {
             // Twice, so that the count of main never looks like that of a greenlet without handles.
             std::mem::forget(Rc::clone(&main));
             std::mem::forget(Rc::clone(&main));
+            errand::enter(self);
         } else {
             self.raise_flag(slow::EXITING);
             main.lifecycle.finish();
@@ -216,6 +258,19 @@ impl Hub {
         let mut nodes = self.nodes.borrow_mut();
         node.index.set(nodes.len());
         nodes.push(Rc::downgrade(node));
+        if KEEP_AGES.load(Ordering::Relaxed) {
+            self.note_birth(node);
+        }
+    }
+
+    #[cold]
+    fn note_birth(&self, node: &Node) {
+        self.births.borrow_mut().insert(node.id, Instant::now());
+    }
+
+    /// When the greenlet was made, if that was noted.
+    pub(crate) fn birth(&self, node: &Node) -> Option<Instant> {
+        self.births.borrow().get(&node.id).copied()
     }
 
     /// Takes a node that is being dropped off the list.
@@ -236,6 +291,10 @@ impl Hub {
         }
         drop(nodes);
         drop(gone);
+        let mut births = self.births.borrow_mut();
+        if !births.is_empty() {
+            births.remove(&node.id);
+        }
     }
 
     /// All nodes that the thread has now. Each is counted when its turn comes, not before, so that
@@ -366,6 +425,7 @@ struct ExitGuard;
 impl Drop for ExitGuard {
     fn drop(&mut self) {
         let hub = Hub::get();
+        errand::leave(hub);
         if hub.current.get() != hub.main.get() || std::thread::panicking() {
             // The process is being ended from within a greenlet, or from a destructor that runs during
             // a panic (`std::process::exit`): as everywhere in Rust, no destructors of suspended code
@@ -387,5 +447,7 @@ impl Drop for ExitGuard {
         first.lifecycle.finish();
         drop(first);
         drop(second);
+        let births = hub.births.take();
+        drop(births); // the map may have memory when it is empty
     }
 }

@@ -62,6 +62,17 @@ impl Recording {
                 _ => {}
             }
         }
+        // A bar that nothing ends would not be drawn.
+        let has_ended = |name: &str| {
+            self.events()
+                .iter()
+                .any(|event| event.kind() == EventKind::End && event.origin() == name)
+        };
+        for (number, name) in names.iter().enumerate() {
+            if self.has_start_of(name) && !has_ended(name) {
+                line(&mut diagram, format_args!("deactivate p{number}"));
+            }
+        }
         diagram
     }
 

@@ -27,4 +27,5 @@ mod switching;
 mod threads;
 mod throwing;
 mod tracing;
+mod tree;
 mod values;

@@ -287,6 +287,17 @@ fn a_mermaid_diagram_has_an_arrow_for_each_event() {
 }
 
 #[test]
+fn the_bar_of_a_greenlet_that_has_not_ended_ends_with_the_diagram() {
+    let (a, recording) = record(|| {
+        let a = named("a", |()| pause());
+        a.switch::<()>(()).unwrap();
+        a
+    });
+    assert!(recording.to_mermaid().ends_with("\n    deactivate p1\n"));
+    drop(a);
+}
+
+#[test]
 fn a_chrome_trace_is_json_and_its_blocks_fill_the_time() {
     let ((), recording) = record(|| {
         let a = named("a \"quoted\" \\ \n", |()| {

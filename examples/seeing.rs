@@ -1,0 +1,80 @@
+//! What there is to see of a program's greenlets: `cargo run --example seeing`.
+//!
+//! A small shop: three clerks in different places, some of them waiting. It prints the tree, and with
+//! `dot`, `dump` or `trace` as an argument the graph, the backtraces or a time line instead. With `wait` it
+//! goes on until it is killed, to be looked at from outside.
+
+use anyhow::Result;
+use greenlet::record::record;
+use greenlet::{Greenlet, dump, getparent, keep_ages, tree};
+
+fn main() -> Result<()> {
+    keep_ages(true);
+    let (shop, recording) = record(open_shop);
+    let shop = shop?;
+    match std::env::args().nth(1).as_deref() {
+        None | Some("tree") => print!("{}", tree()),
+        Some("dot") => print!("{}", tree().to_dot()),
+        Some("dump") => print!("{}", dump()),
+        Some("trace") => print!("{}", recording.to_chrome_trace()),
+        Some("mermaid") => print!("{}", recording.to_mermaid()),
+        Some("wait") => {
+            println!("waiting");
+            loop {
+                std::thread::park();
+            }
+        }
+        Some(other) => anyhow::bail!("{other}? I know tree, dot, dump, trace, mermaid, wait"),
+    }
+    drop(shop);
+    Ok(())
+}
+
+/// Someone who works until there is nothing to do.
+#[track_caller]
+fn clerk(name: &str, work: fn() -> Result<()>) -> Greenlet {
+    Greenlet::builder().name(name).build(move |(): ()| work())
+}
+
+fn open_shop() -> Result<Vec<Greenlet>> {
+    let baker = clerk("baker", bake);
+    let cashier = clerk("cashier", serve);
+    baker.switch::<()>(())?;
+    cashier.switch::<()>(())?;
+    baker.switch::<()>(())?;
+    let driver = clerk("driver", || Ok(())); // nothing to drive yet
+    Ok(vec![baker, cashier, driver])
+}
+
+#[inline(never)]
+fn bake() -> Result<()> {
+    let oven = clerk("oven", heat);
+    oven.switch::<()>(())?;
+    wait_for_flour()?;
+    oven.switch::<()>(())
+}
+
+#[inline(never)]
+fn heat() -> Result<()> {
+    pause()
+}
+
+#[inline(never)]
+fn serve() -> Result<()> {
+    let receipt = [0_u8; 10_000]; // on the stack
+    pause()?;
+    anyhow::ensure!(receipt.len() == 10_000);
+    Ok(())
+}
+
+#[inline(never)]
+fn wait_for_flour() -> Result<()> {
+    pause()?;
+    pause()
+}
+
+/// Back to whoever had us run.
+#[track_caller]
+fn pause() -> Result<()> {
+    getparent().expect("clerks are greenlets").switch(())
+}

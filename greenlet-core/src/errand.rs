@@ -1,0 +1,256 @@
+//! Errands: functions that every thread with greenlets is asked to run, at its next switch.
+//!
+//! For those who want to look at the greenlets of all threads: only a greenlet's own thread may touch it.
+//!
+//! ```text
+//!   who asks                               each thread that has greenlets
+//!     puts the errand into each inbox        ... fast switches ...
+//!     raises ERRAND in each `Hub::slow` ──►  the next switch sees a flag, and leaves the fast path:
+//!     waits, raises again ...                  runs what is in its inbox, then switches
+//! ```
+//!
+//! Nothing of this costs a switch anything: the flag is one of those that it looks at anyway.
+//!
+//! # Invariants
+//!
+//! - **R1** A pointer in the register points to the flags in the hub of a living thread of this process:
+//!   a thread enters itself when its main greenlet is made, and strikes itself off, under the register's lock,
+//!   before its thread-locals go. It is followed under that lock alone.
+//! - **R2** Another thread does nothing with a hub but to raise a flag in [`Flags`], which is atomic.
+//!
+//! The thread's own changes of its flags are a load and a store, which cost less than an atomic
+//! change, and can lose a flag that is raised at that moment. So who asks raises it until it is answered.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::section;
+use crate::thread::{self, Flags, Hub, slow};
+
+/// What must be left of a greenlet's stack for an errand to be run on it, in bytes. A backtrace takes 7 KiB.
+const ROOM: usize = 24 << 10;
+
+/// The threads that have greenlets.
+static REGISTER: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+struct Entry {
+    thread: ThreadId,
+    /// The process that it is a thread of: after a fork, the child has the memory, but not the threads.
+    process: u32,
+    flags: *const Flags,
+    inbox: Arc<Inbox>,
+}
+
+// SAFETY: R1, R2.
+unsafe impl Send for Entry {}
+
+/// What one thread is asked to run.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    errands: Mutex<VecDeque<Arc<Shared>>>,
+}
+
+struct Shared {
+    errand: Box<dyn Fn() + Send + Sync>,
+    /// The threads that have not run it.
+    missing: Mutex<Vec<ThreadId>>,
+    one_less: Condvar,
+}
+
+impl Shared {
+    fn is_done_by(&self, thread: ThreadId) {
+        self.missing.lock().retain(|missing| *missing != thread);
+        self.one_less.notify_all();
+    }
+}
+
+/// How a thread is called in the answers of [`Errand::wait`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ThreadId {
+    id: u64,
+    os: Option<u64>,
+}
+
+impl ThreadId {
+    /// The id of the calling thread.
+    pub fn current() -> ThreadId {
+        ThreadId {
+            id: thread::id(),
+            os: os_id(),
+        }
+    }
+
+    /// The system's number of the thread, as debuggers and `top` show it. On Linux only.
+    pub fn os(&self) -> Option<u64> {
+        self.os
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.os {
+            Some(os) => write!(f, "{os}"),
+            None => write!(f, "#{}", self.id),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn os_id() -> Option<u64> {
+    // SAFETY: takes nothing, and always succeeds.
+    let id = unsafe { libc::gettid() };
+    u64::try_from(id).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn os_id() -> Option<u64> {
+    None
+}
+
+/// Asks every thread that has greenlets to run `errand` at its next switch, and returns at once.
+///
+/// A thread runs it where it was about to switch, throw, or start a greenlet, in the greenlet that was
+/// about to, if 24 KiB of that one's stack are left: it may look at everything, but not switch. One that does not switch (because it waits for
+/// something, or computes) does not run it; [`run_errands`] can be called there. A panic in it goes nowhere.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use greenlet_core::{ask_all_threads, getcurrent, greenlets, run_errands};
+///
+/// let _main = getcurrent(); // so that this thread is one with greenlets
+/// let errand = ask_all_threads(|| println!("{} greenlets here", greenlets().len()));
+/// run_errands(); // or any switch
+/// assert!(errand.wait(Duration::from_secs(1)).is_empty());
+/// ```
+pub fn ask_all_threads(errand: impl Fn() + Send + Sync + 'static) -> Errand {
+    let shared = Arc::new(Shared {
+        errand: Box::new(errand),
+        missing: Mutex::new(Vec::new()),
+        one_less: Condvar::new(),
+    });
+    let register = REGISTER.lock();
+    for entry in living(&register) {
+        shared.missing.lock().push(entry.thread);
+        entry.inbox.errands.lock().push_back(Arc::clone(&shared));
+    }
+    remind(&register);
+    drop(register);
+    Errand { shared }
+}
+
+/// Runs what [`ask_all_threads`] has asked of this thread: for a loop that seldom switches.
+///
+/// It costs a look at a flag if there is nothing.
+#[inline]
+pub fn run_errands() {
+    let hub = Hub::get();
+    if hub.has_flag(slow::ERRAND) {
+        run(hub);
+    }
+}
+
+/// Something that all threads were asked to do: see [`ask_all_threads`].
+#[must_use = "who does not wait does not know who has done it"]
+pub struct Errand {
+    shared: Arc<Shared>,
+}
+
+impl Errand {
+    /// Waits until all threads have run it or have ended, but not longer than `limit`, and returns those that have not.
+    ///
+    /// The calling thread, if it is one of them, does not run it by waiting: call [`run_errands`] before.
+    pub fn wait(&self, limit: Duration) -> Vec<ThreadId> {
+        /// How long a lost flag can stay lost.
+        const BETWEEN_REMINDERS: Duration = Duration::from_millis(5);
+        let until = Instant::now().checked_add(limit);
+        loop {
+            let mut missing = self.shared.missing.lock();
+            let left = until.map_or(Duration::MAX, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            if missing.is_empty() || left.is_zero() {
+                return missing.clone();
+            }
+            self.shared
+                .one_less
+                .wait_for(&mut missing, left.min(BETWEEN_REMINDERS));
+            drop(missing);
+            remind(&REGISTER.lock());
+        }
+    }
+}
+
+impl fmt::Debug for Errand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Errand")
+            .field("missing", &*self.shared.missing.lock())
+            .finish_non_exhaustive()
+    }
+}
+
+fn living(register: &[Entry]) -> impl Iterator<Item = &Entry> {
+    let process = std::process::id();
+    register.iter().filter(move |entry| entry.process == process)
+}
+
+/// Raises the flag of every thread that has something in its inbox.
+fn remind(register: &[Entry]) {
+    for entry in living(register) {
+        if !entry.inbox.errands.lock().is_empty() {
+            // SAFETY: R1: the register is locked, so the thread is alive. R2.
+            unsafe { &*entry.flags }.raise_from_outside(slow::ERRAND);
+        }
+    }
+}
+
+/// Runs what is in this thread's inbox.
+#[cold]
+#[inline(never)]
+pub(crate) fn run(hub: &Hub) {
+    let usage = thread::current_greenlet().stack_usage();
+    if usage.is_some_and(|usage| usage.size.saturating_sub(usage.used) < ROOM) {
+        return; // the flag stays: another greenlet will have the room
+    }
+    hub.lower_flag(slow::ERRAND);
+    let Some(inbox) = hub.inbox.borrow().clone() else {
+        return;
+    };
+    loop {
+        let next = inbox.errands.lock().pop_front();
+        let Some(shared) = next else { return };
+        // CAUTION: runs foreign code, which cannot switch.
+        let outcome = section::no_switch(|| catch_unwind(AssertUnwindSafe(|| (shared.errand)())));
+        shared.is_done_by(ThreadId::current());
+        drop(outcome);
+    }
+}
+
+/// Enters the calling thread into the register.
+pub(crate) fn enter(hub: &Hub) {
+    let inbox = Arc::new(Inbox::default());
+    hub.inbox.replace(Some(Arc::clone(&inbox)));
+    REGISTER.lock().push(Entry {
+        thread: ThreadId::current(),
+        process: std::process::id(),
+        flags: &raw const hub.slow,
+        inbox,
+    });
+}
+
+/// Strikes the calling thread off the register: it is about to end (R1).
+pub(crate) fn leave(hub: &Hub) {
+    let Some(inbox) = hub.inbox.take() else { return };
+    REGISTER.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
+    // Nobody can add to it any more.
+    let thread = ThreadId::current();
+    for shared in inbox.errands.lock().drain(..) {
+        shared.is_done_by(thread);
+    }
+}

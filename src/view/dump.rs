@@ -1,0 +1,198 @@
+//! Everything there is to see, as one text: the tree of a thread, and the backtraces of its greenlets.
+
+#![forbid(unsafe_code)]
+
+use std::backtrace::Backtrace;
+use std::fmt;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use greenlet_core::{Greenlet, NoBacktrace, ThreadId, ask_all_threads, greenlets, run_errands};
+
+use super::tree::{Tree, name_of};
+
+/// Takes down everything about the greenlets of this thread: the [`tree`](crate::tree), and a backtrace of each that has
+/// a stack.
+///
+/// It disturbs no greenlet. Taking it needs about 10 KiB of stack; printing it, which resolves the names, needs
+/// more, and takes milliseconds.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Greenlet, dump, getparent};
+///
+/// fn waits_for_news() -> anyhow::Result<()> {
+///     getparent().unwrap().switch(())
+/// }
+/// let reader = Greenlet::builder().name("reader").build(|(): ()| waits_for_news());
+/// reader.switch::<()>(())?;
+/// let text = dump().to_string();
+/// assert!(text.contains("reader") && text.contains("waits_for_news"));
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn dump() -> Dump {
+    let greenlets = greenlets();
+    let thread = std::thread::current();
+    Dump {
+        thread: match thread.name() {
+            Some(name) => format!("thread '{name}' ({})", ThreadId::current()),
+            None => format!("thread {}", ThreadId::current()),
+        },
+        tree: Tree::of(&greenlets),
+        traces: greenlets
+            .iter()
+            .filter(|greenlet| greenlet.is_active())
+            .map(Trace::of)
+            .collect(),
+    }
+}
+
+/// Takes down the greenlets of all threads that have any, as [`dump`] does for one.
+///
+/// Only a greenlet's own thread can look at it. So each thread is asked to do its part where it is
+/// about to switch; after `limit`, those that have not are named. (They wait for something, or
+/// compute: `tools/greenlet-gdb.py` sees the greenlets of those, too. A loop that
+/// seldom switches can call [`run_errands`].)
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use greenlet::{dump_all_threads, getcurrent};
+///
+/// let _main = getcurrent();
+/// println!("{}", dump_all_threads(Duration::from_millis(100)));
+/// ```
+pub fn dump_all_threads(limit: Duration) -> String {
+    let parts = Arc::new(Mutex::new(Vec::new()));
+    let written = Arc::clone(&parts);
+    let errand = ask_all_threads(move || {
+        let part = dump();
+        written.lock().unwrap_or_else(PoisonError::into_inner).push(part);
+    });
+    run_errands(); // this thread may be one of them
+    let silent = errand.wait(limit);
+    let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut parts: Vec<String> = parts.iter().map(Dump::to_string).collect();
+    for thread in silent {
+        parts.push(format!(
+            "thread {thread} has greenlets, and has not switched for {limit:?}: it waits, or computes\n"
+        ));
+    }
+    if parts.is_empty() {
+        parts.push("no thread has greenlets\n".to_owned());
+    }
+    parts.join("\n")
+}
+
+/// Everything about the greenlets of a thread: see [`dump`]. It can go to any thread, to be printed there.
+#[derive(Debug)]
+pub struct Dump {
+    thread: String,
+    tree: Tree,
+    traces: Vec<Trace>,
+}
+
+impl Dump {
+    /// The tree of the greenlets, without the backtraces.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+}
+
+#[derive(Debug)]
+struct Trace {
+    name: String,
+    parked_at: Option<&'static Location<'static>>,
+    backtrace: Result<Backtrace, NoBacktrace>,
+}
+
+impl Trace {
+    fn of(greenlet: &Greenlet) -> Trace {
+        Trace {
+            name: name_of(greenlet),
+            parked_at: greenlet.parked_at(),
+            backtrace: greenlet.backtrace(),
+        }
+    }
+}
+
+/// The library's own frames are left out of the backtraces.
+impl fmt::Display for Dump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "greenlets of {}: {}\n\n{}",
+            self.thread,
+            self.tree.len(),
+            self.tree
+        )?;
+        for trace in &self.traces {
+            match trace.parked_at {
+                Some(place) => writeln!(f, "\n{}, parked at {place}", trace.name)?,
+                None => writeln!(f, "\n{}, current", trace.name)?,
+            }
+            match &trace.backtrace {
+                Ok(backtrace) => f.write_str(&without_ours(&backtrace.to_string()))?,
+                Err(error) => writeln!(f, "  {error}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A backtrace without the frames of the library and of the runtime below and above those of the user.
+///
+/// It reads the text that the standard library prints, which promises nothing: if it looks otherwise
+/// than expected, it is left whole.
+fn without_ours(backtrace: &str) -> String {
+    const OURS: [&str; 7] = [
+        "greenlet_core::",
+        "std::backtrace",
+        "std::panic",
+        "core::ops::function",
+        "core::panic",
+        "__rust_try",
+        "catch_unwind",
+    ];
+    // A frame is a line with a number and what follows it (`at file:line`).
+    let mut frames: Vec<String> = Vec::new();
+    for line in backtrace.lines() {
+        let number = line.trim_start().split(": ").next().unwrap_or_default();
+        match frames.last_mut() {
+            Some(frame) if number.parse::<u32>().is_err() => {
+                frame.push_str(line);
+                frame.push('\n');
+            }
+            _ => frames.push(format!("{line}\n")),
+        }
+    }
+    let is_ours = |frame: &String| OURS.iter().any(|name| frame.contains(name));
+    // A greenlet's first frames are those of `entry.rs`; main's are those of its thread.
+    let end = frames
+        .iter()
+        .position(|frame| {
+            frame.contains("greenlet_core::entry::") || frame.contains("__rust_begin_short_backtrace")
+        })
+        .unwrap_or(frames.len());
+    // Of the current greenlet, also all that took the backtrace.
+    let looks = frames
+        .iter()
+        .rposition(|frame| frame.contains("greenlet::view::dump"));
+    let after = looks.map_or(0, |last| last + 1);
+    let start = after + frames[after..].iter().take_while(|frame| is_ours(frame)).count();
+    let mut kept = frames.get(start..end).unwrap_or(&[]);
+    while let Some((last, rest)) = kept.split_last() {
+        if end == frames.len() || !is_ours(last) {
+            break;
+        }
+        kept = rest;
+    }
+    if kept.is_empty() {
+        backtrace.to_owned()
+    } else {
+        kept.concat()
+    }
+}

@@ -1,0 +1,229 @@
+//! The tree of a thread's greenlets, as text.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::panic::Location;
+use std::time::Duration;
+
+use greenlet_core::{Greenlet, StackUsage, State, greenlets};
+
+/// Takes a picture of all greenlets of this thread: each below its parent, with its name, its state,
+/// the line where it is parked, the stack that it uses, and where it was made.
+///
+/// Ages are shown if they are kept ([`keep_ages`](crate::keep_ages)). Dead greenlets are left out, but for those that have
+/// living children. Taking it disturbs nothing, and it can be taken anywhere, also in a destructor
+/// or a panic hook.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Greenlet, getparent, tree};
+///
+/// let worker = Greenlet::builder()
+///     .name("worker")
+///     .build(|(): ()| getparent().unwrap().switch::<()>(()));
+/// worker.switch::<()>(())?;
+/// println!("{}", tree());
+/// // main       current
+/// // └─ worker  suspended at src/main.rs:5  stack 1.1 of 256 KiB, made at src/main.rs:5
+/// assert_eq!(tree().to_string().lines().count(), 2);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn tree() -> Tree {
+    Tree::of(&greenlets())
+}
+
+/// A picture of the greenlets of a thread: see [`tree`]. It holds no greenlet, and can go to any thread.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// Parents come before their children.
+    pub(super) leaves: Vec<Leaf>,
+    /// How many dead greenlets are not shown.
+    dead: usize,
+}
+
+/// One greenlet in a [`Tree`].
+#[derive(Clone, Debug)]
+pub(super) struct Leaf {
+    pub(super) id: u64,
+    pub(super) parent: Option<u64>,
+    pub(super) name: String,
+    pub(super) condition: Condition,
+    pub(super) parked_at: Option<&'static Location<'static>>,
+    stack: Option<StackUsage>,
+    age: Option<Duration>,
+    made_at: Option<&'static Location<'static>>,
+    /// How many ancestors it has.
+    depth: usize,
+    /// Whether it is the last child of its parent.
+    is_last: bool,
+}
+
+/// What a greenlet does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Pending,
+    Current,
+    Suspended,
+    Awaiting,
+    Dead,
+}
+
+impl Condition {
+    fn of(greenlet: &Greenlet) -> Condition {
+        match greenlet.state() {
+            State::Pending => Condition::Pending,
+            State::Dead => Condition::Dead,
+            State::Active if greenlet.is_current() => Condition::Current,
+            State::Active if greenlet.is_awaiting() => Condition::Awaiting,
+            State::Active => Condition::Suspended,
+        }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Condition::Pending => "pending",
+            Condition::Current => "current",
+            Condition::Suspended => "suspended",
+            Condition::Awaiting => "awaiting",
+            Condition::Dead => "dead",
+        }
+    }
+}
+
+/// What a greenlet without a name is called here.
+pub(super) fn name_of(greenlet: &Greenlet) -> String {
+    match greenlet.name() {
+        Some(name) => name.to_owned(),
+        None => format!("#{}", greenlet.id()),
+    }
+}
+
+impl Tree {
+    pub(super) fn of(greenlets: &[Greenlet]) -> Tree {
+        // Every ancestor of what lives is in the tree.
+        let mut shown = HashSet::new();
+        for greenlet in greenlets.iter().filter(|greenlet| !greenlet.is_dead()) {
+            let mut next = Some(greenlet.clone());
+            while let Some(greenlet) = next {
+                if !shown.insert(greenlet.id()) {
+                    break;
+                }
+                next = greenlet.parent();
+            }
+        }
+        let dead = greenlets.len().saturating_sub(shown.len());
+        let mut children: HashMap<Option<u64>, Vec<&Greenlet>> = HashMap::new();
+        for greenlet in greenlets.iter().filter(|greenlet| shown.contains(&greenlet.id())) {
+            let parent = greenlet.parent().map(|parent| parent.id());
+            children.entry(parent).or_default().push(greenlet);
+        }
+
+        // In a loop: a chain of parents can be longer than a stack is deep.
+        let mut leaves = Vec::with_capacity(shown.len());
+        let roots = children.remove(&None).unwrap_or_default();
+        let mut waiting: Vec<(&Greenlet, usize, bool)> =
+            roots.into_iter().rev().map(|root| (root, 0, true)).collect();
+        while let Some((greenlet, depth, is_last)) = waiting.pop() {
+            leaves.push(Leaf::of(greenlet, depth, is_last));
+            let below = children.remove(&Some(greenlet.id())).unwrap_or_default();
+            let last = below.len().saturating_sub(1);
+            for (index, child) in below.into_iter().enumerate().rev() {
+                waiting.push((child, depth + 1, index == last));
+            }
+        }
+        Tree { leaves, dead }
+    }
+
+    /// How many greenlets are in the picture. Main is one of them.
+    pub fn len(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// Says whether the thread has not used greenlets.
+    pub fn is_empty(&self) -> bool {
+        self.leaves.is_empty()
+    }
+}
+
+impl Leaf {
+    fn of(greenlet: &Greenlet, depth: usize, is_last: bool) -> Leaf {
+        Leaf {
+            id: greenlet.id(),
+            parent: greenlet.parent().map(|parent| parent.id()),
+            name: name_of(greenlet),
+            condition: Condition::of(greenlet),
+            parked_at: greenlet.parked_at(),
+            stack: greenlet.stack_usage(),
+            age: greenlet.age(),
+            made_at: Some(greenlet.made_at()).filter(|_| !greenlet.is_main()),
+            depth,
+            is_last,
+        }
+    }
+
+    /// What it does, and where: the second column.
+    fn does(&self) -> String {
+        match self.parked_at {
+            Some(place) => format!("{} at {}:{}", self.condition.as_str(), place.file(), place.line()),
+            None => self.condition.as_str().to_owned(),
+        }
+    }
+
+    /// What else is known: the third column.
+    pub(super) fn details(&self) -> String {
+        let stack = self.stack.map(|StackUsage { used, size, .. }| {
+            format!("stack {:.1} of {} KiB", used as f64 / 1024.0, size / 1024)
+        });
+        let age = self.age.map(|age| format!("{age:.1?} old"));
+        let made = self
+            .made_at
+            .map(|place| format!("made at {}:{}", place.file(), place.line()));
+        let details: Vec<String> = [stack, age, made].into_iter().flatten().collect();
+        details.join(", ")
+    }
+}
+
+impl fmt::Display for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Deeper ones are not indented any further: they say how deep they are.
+        const DEEPEST: usize = 32;
+        // For each depth, whether the branch goes on below.
+        let mut goes_on: Vec<bool> = Vec::new();
+        let mut rows = Vec::with_capacity(self.leaves.len());
+        for leaf in &self.leaves {
+            let mut label = String::new();
+            goes_on.truncate(leaf.depth.saturating_sub(1));
+            for &line in goes_on.iter().take(DEEPEST) {
+                label.push_str(if line { "│  " } else { "   " });
+            }
+            if leaf.depth > 0 {
+                if leaf.depth > DEEPEST {
+                    label.push_str(&format!("({}) ", leaf.depth));
+                } else {
+                    label.push_str(if leaf.is_last { "└─ " } else { "├─ " });
+                }
+                goes_on.push(!leaf.is_last);
+            }
+            label.push_str(&leaf.name);
+            rows.push((label, leaf.does(), leaf.details()));
+        }
+        let width = |column: fn(&(String, String, String)) -> &str| {
+            rows.iter()
+                .map(|row| column(row).chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let (labels, does) = (width(|row| &row.0), width(|row| &row.1));
+        for (label, doing, details) in &rows {
+            let row = format!("{label:labels$}  {doing:does$}  {details}");
+            writeln!(f, "{}", row.trim_end())?;
+        }
+        if self.dead > 0 {
+            writeln!(f, "and {} dead, of which there are handles", self.dead)?;
+        }
+        Ok(())
+    }
+}
