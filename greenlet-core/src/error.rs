@@ -233,7 +233,7 @@ impl ParentError {
         matches!(self.kind, ParentErrorKind::Main)
     }
 
-    /// Says whether the new parent waits for a future, so that nothing can end into it.
+    /// Says whether the old or the new parent waits for a future, so that nothing can end into it.
     pub fn is_awaiting(&self) -> bool {
         matches!(self.kind, ParentErrorKind::Awaiting)
     }
@@ -247,7 +247,8 @@ impl fmt::Display for ParentError {
             }
             ParentErrorKind::Main => "the main greenlet of a thread cannot have a parent",
             ParentErrorKind::Awaiting => {
-                "the new parent is waiting for a future; only its driver can resume it"
+                "the old or the new parent waits for a future; only its driver can resume it, and what is below \
+                 it stays there meanwhile"
             }
         })
     }

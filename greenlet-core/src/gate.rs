@@ -13,7 +13,14 @@
 //! Where something does (a handle, a child), the hub counts the gate, and every switch of the thread
 //! looks for closed gates in its target's lineage until it opens.
 //!
-//! Nothing below a closed gate runs: the gate is closed by code outside, after control has left.
+//! # Invariants
+//!
+//! - **G1** Nothing below a closed gate runs: the gate is closed by code outside, after control has left;
+//!   nothing active is moved below one or out from below one (`Greenlet::set_parent`).
+//! - **G2** The resume point of a greenlet that is closed, or kept suspended, is in `Node::held`, and
+//!   `Node::resume` is null: so the fast path never takes it.
+//! - **G3** What is kept suspended counts as a closed gate for all below it, whoever opens gates
+//!   meanwhile.
 
 #![forbid(unsafe_code)]
 
@@ -76,25 +83,24 @@ impl Greenlet {
         count_gate(hub, node);
     }
 
-    /// Runs `during`; meanwhile nothing resumes this greenlet, not even to end it. An end that comes
-    /// meanwhile is done afterwards.
+    /// Runs `during`; meanwhile nothing resumes this greenlet or one below it, not even to end it. An end
+    /// that comes meanwhile is done afterwards.
     ///
-    /// For the owner of a suspended greenlet behind a closed gate, who works on something that stands on
-    /// the greenlet's stack.
+    /// For the owner of a suspended greenlet, who works on something that stands on the greenlet's stack.
     ///
     /// # Panics
     ///
-    /// Panics if anybody could switch to the greenlet, because it is not suspended or no gate is closed.
+    /// Panics if the greenlet is not suspended, and if it is kept suspended already.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, getparent};
+    /// use greenlet_core::{Awaiting, Greenlet, getparent};
     ///
     /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// waiting.switch::<()>(())?;
-    /// waiting.close_gate();
     /// waiting.keep_suspended(|| {
+    ///     assert!(waiting.switch::<()>(()).unwrap_err().is::<Awaiting>());
     ///     waiting.end();
     ///     assert!(waiting.is_active());
     /// });
@@ -105,15 +111,26 @@ impl Greenlet {
     pub fn keep_suspended<T>(&self, during: impl FnOnce() -> T) -> T {
         let node = self.node();
         assert!(
-            node.gate.get() != Gate::Open || (self.is_active() && node.closed_gate().is_some()),
-            "only what stands behind a closed gate can be kept suspended"
-        );
-        assert!(
             node.kept.get() == Kept::No,
             "the greenlet is kept suspended already"
         );
+        // G2: hidden, whether or not a gate has hidden it before.
+        if !node.resume.get().is_null() {
+            node.held.set(node.resume.replace(ptr::null_mut()));
+        }
+        assert!(
+            !node.held.get().is_null(),
+            "only a suspended greenlet can be kept suspended"
+        );
         node.kept.set(Kept::Yes);
-        let _release = Release { greenlet: self };
+        let is_counted = std::rc::Rc::strong_count(node) > COUNT_OF_LAST_HANDLE;
+        if is_counted {
+            count_closed(Hub::get());
+        }
+        let _release = Release {
+            greenlet: self,
+            is_counted,
+        };
         during()
     }
 
@@ -124,24 +141,41 @@ impl Greenlet {
         if gate == Gate::Open {
             return;
         }
-        if node.resume.get().is_null() {
-            node.resume.set(node.held.replace(ptr::null_mut()));
+        if node.kept.get() == Kept::No {
+            show(node);
         }
         if gate == Gate::ClosedAndCounted {
-            uncount_gate(Hub::get());
+            uncount_closed(Hub::get());
         }
+    }
+}
+
+/// The resume point can be seen again.
+#[inline]
+fn show(node: &Node) {
+    if node.resume.get().is_null() {
+        node.resume.set(node.held.replace(ptr::null_mut()));
     }
 }
 
 /// The end of a time in which a greenlet was kept suspended.
 struct Release<'a> {
     greenlet: &'a Greenlet,
+    is_counted: bool,
 }
 
 impl Drop for Release<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.greenlet.node().kept.replace(Kept::No) == Kept::YesThenEnd {
+        let node = self.greenlet.node();
+        let kept = node.kept.replace(Kept::No);
+        if node.gate.get() == Gate::Open {
+            show(node);
+        }
+        if self.is_counted {
+            uncount_closed(Hub::get());
+        }
+        if kept == Kept::YesThenEnd {
             // CAUTION: runs foreign code.
             self.greenlet.end();
         }
@@ -152,13 +186,18 @@ impl Drop for Release<'_> {
 fn count_gate(hub: &Hub, node: &Node) {
     if node.gate.get() == Gate::Closed {
         node.gate.set(Gate::ClosedAndCounted);
-        hub.closed_gates.set(hub.closed_gates.get() + 1);
-        hub.raise_flag(slow::GATES);
+        count_closed(hub);
     }
 }
 
 #[cold]
-fn uncount_gate(hub: &Hub) {
+fn count_closed(hub: &Hub) {
+    hub.closed_gates.set(hub.closed_gates.get() + 1);
+    hub.raise_flag(slow::GATES);
+}
+
+#[cold]
+fn uncount_closed(hub: &Hub) {
     hub.closed_gates.set(hub.closed_gates.get() - 1);
     if hub.closed_gates.get() == 0 {
         hub.lower_flag(slow::GATES);
@@ -168,6 +207,6 @@ fn uncount_gate(hub: &Hub) {
 /// A greenlet with a closed gate was ended: the gate goes with it.
 pub(crate) fn forget(hub: &Hub, node: &Node) {
     if node.gate.replace(Gate::Open) == Gate::ClosedAndCounted {
-        uncount_gate(hub);
+        uncount_closed(hub);
     }
 }

@@ -227,8 +227,8 @@ impl Greenlet {
     ///
     /// # Errors
     ///
-    /// [`ParentError`] if it would make a cycle, if this is the main greenlet, or if the new parent waits
-    /// for a future. The old parent stays.
+    /// [`ParentError`] if it would make a cycle, if this is the main greenlet, or if the old or the new
+    /// parent waits for a future. The old parent stays.
     pub fn set_parent(&self, parent: &Greenlet) -> Result<(), ParentError> {
         if self.node.is_main {
             return Err(ParentError::main());
@@ -236,8 +236,10 @@ impl Greenlet {
         if parent.node.has_in_lineage(&self.node) {
             return Err(ParentError::cycle());
         }
-        // Whatever the state: a dead or pending greenlet may stand between a running one and the gate.
-        if parent.node.closed_gate().is_some() {
+        // G1: neither in nor out. Whatever the state: a dead or pending greenlet may stand between a running one
+        // and the gate.
+        let leaves = || self.node.parent_node()?.closed_gate();
+        if parent.node.closed_gate().is_some() || leaves().is_some() {
             return Err(ParentError::awaiting());
         }
         let before = self.node.parent.replace(Some(parent.clone()));

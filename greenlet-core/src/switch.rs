@@ -252,11 +252,12 @@ pub(crate) fn transfer(
     if manners == Manners::Polite {
         let gate = if living.lifecycle.is_pending() || hub.has_flag(slow::GATES) {
             living.closed_gate()
-        } else if living.resume.get().is_null() {
-            Some(Rc::clone(&living))
         } else {
             None
         };
+        // G2; and G1: nothing may be between a greenlet and where it ends.
+        let is_hidden = living.lifecycle.is_active() && living.resume.get().is_null();
+        let gate = gate.or_else(|| is_hidden.then(|| Rc::clone(&living)));
         if let Some(gate) = gate {
             let error = Awaiting::new(gate.label(), unsent(content)).into();
             return Control::local(Message::Error(error));

@@ -141,9 +141,10 @@ impl Node {
         lineage(self).any(|ancestor| Rc::ptr_eq(&ancestor, node))
     }
 
-    /// Says whether this node or an ancestor has a closed gate, and returns the first that does.
+    /// Says whether this node or an ancestor has a closed gate, or is kept suspended, and returns the
+    /// first that does.
     pub(crate) fn closed_gate(self: &Rc<Node>) -> Option<Rc<Node>> {
-        lineage(self).find(|node| node.gate.get() != Gate::Open)
+        lineage(self).find(|node| node.gate.get() != Gate::Open || node.kept.get() != Kept::No)
     }
 
     /// The first greenlet from this one upwards that is not dead. `None` where even main is, when the
@@ -157,7 +158,7 @@ impl Node {
         self.parent.borrow().clone()
     }
 
-    fn parent_node(&self) -> Option<Rc<Node>> {
+    pub(crate) fn parent_node(&self) -> Option<Rc<Node>> {
         self.parent
             .borrow()
             .as_ref()

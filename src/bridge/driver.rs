@@ -31,6 +31,8 @@ pub(super) struct Driver {
     pub(super) request: Cell<Option<Request>>,
     /// How often something was awaited.
     pub(super) awaits: Cell<u64>,
+    /// How often an await was refused because the driver is over.
+    pub(super) refusals: Cell<u32>,
 }
 
 impl Driver {
@@ -40,7 +42,16 @@ impl Driver {
             poller: RefCell::new(None),
             request: Cell::new(None),
             awaits: Cell::new(0),
+            refusals: Cell::new(0),
         }
+    }
+
+    /// One of the driver's greenlets is about to run. Whoever waits waits in vain from now on, or is the
+    /// one that runs.
+    #[inline]
+    pub(super) fn go(&self) {
+        self.request.set(None);
+        self.phase.set(Phase::Running);
     }
 }
 

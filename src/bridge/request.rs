@@ -16,8 +16,10 @@
 //!   `Posted`, which stands on the same stack above the slot, takes it out as the first thing that
 //!   happens when the greenlet is resumed, by a return or by unwinding. A greenlet that is never resumed
 //!   keeps its stack as it is, for good.
-//! - **R2** While a request is polled its greenlet is kept suspended (`Greenlet::keep_suspended`), so
-//!   the future is not dropped under the hands of its `poll`.
+//! - **R2** The request that is polled is that of the greenlet that is kept suspended meanwhile
+//!   (`Greenlet::keep_suspended`), so the future is not dropped under the hands of its `poll`. For that,
+//!   the request names its greenlet, and there is one request at a time: it is posted in
+//!   `Phase::Running` only, which posting ends, and which begins again (`Driver::go`) without a request.
 //! - **R3** The driver and its greenlets are on one thread: handles are not `Send`.
 
 use std::any::Any;
@@ -26,9 +28,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use anyhow::Result;
 use greenlet_core::Greenlet;
 
-use super::driver::Driver;
+use super::driver::{Driver, Event, Phase, Ready};
 
 /// What became of a future: its output, or the payload of its panic.
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;
@@ -44,6 +47,18 @@ pub(super) struct Slot<'a, F: Future> {
 pub(super) struct Request {
     slot: *mut (),
     poll: unsafe fn(*mut (), &mut Context<'_>) -> bool,
+    /// The id of the greenlet that posted it.
+    posted_by: u64,
+}
+
+/// What a poll of what is awaited came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Polled {
+    Pending,
+    /// It is done, and the greenlet can be resumed.
+    Ready,
+    /// There is nothing to poll: the greenlet does not wait any more.
+    Gone,
 }
 
 /// Polls the future of a slot; says whether it is done.
@@ -72,24 +87,31 @@ impl<'a, F: Future> Slot<'a, F> {
         }
     }
 
-    /// Posts the future to the driver, suspends by `suspend`, and returns the future's output.
+    /// Posts the future to the driver, which runs, and leaves for it until the future is ready; returns
+    /// the future's output.
     ///
-    /// A panic of the future goes on here. What `suspend` returns as an error is returned.
+    /// A panic of the future goes on here. An error that is thrown here is returned.
+    #[track_caller]
     #[inline]
-    pub(super) fn wait<E>(
-        mut self,
-        driver: &Driver,
-        suspend: impl FnOnce() -> Result<(), E>,
-    ) -> Result<F::Output, E> {
-        let request = Request {
-            slot: (&raw mut self).cast(),
+    pub(super) fn wait(mut self, driver: &Driver, id: u64, waiter: Option<Greenlet>) -> Result<F::Output> {
+        debug_assert_eq!(driver.phase.get(), Phase::Running);
+        let poller = driver
+            .poller
+            .borrow()
+            .clone()
+            .expect("a running driver is polled by somebody");
+        let slot = (&raw mut self).cast();
+        driver.request.set(Some(Request {
+            slot,
             poll: poll_slot::<F>,
-        };
-        driver.request.set(Some(request));
-        let posted = Posted { driver };
-        let suspended = suspend();
+            posted_by: id,
+        }));
+        driver.phase.set(Phase::Parked); // R2
+        let posted = Posted { driver, slot };
+        // Owned: a handle of the poller on this stack would keep it alive as long as this waits.
+        let resumed = poller.switch_owned::<Ready>(Event::Await(waiter));
         drop(posted); // R1
-        suspended?;
+        let Ready = resumed?;
         match self
             .outcome
             .expect("a greenlet is resumed when its future is done")
@@ -103,29 +125,38 @@ impl<'a, F: Future> Slot<'a, F> {
 /// Takes the request back when the greenlet is resumed (R1).
 struct Posted<'a> {
     driver: &'a Driver,
+    slot: *mut (),
 }
 
 impl Drop for Posted<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.driver.request.set(None);
+        // Only its own: one that was given up (`Driver::go`) may have been followed by others.
+        if self.driver.request.get().is_some_and(|request| request.slot == self.slot) {
+            self.driver.request.set(None);
+        }
     }
 }
 
 impl Driver {
-    /// Polls the future that is awaited, if there is one, keeping `waiter` suspended; says whether it is
-    /// done.
-    ///
-    /// `waiter` is the greenlet that posted it.
+    /// Polls the future that is awaited, keeping `waiter`, which posted it, suspended.
     #[inline]
-    pub(super) fn poll_request(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> bool {
+    pub(super) fn poll_request(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
         let Some(request) = self.request.get() else {
-            return false;
+            return Polled::Gone;
         };
-        waiter.keep_suspended(|| {
+        if request.posted_by != waiter.id() {
+            return Polled::Gone; // R2
+        }
+        let is_done = waiter.keep_suspended(|| {
             // SAFETY: R1: the request is there, so the slot stands on the stack of the greenlet that
             // posted it, which is suspended below it; R2: and stays so; R3.
             unsafe { (request.poll)(request.slot, cx) }
-        })
+        });
+        match self.request.get() {
+            None => Polled::Gone,
+            Some(_) if is_done => Polled::Ready,
+            Some(_) => Polled::Pending,
+        }
     }
 }

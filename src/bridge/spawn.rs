@@ -16,6 +16,7 @@ use greenlet_core::{
 
 use super::driver::{Driver, Event, Phase, Ready};
 use super::error::StrayMessage;
+use super::request::Polled;
 
 /// Runs a synchronous function in a greenlet; the result is a future that gives what it returns.
 ///
@@ -272,7 +273,7 @@ impl<T: 'static> Spawn<T> {
         loop {
             self.root.open_gate();
             self.bind();
-            self.driver.phase.set(Phase::Running);
+            self.driver.go();
             // Should a panic come out of the switch, this is what is left.
             self.stage = Stage::Over;
             let mut last: Option<WeakGreenlet> = None;
@@ -286,22 +287,22 @@ impl<T: 'static> Spawn<T> {
                 Turn::Exit(exit) => self.root.throw::<Event>(exit),
                 Turn::Stray(error, who) => who.as_ref().unwrap_or(&self.root).throw::<Event>(error),
             };
+            self.driver.phase.set(Phase::Parked);
             turn = match event {
                 Ok(Event::Await(waiter)) => {
-                    self.driver.phase.set(Phase::Parked);
                     self.root.close_gate();
-                    let is_ready = self
+                    let polled = self
                         .driver
                         .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
-                    if self.driver.request.get().is_none() {
+                    match polled {
+                        Polled::Ready => Turn::Resume(waiter),
+                        Polled::Pending => {
+                            self.stage = Stage::Awaiting(waiter);
+                            self.unbind();
+                            return Poll::Pending;
+                        }
                         // It was ended by what it awaits.
-                        self.after_loss()?
-                    } else if is_ready {
-                        Turn::Resume(waiter)
-                    } else {
-                        self.stage = Stage::Awaiting(waiter);
-                        self.unbind();
-                        return Poll::Pending;
+                        Polled::Gone => self.after_loss()?,
                     }
                 }
                 Ok(Event::Done) => return Poll::Ready(Ok(self.finish())),
@@ -356,20 +357,15 @@ impl<T: 'static> Spawn<T> {
             Stage::New => Turn::Start,
             Stage::Over => panic!("a spawned function was polled after it had ended"),
             Stage::Awaiting(waiter) => {
-                let is_ready = self
+                let polled = self
                     .driver
                     .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
-                if self.driver.request.get().is_none() {
-                    self.stage = Stage::Over;
-                    let turn = self.after_loss()?;
-                    return self.run(turn, cx);
-                }
-                if !is_ready {
+                if polled == Polled::Pending {
                     return Poll::Pending;
                 }
                 match std::mem::replace(&mut self.stage, Stage::Over) {
-                    Stage::Awaiting(waiter) => Turn::Resume(waiter),
-                    Stage::New | Stage::Over => unreachable!("looked at above"),
+                    Stage::Awaiting(waiter) if polled == Polled::Ready => Turn::Resume(waiter),
+                    _ => self.after_loss()?,
                 }
             }
         };

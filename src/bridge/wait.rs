@@ -6,9 +6,9 @@ use std::future::IntoFuture;
 use std::pin::pin;
 
 use anyhow::{Error, Result};
-use greenlet_core::{Greenlet, getcurrent, raise};
+use greenlet_core::{Value, getcurrent, getparent, may_switch, raise};
 
-use super::driver::{Driver, Event, Phase, Ready};
+use super::driver::{Driver, Phase};
 use super::error::NoDriver;
 use super::request::Slot;
 
@@ -93,6 +93,7 @@ fn refuse(error: Error) -> ! {
 #[inline]
 pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     let current = getcurrent();
+    let id = current.id();
     let (driver, waiter) = match current.attached::<Driver>() {
         Some(driver) => {
             // The root awaits; the driver has its handle. Ours must not be on this stack meanwhile.
@@ -107,23 +108,34 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     match driver.phase.get() {
         Phase::Running => {}
         Phase::Parked => return Err(NoDriver::outside().into()),
-        Phase::Over => return Err(NoDriver::over().into()),
+        Phase::Over => {
+            drop(waiter);
+            return Err(refuse_over(&driver));
+        }
     }
+    may_switch()?;
     driver.awaits.set(driver.awaits.get() + 1);
     let future = pin!(future.into_future());
-    Slot::new(future).wait(&driver, || suspend(&driver, waiter))
+    Slot::new(future).wait(&driver, id, waiter)
 }
 
-/// Leaves for the driver, until it says that the future is ready.
-#[track_caller]
-#[inline]
-fn suspend(driver: &Driver, waiter: Option<Greenlet>) -> Result<()> {
-    let poller = driver
-        .poller
-        .borrow()
-        .clone()
-        .expect("a running driver is polled by somebody");
-    // Owned: a handle of the poller on this stack would keep it alive as long as this waits.
-    let Ready = poller.switch_owned(Event::Await(waiter))?;
-    Ok(())
+/// How often a function whose driver is over may try to await before it is unwound.
+const PATIENCE: u32 = 100;
+
+/// The answer to an await when the driver is over. Code that tries again and again, whatever the error,
+/// would hang the thread: it is unwound, and if it stops even that, it is left where it is.
+#[cold]
+fn refuse_over(driver: &Driver) -> Error {
+    let refusals = driver.refusals.get() + 1;
+    driver.refusals.set(refusals);
+    if refusals > PATIENCE && may_switch().is_ok() {
+        if refusals > 2 * PATIENCE {
+            // To whoever ends this greenlet: it has not ended, so it is unwound by force, or given up.
+            if let Some(parent) = getparent() {
+                drop(parent.switch_owned::<Value>(()));
+            }
+        }
+        raise(NoDriver::over());
+    }
+    NoDriver::over().into()
 }
