@@ -38,12 +38,34 @@
 //! assert_eq!(total, 42);
 //! ```
 
+mod block_on;
 mod driver;
 mod error;
+mod hooks;
+mod io;
+#[cfg(feature = "tokio")]
+mod pool;
 mod request;
+#[cfg(feature = "tracing")]
+mod spans;
 mod spawn;
+mod stream;
 mod wait;
+mod watchdog;
 
+pub use block_on::block_on_greenlet;
 pub use error::{NoDriver, StrayMessage};
+pub use hooks::SpawnHooks;
+pub use io::AwaitFailed;
+#[cfg(feature = "futures-io")]
+pub use io::FuturesIo;
+#[cfg(feature = "tokio")]
+pub use io::TokioIo;
+#[cfg(feature = "tokio")]
+pub use pool::{PinnedPool, Pooled};
+#[cfg(feature = "tracing")]
+pub use spans::SpanHooks;
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
+pub use stream::{SpawnStream, StreamIter, Yielder, iter_stream, stream_from};
 pub use wait::{await_, try_await_};
+pub use watchdog::{Overrun, Stop, Watchdog};

@@ -132,7 +132,12 @@ impl Drop for Posted<'_> {
     #[inline]
     fn drop(&mut self) {
         // Only its own: one that was given up (`Driver::go`) may have been followed by others.
-        if self.driver.request.get().is_some_and(|request| request.slot == self.slot) {
+        if self
+            .driver
+            .request
+            .get()
+            .is_some_and(|request| request.slot == self.slot)
+        {
             self.driver.request.set(None);
         }
     }

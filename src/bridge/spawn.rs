@@ -16,6 +16,7 @@ use greenlet_core::{
 
 use super::driver::{Driver, Event, Phase, Ready};
 use super::error::StrayMessage;
+use super::hooks::{Hooks, SpawnHooks};
 use super::request::Polled;
 
 /// Runs a synchronous function in a greenlet; the result is a future that gives what it returns.
@@ -66,11 +67,12 @@ where
 ///     .spawn(|| await_(async { "written" }));
 /// assert_eq!(futures::executor::block_on(future), "written");
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 #[must_use = "a builder runs nothing before `spawn`"]
 pub struct SpawnBuilder {
     greenlet: Builder,
     require_await: bool,
+    hooks: Hooks,
 }
 
 impl SpawnBuilder {
@@ -101,6 +103,12 @@ impl SpawnBuilder {
         self
     }
 
+    /// Adds hooks that are called each time the function is resumed and suspended: see [`SpawnHooks`].
+    pub fn hooks(mut self, hooks: impl SpawnHooks + 'static) -> SpawnBuilder {
+        self.hooks.add(hooks);
+        self
+    }
+
     /// Makes the future: see [`greenlet_spawn`].
     #[track_caller]
     #[inline]
@@ -123,6 +131,7 @@ impl SpawnBuilder {
             driver,
             output,
             require_await: self.require_await,
+            hooks: self.hooks,
         }
     }
 }
@@ -146,6 +155,7 @@ pub struct Spawn<T: 'static> {
     /// Where the function's result is put, by the greenlet.
     output: Rc<Cell<Option<T>>>,
     require_await: bool,
+    hooks: Hooks,
 }
 
 enum Stage {
@@ -165,6 +175,16 @@ enum Turn {
     Exit(GreenletExit),
     /// Something else arrived: tell the greenlet that was resumed last, or else the root.
     Stray(Error, Option<Greenlet>),
+}
+
+impl Turn {
+    /// The greenlet that is resumed, if it is not the root.
+    fn target(&self) -> Option<&Greenlet> {
+        match self {
+            Turn::Start | Turn::Exit(_) => None,
+            Turn::Resume(greenlet) | Turn::Stray(_, greenlet) => greenlet.as_ref(),
+        }
+    }
 }
 
 impl<T: 'static> Spawn<T> {
@@ -273,10 +293,11 @@ impl<T: 'static> Spawn<T> {
         loop {
             self.root.open_gate();
             self.bind();
-            self.driver.go();
             // Should a panic come out of the switch, this is what is left.
             self.stage = Stage::Over;
             let mut last: Option<WeakGreenlet> = None;
+            let running = self.hooks.run(&self.driver, &self.root, turn.target());
+            self.driver.go();
             let event = match turn {
                 Turn::Start => self.root.switch::<Event>(()),
                 Turn::Resume(None) => self.root.switch::<Event>(Ready),
@@ -287,7 +308,10 @@ impl<T: 'static> Spawn<T> {
                 Turn::Exit(exit) => self.root.throw::<Event>(exit),
                 Turn::Stray(error, who) => who.as_ref().unwrap_or(&self.root).throw::<Event>(error),
             };
-            self.driver.phase.set(Phase::Parked);
+            running.is_over(match &event {
+                Ok(Event::Await(waiter)) => waiter.as_ref(),
+                _ => None,
+            });
             turn = match event {
                 Ok(Event::Await(waiter)) => {
                     self.root.close_gate();
@@ -429,9 +453,15 @@ impl<T: 'static> Drop for Spawn<T> {
         if self.driver.phase.replace(Phase::Over) == Phase::Over {
             return;
         }
+        if self.root.is_dead() {
+            return;
+        }
         // First what waits, then what it was called from. CAUTION: both run foreign code.
-        self.stage = Stage::Over;
-        self.root.end();
+        let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        self.hooks.around_end(&self.root, || {
+            drop(stage);
+            self.root.end();
+        });
     }
 }
 

@@ -1,0 +1,207 @@
+//! Streams, both ways: an iterator over a stream, and a stream out of a synchronous function.
+
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::iter::FusedIterator;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use anyhow::Result;
+use futures_core::Stream;
+
+use super::spawn::{Spawn, SpawnBuilder};
+use super::wait::{await_, try_await_};
+
+/// Iterates over a stream, in a spawned function: each `next` awaits an item.
+///
+/// The stream has to be `Unpin`; pin it first (`Box::pin`, [`std::pin::pin!`]) if it is not. Once the stream has
+/// ended it is dropped, and the iterator stays at its end.
+///
+/// # Panics
+///
+/// `next` panics and unwinds where [`await_`] does.
+///
+/// # Examples
+///
+/// ```
+/// use futures::stream;
+/// use greenlet::{greenlet_spawn, iter_stream};
+///
+/// let spawned = greenlet_spawn(|| {
+///     let numbers = iter_stream(stream::iter([1, 2, 3]));
+///     numbers.map(|n| n * n).sum::<i32>()
+/// });
+/// assert_eq!(futures::executor::block_on(spawned), 14);
+/// ```
+pub fn iter_stream<S: Stream + Unpin>(stream: S) -> StreamIter<S> {
+    StreamIter { stream: Some(stream) }
+}
+
+/// An iterator over a stream: see [`iter_stream`].
+#[derive(Debug)]
+pub struct StreamIter<S> {
+    stream: Option<S>,
+}
+
+impl<S: Stream + Unpin> Iterator for StreamIter<S> {
+    type Item = S::Item;
+
+    #[track_caller]
+    fn next(&mut self) -> Option<S::Item> {
+        let stream = self.stream.as_mut()?;
+        let item = await_(poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)));
+        if item.is_none() {
+            self.stream = None;
+        }
+        item
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.stream.as_ref().map_or((0, Some(0)), Stream::size_hint)
+    }
+}
+
+impl<S: Stream + Unpin> FusedIterator for StreamIter<S> {}
+
+/// Makes a stream of the items that a synchronous function yields.
+///
+/// The function runs while the stream is polled, as in [`greenlet_spawn`](crate::greenlet_spawn), and may
+/// await between its items. Each item is handed over before the function goes on. When the function
+/// returns, the stream has ended; dropping the stream ends the function.
+///
+/// # Panics
+///
+/// Polling the stream panics where polling a [`Spawn`] does.
+///
+/// # Examples
+///
+/// ```
+/// use futures::StreamExt;
+/// use greenlet::{await_, stream_from};
+///
+/// let stream = stream_from(|items| {
+///     for n in 1..=3 {
+///         let squared = await_(async { n * n });
+///         items.give(squared);
+///     }
+/// });
+/// let items: Vec<i32> = futures::executor::block_on(stream.collect());
+/// assert_eq!(items, [1, 4, 9]);
+/// ```
+#[track_caller]
+pub fn stream_from<T, F>(function: F) -> SpawnStream<T>
+where
+    T: 'static,
+    F: FnOnce(&mut Yielder<T>) + 'static,
+{
+    SpawnBuilder::new().stream(function)
+}
+
+impl SpawnBuilder {
+    /// Makes a stream: see [`stream_from`].
+    #[track_caller]
+    pub fn stream<T, F>(self, function: F) -> SpawnStream<T>
+    where
+        T: 'static,
+        F: FnOnce(&mut Yielder<T>) + 'static,
+    {
+        let item = Rc::new(Cell::new(None));
+        let mut yielder = Yielder {
+            item: Rc::clone(&item),
+        };
+        SpawnStream {
+            function: Some(self.spawn(move || function(&mut yielder))),
+            item,
+        }
+    }
+}
+
+/// Takes the items of a function that [`stream_from`] runs.
+pub struct Yielder<T> {
+    item: Rc<Cell<Option<T>>>,
+}
+
+impl<T> Yielder<T> {
+    /// Hands an item over, and goes on when the next one is asked for.
+    ///
+    /// # Panics
+    ///
+    /// Unwinds and panics where [`await_`] does: when the stream is dropped, say.
+    #[track_caller]
+    pub fn give(&mut self, item: T) {
+        self.item.set(Some(item));
+        await_(self.taken());
+    }
+
+    /// As [`give`](Yielder::give), but returns an error where that unwinds.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_await_`]. The item is dropped then.
+    #[track_caller]
+    pub fn try_give(&mut self, item: T) -> Result<()> {
+        self.item.set(Some(item));
+        let taken = try_await_(self.taken());
+        if taken.is_err() {
+            drop(self.item.take());
+        }
+        taken
+    }
+
+    /// Waits until the item has been taken. Nobody need be woken: the stream takes it as soon as its
+    /// poll comes back, and then polls this when it is next polled itself.
+    fn taken(&self) -> impl Future<Output = ()> + use<T> {
+        let item = Rc::clone(&self.item);
+        poll_fn(move |_| {
+            let found = item.take();
+            let is_taken = found.is_none();
+            item.set(found);
+            if is_taken { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+}
+
+impl<T> fmt::Debug for Yielder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Yielder")
+    }
+}
+
+/// The stream of the items that a function yields: see [`stream_from`].
+#[must_use = "streams do nothing unless polled"]
+pub struct SpawnStream<T: 'static> {
+    /// `None` when the function has ended.
+    function: Option<Spawn<()>>,
+    item: Rc<Cell<Option<T>>>,
+}
+
+impl<T: 'static> Stream for SpawnStream<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let Some(function) = &mut self.function else {
+            return Poll::Ready(None);
+        };
+        let is_over = Pin::new(function).poll(cx).is_ready();
+        if is_over {
+            self.function = None;
+        }
+        match self.item.take() {
+            Some(item) => Poll::Ready(Some(item)),
+            None if is_over => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T: 'static> Unpin for SpawnStream<T> {}
+
+impl<T: 'static> fmt::Debug for SpawnStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SpawnStream").field(&self.function).finish()
+    }
+}

@@ -1,0 +1,247 @@
+//! A watchdog for spawned functions that keep their thread for too long.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::sync::{Parker, Unparker};
+use greenlet_core::Greenlet;
+
+use super::hooks::SpawnHooks;
+
+/// Reports spawned functions that run for longer than a bound without awaiting: an aid for debugging.
+///
+/// Such a function keeps all other tasks of its thread waiting. It calls something that blocks, computes
+/// for long, or hangs. The watchdog looks from a thread of its own, so that it also reports what never
+/// comes back; and once more when it has come back, with the time that it took and where it awaited.
+///
+/// Each function under watch costs two locks and two looks at the clock for each await. The thread ends with the
+/// last clone of the watchdog and the last function under watch.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::mpsc;
+/// use std::time::{Duration, Instant};
+/// use greenlet::{SpawnBuilder, Watchdog};
+///
+/// let (sender, reports) = mpsc::channel();
+/// let watchdog = Watchdog::new(Duration::from_millis(5), move |overrun| {
+///     sender.send(overrun.to_string()).unwrap();
+/// });
+/// let spawned = SpawnBuilder::new().name("sums").hooks(watchdog.hooks()).spawn(|| {
+///     let start = Instant::now();
+///     while start.elapsed() < Duration::from_millis(20) {} // computes
+/// });
+/// futures::executor::block_on(spawned);
+/// assert!(reports.recv().unwrap().starts_with("greenlet 'sums'"));
+/// ```
+#[derive(Clone)]
+pub struct Watchdog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    bound: Duration,
+    watched: Mutex<Vec<Weak<Watched>>>,
+    report: Box<dyn Fn(&Overrun) + Send + Sync>,
+    unparker: Unparker,
+}
+
+/// One function under watch.
+struct Watched {
+    greenlet: String,
+    made_at: &'static Location<'static>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Clone, Copy)]
+struct Running {
+    since: Instant,
+    after: Option<&'static Location<'static>>,
+    is_reported: bool,
+}
+
+/// A time in which a spawned function ran for longer than a [`Watchdog`] allows.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Overrun {
+    /// The name of the greenlet, or its number if it has none.
+    pub greenlet: String,
+    /// Where it was made.
+    pub made_at: &'static Location<'static>,
+    /// Where it last awaited; `None` if it has not awaited yet.
+    pub after: Option<&'static Location<'static>>,
+    /// How long it has been running since.
+    pub time: Duration,
+    /// How it has stopped; `None` if it is still running.
+    pub stop: Option<Stop>,
+}
+
+/// How a time of running has ended: see [`Overrun`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stop {
+    /// It awaits, here.
+    Await(&'static Location<'static>),
+    /// It has ended.
+    End,
+}
+
+impl fmt::Display for Overrun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (who, made_at, time) = (&self.greenlet, self.made_at, self.time);
+        write!(f, "greenlet {who}, made at {made_at}, ")?;
+        f.write_str(if self.stop.is_some() {
+            "ran"
+        } else {
+            "has been running"
+        })?;
+        write!(f, " for {time:?} without awaiting, since ")?;
+        match self.after {
+            Some(place) => write!(f, "its await at {place}")?,
+            None => f.write_str("its start")?,
+        }
+        match self.stop {
+            Some(Stop::Await(place)) => write!(f, ", until its await at {place}"),
+            Some(Stop::End) => f.write_str(", until its end"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A lock whose owner panicked is as good as any here: each field is written at once.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watchdog {
+    /// Starts a watchdog. It calls `report`, on its own thread or on that of the function, for each
+    /// time of running that is longer than `bound`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the system has no thread to give.
+    pub fn new(bound: Duration, report: impl Fn(&Overrun) + Send + Sync + 'static) -> Watchdog {
+        let parker = Parker::new();
+        let shared = Arc::new(Shared {
+            bound,
+            watched: Mutex::default(),
+            report: Box::new(report),
+            unparker: parker.unparker().clone(),
+        });
+        let weak = Arc::downgrade(&shared);
+        thread::Builder::new()
+            .name("greenlet-watchdog".into())
+            .spawn(move || watch(&parker, &weak))
+            .expect("the watchdog needs a thread");
+        Watchdog { shared }
+    }
+
+    /// Hooks that put one spawned function under watch: see [`SpawnBuilder::hooks`](crate::SpawnBuilder::hooks).
+    pub fn hooks(&self) -> impl SpawnHooks + use<> {
+        WatchdogHooks {
+            shared: Arc::clone(&self.shared),
+            watched: None,
+        }
+    }
+}
+
+impl fmt::Debug for Watchdog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Watchdog({:?})", self.shared.bound)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.unparker.unpark();
+    }
+}
+
+/// What the watchdog's thread does.
+fn watch(parker: &Parker, shared: &Weak<Shared>) {
+    while let Some(strong) = shared.upgrade() {
+        let mut all = Vec::new();
+        lock(&strong.watched).retain(|watched| {
+            all.extend(watched.upgrade());
+            watched.strong_count() > 0
+        });
+        for watched in all {
+            watched.look(&strong);
+        }
+        let pause = strong.bound / 2;
+        drop(strong);
+        parker.park_timeout(pause.max(Duration::from_millis(1)));
+    }
+}
+
+impl Watched {
+    /// Reports it if it has been running for too long.
+    fn look(&self, shared: &Shared) {
+        let found = {
+            let mut running = lock(&self.running);
+            match running.as_mut() {
+                Some(running) if !running.is_reported && running.since.elapsed() > shared.bound => {
+                    running.is_reported = true;
+                    *running
+                }
+                _ => return,
+            }
+        };
+        self.report(shared, found, None);
+    }
+
+    fn report(&self, shared: &Shared, running: Running, stop: Option<Stop>) {
+        // CAUTION: runs foreign code.
+        (shared.report)(&Overrun {
+            greenlet: self.greenlet.clone(),
+            made_at: self.made_at,
+            after: running.after,
+            time: running.since.elapsed(),
+            stop,
+        });
+    }
+}
+
+struct WatchdogHooks {
+    shared: Arc<Shared>,
+    watched: Option<Arc<Watched>>,
+}
+
+impl SpawnHooks for WatchdogHooks {
+    fn resume(&mut self, greenlet: &Greenlet) {
+        let watched = self.watched.get_or_insert_with(|| {
+            let watched = Arc::new(Watched {
+                greenlet: match greenlet.name() {
+                    Some(name) => format!("'{name}'"),
+                    None => greenlet.id().to_string(),
+                },
+                made_at: greenlet.made_at(),
+                running: Mutex::default(),
+            });
+            lock(&self.shared.watched).push(Arc::downgrade(&watched));
+            watched
+        });
+        *lock(&watched.running) = Some(Running {
+            since: Instant::now(),
+            after: greenlet.parked_at(),
+            is_reported: false,
+        });
+    }
+
+    fn suspend(&mut self, greenlet: &Greenlet) {
+        let Some(watched) = &self.watched else { return };
+        let Some(running) = lock(&watched.running).take() else {
+            return;
+        };
+        if running.since.elapsed() > self.shared.bound {
+            let stop = greenlet.parked_at().map_or(Stop::End, Stop::Await);
+            watched.report(&self.shared, running, Some(stop));
+        }
+    }
+}
