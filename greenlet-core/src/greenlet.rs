@@ -552,11 +552,7 @@ pub fn getcurrent() -> Greenlet {
 /// assert_eq!(getmain(), getcurrent());
 /// ```
 pub fn getmain() -> Greenlet {
-    let current = Hub::get().current_node();
-    let main = crate::tree::lineage(&current)
-        .last()
-        .expect("a lineage has a first node");
-    Greenlet::from_node(main)
+    Greenlet::from_node(Hub::get().main_node())
 }
 
 /// The parent of the greenlet that runs; `None` in the main greenlet.

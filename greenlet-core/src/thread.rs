@@ -228,6 +228,20 @@ impl Hub {
         }
     }
 
+    /// A counted reference to the main greenlet's node.
+    #[inline]
+    pub(crate) fn main_node(&self) -> Rc<Node> {
+        if self.main.get().is_null() {
+            return self.set_up();
+        }
+        // SAFETY: T1: `main` is null again before the node is gone (`strike_off`); all nodes are made in
+        // an `Rc`.
+        unsafe {
+            Rc::increment_strong_count(self.main.get());
+            Rc::from_raw(self.main.get())
+        }
+    }
+
     /// Says whether `node` is the running greenlet.
     #[inline]
     pub(crate) fn is_current(&self, node: &Node) -> bool {

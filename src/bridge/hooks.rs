@@ -123,7 +123,7 @@ pub(super) struct Running<'a> {
 impl Running<'_> {
     /// `left` has left: by an await, or, if it is the root, in any way.
     #[inline]
-    pub(super) fn is_over(self, left: Option<&Greenlet>) {
+    pub(super) fn ends(self, left: Option<&Greenlet>) {
         self.driver.phase.set(Phase::Parked);
         self.hooks.suspend(left.unwrap_or(self.root));
         std::mem::forget(self);

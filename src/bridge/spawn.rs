@@ -119,7 +119,8 @@ impl SpawnBuilder {
     {
         let output = Rc::new(Cell::new(None));
         let write = Rc::clone(&output);
-        let root = self.greenlet.build(move |(): ()| {
+        // Between polls, and before the first, main is the parent: see `unbind`.
+        let root = self.greenlet.parent(&getmain()).build(move |(): ()| {
             write.set(Some(function()));
             Ok(Event::Done)
         });
@@ -308,7 +309,7 @@ impl<T: 'static> Spawn<T> {
                 Turn::Exit(exit) => self.root.throw::<Event>(exit),
                 Turn::Stray(error, who) => who.as_ref().unwrap_or(&self.root).throw::<Event>(error),
             };
-            running.is_over(match &event {
+            running.ends(match &event {
                 Ok(Event::Await(waiter)) => waiter.as_ref(),
                 _ => None,
             });

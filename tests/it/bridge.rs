@@ -15,7 +15,7 @@ use greenlet::{
 use crate::support::{Drops, Log, Witness};
 
 /// A future that is ready when the test says so. It counts its polls, and holds a witness.
-struct Manual {
+pub(crate) struct Manual {
     ready: Rc<Cell<bool>>,
     polls: Rc<Cell<u32>>,
     _witness: Option<Witness>,
@@ -35,17 +35,17 @@ impl Future for Manual {
 }
 
 #[derive(Clone, Default)]
-struct Handle {
-    ready: Rc<Cell<bool>>,
-    polls: Rc<Cell<u32>>,
+pub(crate) struct Handle {
+    pub(crate) ready: Rc<Cell<bool>>,
+    pub(crate) polls: Rc<Cell<u32>>,
 }
 
 impl Handle {
-    fn future(&self) -> Manual {
+    pub(crate) fn future(&self) -> Manual {
         self.future_with(None)
     }
 
-    fn future_with(&self, witness: Option<Witness>) -> Manual {
+    pub(crate) fn future_with(&self, witness: Option<Witness>) -> Manual {
         Manual {
             ready: self.ready.clone(),
             polls: self.polls.clone(),
@@ -54,11 +54,11 @@ impl Handle {
     }
 }
 
-fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+pub(crate) fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-fn ready<T>(polled: Poll<T>) -> T {
+pub(crate) fn ready<T>(polled: Poll<T>) -> T {
     match polled {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("pending"),

@@ -4,6 +4,11 @@ mod support;
 
 mod backtrace;
 mod bridge;
+mod bridge_attacks;
+mod bridge_hooks;
+#[cfg(all(feature = "tokio", feature = "futures-io"))]
+mod bridge_io;
+mod bridge_streams;
 mod creation;
 mod current;
 mod cycles;

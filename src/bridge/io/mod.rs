@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 
-use anyhow::{Error, Result};
+use anyhow::Error;
 
 #[cfg(feature = "futures-io")]
 mod futures;
@@ -84,6 +84,6 @@ impl std::error::Error for AwaitFailed {
 
 /// The result of awaited I/O.
 #[cfg(any(feature = "tokio", feature = "futures-io"))]
-fn flatten<T>(awaited: Result<io::Result<T>>) -> io::Result<T> {
+fn flatten<T>(awaited: anyhow::Result<io::Result<T>>) -> io::Result<T> {
     awaited.unwrap_or_else(|error| Err(io::Error::other(AwaitFailed(error))))
 }

@@ -1,0 +1,493 @@
+//! Attempts to break the bridge from safe code: to drop a future while it is polled, to resume who waits,
+//! to lose a wake-up, to hang an executor.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, pending, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use greenlet::{
+    Awaiting, Greenlet, GreenletExit, NoDriver, Spawn, Tracer, WeakGreenlet, await_, getcurrent, getmain,
+    getparent, greenlet_spawn, no_switch, settrace, try_await_,
+};
+
+use crate::bridge::{Handle, poll, ready};
+use crate::support::{Drops, Log, NoLeaks, Witness, catch_reports, take_reports};
+
+type Shared<T> = Rc<RefCell<Option<T>>>;
+
+/// Says whether the future that holds it is being polled, and complains when it is dropped then.
+struct Polled {
+    is_polled: Rc<Cell<bool>>,
+    _witness: Witness,
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        assert!(!self.is_polled.get(), "dropped while it was polled");
+    }
+}
+
+/// A future that does `attack` in its first poll, and is ready in its second.
+fn attacking(drops: &Drops, mut attack: impl FnMut()) -> impl Future<Output = ()> {
+    let is_polled = Rc::new(Cell::new(false));
+    let inside = Polled {
+        is_polled: is_polled.clone(),
+        _witness: drops.witness(),
+    };
+    let mut polls = 0;
+    poll_fn(move |_| {
+        let _alive = &inside;
+        is_polled.set(true);
+        polls += 1;
+        if polls == 1 {
+            attack();
+        }
+        is_polled.set(false);
+        if polls == 1 {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+}
+
+/// Has a child of the spawned function await a future that does `attack` to the child.
+fn attack_a_waiting_child(attack: impl Fn(&Greenlet, &Greenlet) + 'static) -> (Spawn<bool>, Drops) {
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let spawned = greenlet_spawn(move || {
+        let root = getcurrent().downgrade();
+        let child = Greenlet::new(move |(): ()| {
+            let me = getcurrent().downgrade();
+            let future = attacking(&watched, move || {
+                attack(&root.upgrade().unwrap(), &me.upgrade().unwrap());
+            });
+            try_await_(future)?;
+            Ok(true)
+        });
+        child.switch::<bool>(()).unwrap_or(false)
+    });
+    (spawned, drops)
+}
+
+#[test]
+fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let (mut spawned, drops) = attack_a_waiting_child(|_, child| {
+        assert!(child.set_parent(&getmain()).unwrap_err().is_awaiting());
+        assert!(child.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    assert_eq!(drops.count(), 0);
+    assert!(ready(poll(&mut spawned)));
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn an_open_gate_does_not_let_anybody_in_during_a_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let (mut spawned, drops) = attack_a_waiting_child(|root, child| {
+        root.open_gate();
+        child.open_gate();
+        assert!(child.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn an_open_gate_does_not_let_anybody_into_the_root_during_a_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let root = getcurrent().downgrade();
+        try_await_(attacking(&watched, move || {
+            let root = root.upgrade().unwrap();
+            root.open_gate();
+            assert!(root.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+            assert!(
+                root.throw::<()>(GreenletExit::new())
+                    .unwrap_err()
+                    .is::<Awaiting>()
+            );
+        }))
+        .is_ok()
+    });
+    assert!(poll(&mut spawned).is_pending());
+    assert!(ready(poll(&mut spawned)));
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn ending_the_parent_of_who_waits_does_not_lead_into_who_waits_during_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let log = Log::new();
+    let written = log.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let middle = Greenlet::new(move |(): ()| -> anyhow::Result<()> {
+            let me = getcurrent().downgrade();
+            let inner = Greenlet::new(move |(): ()| {
+                try_await_(attacking(&watched, || {
+                    let middle = me.upgrade().unwrap();
+                    middle.end();
+                }))
+            });
+            let stopped = inner.switch::<()>(());
+            // This is the clean-up of the end; who waits is below.
+            let refused = inner.switch::<()>(()).unwrap_err();
+            written.add(format!("{} {}", stopped.is_err(), refused.is::<Awaiting>()));
+            let below = Greenlet::builder().parent(&inner).build(|(): ()| Ok(()));
+            written.add(below.switch::<()>(()).unwrap_err().is::<Awaiting>().to_string());
+            stopped
+        });
+        middle.switch::<()>(()).is_ok()
+    })
+    .into_result();
+    let polled = poll(&mut spawned);
+    drop(polled);
+    drop(spawned);
+    assert_eq!(log.take(), ["true true", "true"]);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_tracer_cannot_post_between_an_await_and_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let log = Log::new();
+    let written = log.clone();
+    let second: Shared<WeakGreenlet> = Rc::default();
+    let put = second.clone();
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut spawned = greenlet_spawn(move || {
+        let second = Greenlet::new(move |(): ()| {
+            getparent().unwrap().switch::<()>(())?;
+            let refused = try_await_(async {}).unwrap_err();
+            written.add(format!(
+                "outside: {}",
+                refused.downcast::<NoDriver>()?.is_outside()
+            ));
+            getmain().switch::<()>(())
+        });
+        second.switch::<()>(()).unwrap();
+        put.replace(Some(second.downgrade()));
+        settrace(Some(Tracer::new(move |event| {
+            if event.target.is_main() {
+                settrace(None);
+                let second = put.borrow().clone().unwrap().upgrade().unwrap();
+                second.switch::<()>(())?; // between the post and the poll
+            }
+            Ok(())
+        })));
+        let polls = await_(future);
+        drop(second);
+        polls
+    });
+    assert!(poll(&mut spawned).is_pending());
+    handle.ready.set(true);
+    assert_eq!(ready(poll(&mut spawned)), 2);
+    assert_eq!(log.take(), ["outside: true"]);
+}
+
+#[test]
+fn what_a_cancelled_child_posted_does_not_shadow_what_follows() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let goodbye = handle.future();
+    let kept: Shared<Greenlet> = Rc::default();
+    let put = kept.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let child = Greenlet::new(|(): ()| try_await_(pending::<()>()));
+        put.replace(Some(child.clone()));
+        let stopped = child.switch::<()>(()).is_err();
+        drop(child);
+        // The clean-up ends the child, whose request was the last, while it awaits itself.
+        let polls = await_(async {
+            drop(put.take());
+            goodbye.await
+        });
+        (stopped, polls)
+    });
+    assert!(poll(&mut spawned).is_pending());
+    let mut cancelled = spawned.cancel();
+    assert!(poll(&mut cancelled).is_pending());
+    handle.ready.set(true);
+    assert_eq!(ready(poll(&mut cancelled)).unwrap(), (true, 2));
+}
+
+#[test]
+fn a_function_that_retries_for_ever_is_unwound_when_its_driver_is_dropped() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let witness = drops.witness();
+    let mut spawned = greenlet_spawn(move || {
+        let _witness = witness;
+        while try_await_(pending::<()>()).is_err() {}
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_function_that_swallows_every_unwinding_is_reported_and_left_alone() {
+    catch_reports();
+    let tries = Rc::new(Cell::new(0));
+    let counted = tries.clone();
+    let mut spawned = greenlet_spawn(move || {
+        loop {
+            counted.set(counted.get() + 1);
+            let _ = catch_unwind(|| await_(pending::<()>()));
+        }
+    });
+    let polled: Poll<()> = poll(&mut spawned);
+    assert!(polled.is_pending());
+    drop(spawned);
+    let reports = take_reports();
+    assert!(
+        reports.iter().any(|report| report.contains("refused to end")),
+        "{reports:?}"
+    );
+    assert!(tries.get() < 1_000);
+}
+
+#[test]
+fn a_spawn_may_be_forgotten() {
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let _local = watched.witness();
+        await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    std::mem::forget(spawned);
+    assert_eq!(drops.count(), 0);
+    // The end of the thread, or this, still ends the function.
+    greenlet::end_suspended().unwrap();
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_panic_in_the_destructor_of_an_awaited_future_is_the_functions_own() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("bomb"));
+        }
+    }
+    let _no_leaks = NoLeaks::watch();
+    let mut spawned = greenlet_spawn(|| {
+        let bomb = Bomb;
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            await_(async move {
+                let _bomb = bomb;
+            });
+        }));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"bomb"));
+        await_(async { 5 })
+    });
+    assert_eq!(ready(poll(&mut spawned)), 5);
+}
+
+#[test]
+fn a_panic_in_a_destructor_after_a_drop_is_reported() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                std::panic::resume_unwind(Box::new("bomb"));
+            }
+        }
+    }
+    catch_reports();
+    let mut spawned = greenlet_spawn(|| {
+        let _bomb = Bomb;
+        let _ = try_await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    assert_eq!(take_reports().len(), 1);
+}
+
+#[test]
+fn a_spawn_dropped_in_a_section_without_switches_ends_after_it() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let _local = watched.witness();
+        await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    no_switch(|| {
+        drop(spawned);
+        assert_eq!(drops.count(), 0);
+    });
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_spawn_dropped_by_a_panic_ends_afterwards() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let _local = watched.witness();
+        await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    let caught = catch_unwind(AssertUnwindSafe(move || {
+        let _held = spawned;
+        std::panic::resume_unwind(Box::new(()));
+    }));
+    assert!(caught.is_err());
+    assert_eq!(Greenlet::new(|(): ()| Ok(1)).switch::<i32>(()).unwrap(), 1);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_waker_that_wakes_and_polls_others_inside_of_a_poll_mixes_nothing_up() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let (outer_future, inner_future) = (handle.future(), handle.future());
+    let inner: Shared<Spawn<u32>> = Rc::default();
+    inner.replace(Some(greenlet_spawn(move || await_(inner_future) + 100)));
+    let polled = inner.clone();
+    let mut outer_future = Box::pin(outer_future);
+    let mut outer = greenlet_spawn(move || {
+        let before = getcurrent();
+        let got = await_(poll_fn(move |cx| {
+            // Another driver runs in the middle of this one's poll.
+            let taken = polled.take();
+            if let Some(mut spawn) = taken {
+                if Pin::new(&mut spawn).poll(cx).is_pending() {
+                    polled.replace(Some(spawn));
+                }
+            }
+            outer_future.as_mut().poll(cx)
+        }));
+        assert!(before.is_current());
+        drop(before);
+        got
+    });
+    assert!(poll(&mut outer).is_pending());
+    assert!(inner.borrow().is_some());
+    handle.ready.set(true);
+    ready(poll(&mut outer));
+    assert!(inner.borrow().is_none());
+}
+
+#[test]
+fn executors_nest_inside_of_a_spawned_function() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        let me = getcurrent().id();
+        let inner = greenlet::block_on_greenlet(|| await_(async { 1 }) + await_(greenlet_spawn(|| 1)));
+        assert_eq!(getcurrent().id(), me);
+        inner + await_(async { 40 })
+    });
+    assert_eq!(ready(poll(&mut outer)), 42);
+}
+
+#[test]
+fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut outer = greenlet_spawn(move || {
+        let sibling = Greenlet::new(move |(): ()| Ok(await_(future)));
+        greenlet::block_on_greenlet(move || sibling.switch::<u32>(()).unwrap_or(0))
+    });
+    // The sibling leaves for the outer driver; the inner poll stands on the outer greenlet's stack.
+    assert!(poll(&mut outer).is_pending());
+    handle.ready.set(true);
+    let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut outer)));
+    // The sibling ended into its parent, which is the inner driver: reported to the inner function.
+    assert_eq!(ready(polled.unwrap()), 0);
+}
+
+thread_local! {
+    static LATE: RefCell<Option<Spawn<()>>> = const { RefCell::new(None) };
+}
+
+/// A spawn in a thread-local, dropped when its thread ends: before the library's own thread-locals, or
+/// after them.
+#[test]
+fn a_spawn_in_a_thread_local_ends_with_its_thread() {
+    for polls in 0..2 {
+        for library_first in [false, true] {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                struct Report(std::sync::mpsc::Sender<bool>);
+                impl Drop for Report {
+                    fn drop(&mut self) {
+                        let refused = try_await_(async {}).is_err();
+                        self.0.send(refused).unwrap();
+                    }
+                }
+                if library_first {
+                    drop(getcurrent());
+                    LATE.with(|_| ());
+                } else {
+                    LATE.with(|_| ());
+                    drop(getcurrent());
+                }
+                let captured = Report(sender.clone());
+                let mut spawned = greenlet_spawn(move || {
+                    let _captured = captured;
+                    let _local = Report(sender);
+                    await_(pending::<()>());
+                });
+                for _ in 0..polls {
+                    assert!(poll(&mut spawned).is_pending());
+                }
+                LATE.set(Some(spawned));
+            })
+            .join()
+            .unwrap();
+            let reports: Vec<_> = receiver.iter().collect();
+            assert_eq!(
+                reports,
+                vec![true; polls + 1],
+                "{polls} polls, library first: {library_first}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_poll_after_the_function_panicked_does_not_run_anything() {
+    let _no_leaks = NoLeaks::watch();
+    let kept: Shared<Greenlet> = Rc::default();
+    let put = kept.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let child = Greenlet::new(|(): ()| {
+            getparent().unwrap().switch::<()>(())?;
+            Ok(try_await_(async {}).unwrap_err().is::<NoDriver>())
+        });
+        child.switch::<()>(()).unwrap();
+        put.replace(Some(child));
+        std::panic::resume_unwind(Box::new("boom"));
+    });
+    let polled = catch_unwind(AssertUnwindSafe(|| poll::<Spawn<()>>(&mut spawned)));
+    assert!(polled.is_err());
+    // What it left behind may still be run, but finds no driver.
+    assert!(kept.take().unwrap().switch::<bool>(()).unwrap());
+    assert!(catch_unwind(AssertUnwindSafe(|| poll(&mut spawned))).is_err());
+}
+
+#[test]
+fn the_poll_of_a_spawn_in_a_section_without_switches_changes_nothing() {
+    let _no_leaks = NoLeaks::watch();
+    let mut spawned = greenlet_spawn(|| await_(async { 1 })).into_result();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(ready(no_switch(|| Pin::new(&mut spawned).poll(&mut cx))).is_err());
+    assert_eq!(ready(poll(&mut spawned)).unwrap(), 1);
+}
