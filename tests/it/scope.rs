@@ -187,7 +187,7 @@ fn forgetting_a_greenlet_inside_a_scoped_thread() {
 fn forgetting_a_greenlet_that_panics_when_it_is_ended() {
     let text = "Happy".to_owned();
     let log = Log::new();
-    greenlet::set_unraisable_hook(|_| ());
+    crate::support::catch_reports();
     scope(|s| {
         let child = s.greenlet(|(): ()| -> Result<()> {
             let _watch = Watch {
@@ -200,7 +200,6 @@ fn forgetting_a_greenlet_that_panics_when_it_is_ended() {
         child.switch::<()>(()).unwrap();
         mem::forget(child);
     });
-    greenlet::take_unraisable_hook();
     assert_eq!(log.take(), ["still there: Happy"]);
 }
 
