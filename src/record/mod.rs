@@ -26,7 +26,7 @@
 //!
 //! `docs/testing.md` shows how a scheduler is tested with it.
 //!
-//! The recorder is a tracer ([`settrace`](crate::settrace)): it sees what a tracer sees, costs what
+//! The recorder is a tracer ([`settrace`]): it sees what a tracer sees, costs what
 //! a tracer costs, and a tracer that was installed before rests while it records. It keeps names, never
 //! handles, so that greenlets live and end as they do without it.
 
