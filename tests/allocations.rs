@@ -78,7 +78,7 @@ fn round_trips_leave_nothing() {
     assert_eq!(Rc::strong_count(&shared), 1);
 }
 
-// LK-2, LK-3
+// LK-2, LK-3, HZ-20
 #[test]
 fn starting_and_ending_ten_thousand_times_leaves_nothing() {
     let returns = || drop(Greenlet::new(|text: String| Ok(text)).switch::<String>(String::from("text")));
@@ -111,7 +111,7 @@ fn starting_and_ending_ten_thousand_times_leaves_nothing() {
     assert_eq!(stacks_in_use(), 0);
 }
 
-// LK-4
+// LK-4, TE-7, TE-8, HZ-24, HZ-35
 #[test]
 fn threads_leave_nothing() {
     let round = || {

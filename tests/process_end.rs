@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             "thread_local_destructors_may_use_greenlets",
             thread_local_destructors_may_use_greenlets,
         ),
+        ("a_forked_child_goes_on", a_forked_child_goes_on),
         (
             "the_first_use_may_be_in_a_destructor",
             the_first_use_may_be_in_a_destructor,
@@ -355,4 +356,42 @@ fn the_first_use_may_be_in_a_destructor() {
     let lines = child::lines(&output);
     assert!(lines[0].starts_with("registered before: switching"), "{lines:?}");
     assert_eq!(lines[1], "the thread is over");
+}
+
+// TD-10: after a fork the child goes on, while other threads of the parent use greenlets: a thread that
+// has stacks at hand takes no lock of the process.
+// #[test], on the main thread
+fn a_forked_child_goes_on() {
+    let output = child::run("a_forked_child_goes_on", || {
+        let start_some = || {
+            let some: Vec<Greenlet> = (0..100)
+                .map(|_| Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(())))
+                .collect();
+            for greenlet in &some {
+                greenlet.switch::<()>(()).unwrap();
+            }
+        };
+        start_some();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::spawn(start_some).join().unwrap();
+            }
+        });
+        for _ in 0..20 {
+            // SAFETY: the child uses greenlets and memory of its own thread, and leaves by `_exit`.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                start_some();
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(5) };
+            }
+            let mut status = 0;
+            // SAFETY: `status` is valid for the write.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(libc::WEXITSTATUS(status), 5);
+        }
+        println!("all children ended");
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["all children ended"]);
 }

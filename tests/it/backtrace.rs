@@ -56,6 +56,7 @@ fn it_shows_where_a_greenlet_is_suspended_and_how_it_came_there() {
     assert_eq!(greenlet.switch::<u32>(5_u32).unwrap(), 5);
 }
 
+// HZ-12
 #[test]
 fn it_ends_at_the_first_frame() {
     let shallow = frames(&suspended(0).backtrace().unwrap());

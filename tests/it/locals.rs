@@ -41,7 +41,7 @@ fn alone(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-// CV-1, CV-11; cv::test_context_not_propagated
+// CV-1, CV-11, HZ-31; cv::test_context_not_propagated
 #[test]
 fn test_context_not_propagated() {
     alone(|| {

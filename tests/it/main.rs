@@ -12,6 +12,7 @@ mod bridge_streams;
 mod creation;
 mod current;
 mod cycles;
+mod drop_counts;
 mod exits;
 mod facts;
 mod finishing;

@@ -146,6 +146,7 @@ fn a_bad_stack_size_leaves_it_pending() {
     assert_eq!(smallest.switch::<u8>(3_u8).unwrap(), 3);
 }
 
+// TD-9
 #[test]
 fn switching_into_a_closed_greenlet_is_refused() {
     let waiting = suspended();

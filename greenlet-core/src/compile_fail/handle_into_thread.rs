@@ -20,4 +20,4 @@ let thread = std::thread::spawn(|| {
 thread.join().unwrap().unwrap();
 ```
 */
-// TH-16, SW-32
+// TH-16, SW-32, TD-3, TD-6, XD-1, XD-2, XD-3
