@@ -23,6 +23,7 @@ mod generator;
 mod hazards;
 mod last_handle;
 mod locals;
+mod matrix;
 mod misuse;
 mod native;
 mod parents;
