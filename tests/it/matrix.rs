@@ -310,8 +310,7 @@ fn run(life: Life, ending: Ending, place: Place) -> Vec<String> {
         journal.0
     });
     let journal = thread.join().unwrap();
-    let events = std::mem::take(&mut *journal.lock().unwrap());
-    events
+    std::mem::take(&mut *journal.lock().unwrap())
 }
 
 // ST-5, EX-4, DE-1, TE-1
