@@ -17,7 +17,7 @@ use crate::gate;
 use crate::greenlet::Greenlet;
 use crate::report::{self, Unraisable};
 use crate::switch::{self, Manners};
-use crate::thread::{self, Debt, Hub};
+use crate::thread::{self, Debt, Hub, slow};
 use crate::transfer::{Content, Message};
 use crate::tree::{Kept, Node, lineage};
 use crate::unwind;
@@ -28,8 +28,13 @@ use crate::unwind;
 pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
     let hub = Hub::get();
     let node = greenlet.node();
-    // The running greenlet ends when it switches away (rule DE-15), main with its thread.
-    if hub.is_current(node) || node.is_main || node.abandoned.get() {
+    // Main ends with its thread.
+    if node.is_main || node.abandoned.get() {
+        return;
+    }
+    if hub.is_current(node) {
+        // It ends when it switches away (rule DE-15).
+        hub.raise_flag(slow::UNHELD);
         return;
     }
     if !hub.can_end_greenlets() {
@@ -162,8 +167,7 @@ pub(crate) fn end_all(hub: &Hub) {
     hub.settle_debts();
     loop {
         let mut has_ended_one = false;
-        for node in hub.all_nodes() {
-            let greenlet = Greenlet::from_node(node);
+        for greenlet in hub.all_greenlets() {
             let node = greenlet.node();
             // One that is kept suspended is left so: the process is being ended from below its keeper.
             let can_end = !node.is_main && !node.abandoned.get() && node.kept.get() == Kept::No;
@@ -209,8 +213,7 @@ pub fn end_suspended() -> Result<(), Error> {
     let hub = Hub::get();
     switch::may_switch()?;
     hub.settle_debts();
-    for node in hub.all_nodes() {
-        let greenlet = Greenlet::from_node(node);
+    for greenlet in hub.all_greenlets() {
         let node = greenlet.node();
         let is_suspended = node.lifecycle.is_active() && !hub.is_current(node);
         if is_suspended && !node.is_main && !node.abandoned.get() {

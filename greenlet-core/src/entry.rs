@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
 
-use crate::backend::Entry;
+use crate::backend::{Entry, Word};
 use crate::switch;
 use crate::thread::Hub;
 use crate::transfer::{Content, Parcel, TypeInfo};
@@ -89,7 +89,7 @@ fn unboxed<T>(value: Box<T>) -> T {
 pub(crate) struct Start;
 
 impl Entry for Start {
-    unsafe fn enter(word: *const (), data: *mut ()) -> ! {
+    unsafe fn enter(word: *const (), data: Word) -> ! {
         // SAFETY: every switch of the library carries the words of a parcel.
         let first = unsafe { Parcel::from_words(word, data) };
         // SAFETY: T1: the greenlet that was started is current.

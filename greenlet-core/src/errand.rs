@@ -205,7 +205,7 @@ fn remind(register: &[Entry]) {
     for entry in living(register) {
         if !entry.inbox.errands.lock().is_empty() {
             // SAFETY: R1: the register is locked, so the thread is alive. R2.
-            unsafe { &*entry.flags }.raise_from_outside(slow::ERRAND);
+            unsafe { &*entry.flags }.raise(slow::ERRAND);
         }
     }
 }

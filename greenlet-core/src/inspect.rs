@@ -24,7 +24,7 @@ use crate::thread::{Hub, KEEP_AGES};
 /// assert_eq!(greenlets(), [main, child]);
 /// ```
 pub fn greenlets() -> Vec<Greenlet> {
-    let mut greenlets: Vec<Greenlet> = Hub::get().all_nodes().map(Greenlet::from_node).collect();
+    let mut greenlets: Vec<Greenlet> = Hub::get().all_greenlets().collect();
     greenlets.sort_by_key(Greenlet::id);
     greenlets
 }

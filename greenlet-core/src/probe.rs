@@ -161,7 +161,7 @@ fn answer_one(inquiry: *mut Inquiry) -> Parcel {
         (*inquiry).answer = answer;
         let back = NonNull::new_unchecked((*inquiry).back);
         let slot = (*(*inquiry).slot).as_ptr();
-        let (word, data) = backend::switch(slot, back, ptr::null(), ptr::null_mut());
+        let (word, data) = backend::switch(slot, back, ptr::null(), backend::Word::uninit());
         Parcel::from_words(word, data)
     }
 }

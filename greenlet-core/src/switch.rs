@@ -29,7 +29,7 @@ use std::rc::Rc;
 
 use anyhow::Error;
 
-use crate::backend;
+use crate::backend::{self, ResumePoint};
 use crate::entry::Start;
 use crate::errand;
 use crate::error::{
@@ -50,38 +50,33 @@ use crate::value::Value;
 pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
     let origin = hub.current();
-    // SAFETY: T1: there is a handle (`target`), so `origin` points to a living node.
-    let is_plain = hub.slow.get() == 0
-        && !target.resume.get().is_null()
-        && !std::thread::panicking()
-        && unsafe { count_of(origin) } != 1;
-    if !is_plain {
+    let to = target.resume.get();
+    if !hub.is_plain() || to.is_null() || std::thread::panicking() {
         return transfer(target, Content::Parcel(parcel), at, Manners::Polite);
     }
-    // SAFETY: T1; S1: `resume` is non-null.
-    unsafe { depart(hub, &*origin, Rc::as_ptr(target), parcel, at) }
+    hub.set_current(Rc::as_ptr(target));
+    target.resume.set(ptr::null_mut());
+    // SAFETY: T1; S1.
+    unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
 }
 
 /// As [`hand_over`], and lets go of the handle on the way.
 pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
     let origin = hub.current();
-    // SAFETY: T1.
-    let is_plain = hub.slow.get() == 0
-        && !target.node().resume.get().is_null()
-        && !std::thread::panicking()
-        && unsafe { count_of(origin) } != 1;
-    if !is_plain {
+    let to = target.node().resume.get();
+    if !hub.is_plain() || to.is_null() || std::thread::panicking() {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
         return transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
     }
-    let node = Rc::as_ptr(target.node());
+    hub.set_current(Rc::as_ptr(target.node()));
+    target.node().resume.set(ptr::null_mut());
     // As the bare counter: the greenlet is about to run, so it is not ended for want of a handle. It is
     // active and counts itself, so this is not the last count (S3).
     drop(target.into_node());
-    // SAFETY: T1; S1: `resume` is non-null; S3.
-    unsafe { depart(hub, &*origin, node, parcel, at) }
+    // SAFETY: T1; S1; S3.
+    unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
 }
 
 /// Hands a value over to `child`, whose parent the running greenlet is. Where that is another one, or the
@@ -101,15 +96,14 @@ pub(crate) fn hand_over_to_child(
         Some(parent) => Rc::as_ptr(parent.node()),
         None => return Err(parcel),
     };
-    let is_plain = hub.slow.get() == 0
-        && hub.current() == parent
-        && !child.resume.get().is_null()
-        && !std::thread::panicking();
-    if !is_plain {
+    let to = child.resume.get();
+    if !hub.is_plain() || hub.current() != parent || to.is_null() || std::thread::panicking() {
         return Err(parcel);
     }
-    // SAFETY: `parent` is current, so alive (T1); S1: `resume` is non-null.
-    Ok(unsafe { depart(hub, &*parent, child, parcel, at) })
+    hub.set_current(child);
+    child.resume.set(ptr::null_mut());
+    // SAFETY: `parent` was current, so it lives (T1); S1.
+    Ok(unsafe { depart(&*parent, NonNull::new_unchecked(to), parcel, at) })
 }
 
 /// Hands a value over from `child`, which runs, to its parent, without counting a handle of the parent: the
@@ -121,21 +115,22 @@ pub(crate) fn hand_over_to_parent(
     at: &'static Location<'static>,
 ) -> Parcel {
     let hub = Hub::get();
-    let parent: *const Node = match &*child.parent.borrow() {
-        Some(parent) => Rc::as_ptr(parent.node()),
-        None => ptr::null(),
+    let to = match &*child.parent.borrow() {
+        Some(parent) if hub.is_plain() && hub.is_current(child) && !std::thread::panicking() => {
+            let to = parent.node().resume.get();
+            if !to.is_null() {
+                hub.set_current(Rc::as_ptr(parent.node()));
+                parent.node().resume.set(ptr::null_mut());
+            }
+            to
+        }
+        _ => ptr::null_mut(),
     };
-    // SAFETY: the parent lives by its child's link, and nothing has run since that was read.
-    let is_plain = hub.slow.get() == 0
-        && !parent.is_null()
-        && hub.is_current(child)
-        && unsafe { !(*parent).resume.get().is_null() }
-        && !std::thread::panicking();
-    if !is_plain {
+    let Some(to) = NonNull::new(to) else {
         return transfer_to_parent(child, parcel, at);
-    }
-    // SAFETY: `child` is current; S1: `resume` is non-null.
-    unsafe { depart(hub, child, parent, parcel, at) }
+    };
+    // SAFETY: `child` was current; S1; S3: no count of the parent is needed, it is active.
+    unsafe { depart(child, to, parcel, at) }
 }
 
 #[cold]
@@ -162,27 +157,18 @@ pub(crate) enum Manners {
     Firm,
 }
 
-/// Leaves the running greenlet `origin` for `target`; returns with what the next switch to `origin`
-/// brings.
+/// Leaves the greenlet `origin`, which runs, for the one that is suspended at `to`; returns with what the
+/// next switch to `origin` brings.
 ///
 /// # Safety
 ///
-/// - `origin` is the current greenlet.
-/// - `target` is not, and its `resume` is non-null.
+/// - `origin` was the current greenlet, and the target, another one, was just made it.
+/// - `to` was the target's `resume`, which is null now (S1).
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
-unsafe fn depart(
-    hub: &Hub,
-    origin: &Node,
-    target: *const Node,
-    parcel: Parcel,
-    at: &'static Location<'static>,
-) -> Parcel {
+unsafe fn depart(origin: &Node, to: ResumePoint, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let (word, data) = parcel.into_words();
-    // SAFETY: the contract. A pointer, not a reference: the target may be gone when this returns.
-    let to = unsafe { NonNull::new_unchecked((*target).resume.replace(ptr::null_mut())) };
     origin.parked_at.set(Some(at));
-    hub.set_current(target);
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
     unsafe {
@@ -195,15 +181,12 @@ unsafe fn depart(
 ///
 /// # Safety
 ///
-/// - The current greenlet is dead, and its stack has been retired.
-/// - `target`'s `resume` is non-null.
+/// - The greenlet that runs is dead, and its stack has been retired; the target was just made the current one.
+/// - `to` was the target's `resume`, which is null now (S1).
 /// - What the parcel points to may stand on the retired stack: the other side takes it first (S4).
 #[inline(always)]
-unsafe fn depart_for_good(hub: &Hub, target: *const Node, parcel: Parcel) -> ! {
+unsafe fn depart_for_good(to: ResumePoint, parcel: Parcel) -> ! {
     let (word, data) = parcel.into_words();
-    // SAFETY: the contract.
-    let to = unsafe { NonNull::new_unchecked((*target).resume.replace(ptr::null_mut())) };
-    hub.set_current(target);
     // SAFETY: S1, S2, S3.
     unsafe { backend::switch_final(to, word, data) }
 }
@@ -247,7 +230,7 @@ pub(crate) fn transfer(
     };
 
     if hub.is_current(&living) {
-        return echo(hub, &living, content);
+        return echo(hub, living, content);
     }
     if manners == Manners::Polite {
         let gate = if living.lifecycle.is_pending() || hub.has_flag(slow::GATES) {
@@ -279,9 +262,6 @@ fn send(hub: &Hub, target: Rc<Node>, content: Content, at: &'static Location<'st
     let traced = hub.has_flag(slow::TRACED);
     // SAFETY: T1.
     let is_last_moment = unsafe { count_of(origin) } == 1;
-    let target_node = Rc::as_ptr(&target);
-    // Not kept over the switch: it would look like a handle. The greenlet is active: S3.
-    drop(target);
     let mut control;
     let parcel = match content {
         Content::Parcel(parcel) if !traced && !is_last_moment => parcel,
@@ -294,20 +274,23 @@ fn send(hub: &Hub, target: Rc<Node>, content: Content, at: &'static Location<'st
             Parcel::new(&mut control)
         }
     };
+    let to = make_current(hub, target);
     // SAFETY: T1; S1: `target` is suspended, or was just prepared by `start`; S3.
-    unsafe { depart(hub, &*origin, target_node, parcel, at) }
+    unsafe { depart(&*origin, to, parcel, at) }
 }
 
 /// The answer to a switch or throw that reaches the greenlet that does it: nothing moves (rules SW-8,
 /// SW-21, TH-10).
-fn echo(hub: &Hub, current: &Rc<Node>, content: Content) -> Parcel {
+fn echo(hub: &Hub, current: Rc<Node>, content: Content) -> Parcel {
+    // A handle, so that it is noticed if all others go meanwhile.
+    let current = Greenlet::from_node(current);
     if !hub.has_flag(slow::TRACED) {
         return match content {
             Content::Parcel(parcel) => parcel,
             Content::Message(message) => Control::local(message),
         };
     }
-    let message = trace::call(&Greenlet::from_node(Rc::clone(current)), content.into_message());
+    let message = trace::call(&current, content.into_message());
     Control::local(message)
 }
 
@@ -340,7 +323,7 @@ fn refusal(hub: &Hub) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
 #[inline]
 pub fn may_switch() -> Result<(), Error> {
     let hub = Hub::get();
-    if hub.slow.get() == 0 && !std::thread::panicking() {
+    if hub.is_plain() && !std::thread::panicking() {
         return Ok(());
     }
     refusal(hub).map_or(Ok(()), |refuse| Err(refuse(None)))
@@ -390,7 +373,7 @@ fn start(hub: &Hub, node: &Rc<Node>, content: &Content) -> Result<(), StartError
     }
     let stack = hub.take_stack(node.stack_size).map_err(StartError::Stack)?;
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
-    let resume = unsafe { backend::init::<Start>(stack.base()) };
+    let resume = unsafe { backend::init::<Start>(stack.entry()) };
     node.stack.set(Some(stack));
     node.itself.set(Some(Rc::clone(node)));
     node.lifecycle.begin();
@@ -406,18 +389,20 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
     let node = unsafe { &*hub.current() };
     // SAFETY: T1.
     let has_handle = unsafe { count_of(node) } > 1;
-    if hub.slow.get() == 0 && has_handle {
-        let parent: *const Node = match &*node.parent.borrow() {
-            Some(parent) if !parent.node().resume.get().is_null() => Rc::as_ptr(parent.node()),
-            _ => ptr::null(),
+    if hub.is_plain() && has_handle {
+        let parent = match &*node.parent.borrow() {
+            Some(parent) => NonNull::new(parent.node().resume.replace(ptr::null_mut()))
+                .map(|to| (to, Rc::as_ptr(parent.node()))),
+            None => None,
         };
-        if !parent.is_null() {
+        if let Some((to, parent)) = parent {
             node.lifecycle.finish();
             // Not the last count: `has_handle`.
             drop(node.itself.take());
             hub.retire(node.stack.take());
+            hub.set_current(parent);
             // SAFETY: just finished and retired; `parent` is suspended, so active, so alive (S1, S3).
-            unsafe { depart_for_good(hub, parent, parcel) }
+            unsafe { depart_for_good(to, parcel) }
         }
     }
     finish(Content::Parcel(parcel))
@@ -449,12 +434,6 @@ pub(crate) fn finish(content: Content) -> ! {
             }
         }
     }
-    // A parent behind a closed gate cannot be: nothing below a closed gate runs (see `gate.rs`).
-    if target.resume.get().is_null() {
-        unwind::abort("the parent of a finishing greenlet is not suspended");
-    }
-    let target_node = Rc::as_ptr(&target);
-    drop(target);
     let traced = hub.has_flag(slow::TRACED);
     let itself = node.itself.take();
     hub.retire(node.stack.take());
@@ -464,8 +443,25 @@ pub(crate) fn finish(content: Content) -> ! {
         origin: Some(Greenlet::from_node(node)),
         traced,
     });
+    let to = make_current(hub, target);
     // SAFETY: finished and retired; `target` is an active greenlet that is suspended (S1, S3).
-    unsafe { depart_for_good(hub, target_node, Parcel::new(&mut control)) }
+    unsafe { depart_for_good(to, Parcel::new(&mut control)) }
+}
+
+/// Makes the suspended greenlet `target` the current one, right before the switch to it, and takes out its
+/// resume point.
+fn make_current(hub: &Hub, target: Rc<Node>) -> ResumePoint {
+    if hub.has_flag(slow::UNHELD) {
+        hub.lower_flag(slow::UNHELD); // that was about the one who leaves
+    }
+    hub.set_current(Rc::as_ptr(&target));
+    let Some(to) = NonNull::new(target.resume.replace(ptr::null_mut())) else {
+        // What is behind a closed gate was refused; nothing below a closed gate runs (see `gate.rs`).
+        unwind::abort("a switch to a greenlet that is not suspended");
+    };
+    // Not kept over the switch: it would look like a handle. The greenlet is active: S3.
+    drop(target);
+    to
 }
 
 /// Settles what is owed in the last frames of a greenlet, which nothing may unwind (B3).

@@ -50,6 +50,10 @@ pub(crate) mod slow {
     pub(crate) const GATES: u32 = 16;
     /// There is something in the inbox (see `errand.rs`).
     pub(crate) const ERRAND: u32 = 32;
+    /// The current greenlet has lost its last handle, or had: it is to be counted when it switches away
+    /// (rule DE-15). Raised where a handle is dropped, lowered at each departure: so that switches
+    /// need not look at the count.
+    pub(crate) const UNHELD: u32 = 64;
 }
 
 /// The reasons that there are for a thread: bits of [`slow`].
@@ -69,13 +73,14 @@ impl Flags {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn set(&self, flags: u32) {
-        self.0.store(flags, Ordering::Relaxed);
+    /// Raises a flag, from any thread.
+    pub(crate) fn raise(&self, flag: u32) {
+        // Not a load and a store: another thread may raise one between them, and it would be lost.
+        self.0.fetch_or(flag, Ordering::Relaxed);
     }
 
-    /// Raises a flag from another thread.
-    pub(crate) fn raise_from_outside(&self, flag: u32) {
-        self.0.fetch_or(flag, Ordering::Relaxed);
+    fn lower(&self, flag: u32) {
+        self.0.fetch_and(!flag, Ordering::Relaxed);
     }
 }
 
@@ -248,12 +253,18 @@ impl Hub {
         ptr::eq(self.current.get(), node)
     }
 
+    /// Says whether a switch has nothing to do but to switch.
+    #[inline(always)] // part of the fast path: a plain load
+    pub(crate) fn is_plain(&self) -> bool {
+        self.slow.get() == 0
+    }
+
     pub(crate) fn raise_flag(&self, flag: u32) {
-        self.slow.set(self.slow.get() | flag);
+        self.slow.raise(flag);
     }
 
     pub(crate) fn lower_flag(&self, flag: u32) {
-        self.slow.set(self.slow.get() & !flag);
+        self.slow.lower(flag);
     }
 
     pub(crate) fn has_flag(&self, flag: u32) -> bool {
@@ -311,11 +322,13 @@ impl Hub {
         }
     }
 
-    /// All nodes that the thread has now. Each is counted when its turn comes, not before, so that
+    /// All greenlets that the thread has now. A handle of each is made when its turn comes, not before, so that
     /// dropping the last handle of one meanwhile still ends it.
-    pub(crate) fn all_nodes(&self) -> impl Iterator<Item = Rc<Node>> + use<> {
+    pub(crate) fn all_greenlets(&self) -> impl Iterator<Item = Greenlet> + use<> {
         let nodes = self.nodes.borrow().clone();
-        nodes.into_iter().filter_map(|node| node.upgrade())
+        nodes
+            .into_iter()
+            .filter_map(|node| node.upgrade().map(Greenlet::from_node))
     }
 
     /// Notes what is to be done when switching is possible again.
@@ -421,7 +434,6 @@ impl Hub {
 /// # Safety
 ///
 /// - `node` points to a living node.
-#[inline(always)] // one load; part of the fast path
 pub(crate) unsafe fn count_of(node: *const Node) -> usize {
     // SAFETY: the contract; `ManuallyDrop` leaves the count as it is.
     let node = ManuallyDrop::new(unsafe { Rc::from_raw(node) });

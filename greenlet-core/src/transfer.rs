@@ -1,5 +1,5 @@
-//! What crosses a switch: a parcel, which is a pointer to a value in the sender's frame and the
-//! descriptor of its type. Two words, no allocation.
+//! What crosses a switch: a parcel, which is the descriptor of a type, and a value of that type or, where
+//! it is larger than a word, a pointer to it in the sender's frame. Two words, no allocation.
 //!
 //! ```text
 //!   sender's stack (suspended)                 receiver's stack (running)
@@ -7,13 +7,17 @@
 //!   │ args: ManuallyDrop<T>  │◄─ parcel.data ─  take::<T>() moves the value out
 //!   │ ...                    │   parcel.info ─► TypeInfo of T
 //!   │ frame of switch        │
-//!   ├────────────────────────┤
+//!   ├────────────────────────┤   T as small as a word: it is in parcel.data itself
 //! ```
+//!
+//! Small values go in the word because a round trip through memory is most of what a switch takes: a `u64`
+//! sent to and fro takes 2.1 ns a switch behind a pointer, and 1.5 in the word.
 //!
 //! # Invariants
 //!
-//! - **P1** A parcel's `data` points to an initialised value of the type that `info` describes, and
-//!   the value's owner will not touch or drop it: the parcel owns the value.
+//! - **P1** A parcel's `data` holds a value of the type that `info` describes, if values of that type go in
+//!   the word ([`goes_in_word`]), and else points to one. The value is initialised, and its owner
+//!   will not touch or drop it: the parcel owns the value.
 //! - **P2** A parcel is used up exactly once, by [`Parcel::take`], [`Parcel::take_boxed`] or by being
 //!   sent on, and before anything else may run on the stack that it points into. (`switch.rs` keeps it:
 //!   who arrives takes the parcel before it calls foreign code.)
@@ -23,9 +27,11 @@
 
 use std::any::{Any, TypeId, type_name};
 use std::mem::ManuallyDrop;
+use std::ptr;
 
 use anyhow::Error;
 
+use crate::backend::Word;
 use crate::greenlet::Greenlet;
 use crate::value::Value;
 
@@ -35,8 +41,8 @@ pub(crate) struct TypeInfo {
     /// compiler.
     id: fn() -> TypeId,
     name: fn() -> &'static str,
-    /// Moves a value of the type out into a box.
-    boxed: unsafe fn(*mut ()) -> Box<dyn Any>,
+    /// Moves a value of the type out of the data of a parcel into a box.
+    boxed: unsafe fn(Word) -> Box<dyn Any>,
 }
 
 struct Describe<T>(std::marker::PhantomData<T>);
@@ -49,14 +55,35 @@ impl<T: 'static> Describe<T> {
     };
 }
 
-/// Moves the value at `data` into a box.
+/// Says whether values of a type travel in the parcel itself.
+const fn goes_in_word<T>() -> bool {
+    size_of::<T>() <= size_of::<Word>() && align_of::<T>() <= align_of::<Word>()
+}
+
+/// Moves the value out of the data of a parcel.
 ///
 /// # Safety
 ///
-/// - `data` points to an initialised `T` that nobody uses afterwards.
-unsafe fn boxed<T: 'static>(data: *mut ()) -> Box<dyn Any> {
+/// - `data` is the data of a parcel of a `T` (P1), and nobody uses it afterwards.
+#[inline(always)] // part of the fast path; one register, or one load
+unsafe fn unpack<T>(data: Word) -> T {
+    if goes_in_word::<T>() {
+        // SAFETY: P1: the word holds a `T`.
+        unsafe { data.as_ptr().cast::<T>().read() }
+    } else {
+        // SAFETY: P1: the word is a pointer to a `T`.
+        unsafe { data.assume_init().cast::<T>().read() }
+    }
+}
+
+/// Moves the value of a parcel into a box.
+///
+/// # Safety
+///
+/// - As for [`unpack`].
+unsafe fn boxed<T: 'static>(data: Word) -> Box<dyn Any> {
     // SAFETY: the contract of this function.
-    Box::new(unsafe { data.cast::<T>().read() })
+    Box::new(unsafe { unpack::<T>(data) })
 }
 
 impl TypeInfo {
@@ -79,22 +106,30 @@ impl TypeInfo {
 #[must_use = "a parcel owns the value it points to"]
 pub(crate) struct Parcel {
     info: &'static TypeInfo,
-    data: *mut (),
+    data: Word,
 }
 
 impl Parcel {
     /// Makes a parcel of the value in `slot`, which it owns from now on.
     #[inline(always)]
     pub(crate) fn new<T: 'static>(slot: &mut ManuallyDrop<T>) -> Parcel {
+        let mut data = Word::uninit();
+        let value: *mut T = (&raw mut *slot).cast();
+        if goes_in_word::<T>() {
+            // SAFETY: it fits into the word, and the slot gives it up (P1).
+            unsafe { ptr::copy_nonoverlapping(value, data.as_mut_ptr().cast::<T>(), 1) };
+        } else {
+            data.write(value.cast());
+        }
         Parcel {
             info: TypeInfo::of::<T>(),
-            data: (&raw mut *slot).cast(),
+            data,
         }
     }
 
     /// The parcel as the two words that a backend carries.
     #[inline(always)]
-    pub(crate) fn into_words(self) -> (*const (), *mut ()) {
+    pub(crate) fn into_words(self) -> (*const (), Word) {
         ((&raw const *self.info).cast(), self.data)
     }
 
@@ -104,7 +139,7 @@ impl Parcel {
     ///
     /// - The words come from [`Parcel::into_words`], through a switch, and this is their first use.
     #[inline(always)]
-    pub(crate) unsafe fn from_words(word: *const (), data: *mut ()) -> Parcel {
+    pub(crate) unsafe fn from_words(word: *const (), data: Word) -> Parcel {
         Parcel {
             // SAFETY: `into_words` made it from a `&'static TypeInfo`.
             info: unsafe { &*word.cast::<TypeInfo>() },
@@ -115,7 +150,7 @@ impl Parcel {
     /// Says whether the value is a `T`, by the address of its descriptor alone: `false` proves nothing.
     #[inline(always)]
     pub(crate) fn is_surely<T: 'static>(&self) -> bool {
-        std::ptr::eq(self.info, TypeInfo::of::<T>()) // P3
+        ptr::eq(self.info, TypeInfo::of::<T>()) // P3
     }
 
     /// Says whether the value is a `T`.
@@ -130,8 +165,8 @@ impl Parcel {
     /// - The value is a `T`: `is` or `is_surely` said so.
     #[inline(always)]
     pub(crate) unsafe fn take<T: 'static>(self) -> T {
-        // SAFETY: P1: initialised, of the described type, and nobody else uses it.
-        unsafe { self.data.cast::<T>().read() }
+        // SAFETY: P1, and the contract: the described type is `T`.
+        unsafe { unpack(self.data) }
     }
 
     /// Moves the value out into a box of its own, or out of the box where it is a [`Value`].
@@ -187,10 +222,11 @@ impl Content {
     /// Errors can be delivered to any.
     pub(crate) fn fits(&self, taken: &TypeInfo) -> Result<(), &'static str> {
         let found = match self {
-            Content::Parcel(parcel) if std::ptr::eq(parcel.info, taken) => return Ok(()),
+            Content::Parcel(parcel) if ptr::eq(parcel.info, taken) => return Ok(()),
             Content::Parcel(parcel) if parcel.is::<Value>() => {
-                // SAFETY: P1, and just looked; the parcel stays as it is.
-                unsafe { &*parcel.data.cast::<Value>() }.type_id_inside()
+                const { assert!(!goes_in_word::<Value>()) };
+                // SAFETY: P1, and just looked, here and one line above; the parcel stays as it is.
+                unsafe { &*parcel.data.assume_init().cast::<Value>() }.type_id_inside()
             }
             Content::Parcel(parcel) => parcel.info.id(),
             Content::Message(Message::Value(value)) => value.type_id_inside(),
@@ -224,10 +260,8 @@ impl Control {
             origin: None,
             traced: false,
         };
-        Parcel {
-            info: TypeInfo::of::<Box<Control>>(),
-            data: Box::into_raw(Box::new(Box::new(control))).cast(),
-        }
+        const { assert!(goes_in_word::<Box<Control>>()) }; // so nothing of it is left in this frame
+        Parcel::new(&mut ManuallyDrop::new(Box::new(control)))
     }
 
     /// Takes the control out of a parcel, or says that it is a plain value.
@@ -237,9 +271,9 @@ impl Control {
             return Ok(unsafe { parcel.take() });
         }
         if parcel.is::<Box<Control>>() {
-            // SAFETY: only `local` makes a parcel of this private type, and it leaks a box for us to take.
-            let control: Box<Box<Control>> = unsafe { Box::from_raw(parcel.data.cast()) };
-            return Ok(**control);
+            // SAFETY: just looked.
+            let control: Box<Control> = unsafe { parcel.take() };
+            return Ok(*control);
         }
         Err(parcel)
     }

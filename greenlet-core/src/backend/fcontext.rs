@@ -21,7 +21,7 @@ use std::ptr::{self, NonNull};
 use context::stack::Stack;
 use context::{Context, Transfer};
 
-use crate::backend::{Entry, ResumePoint};
+use crate::backend::{Entry, ResumePoint, Word};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "fcontext";
@@ -33,7 +33,7 @@ const TOLD_SIZE: usize = 4096;
 struct Packet {
     save: *mut *mut u8,
     word: *const (),
-    data: *mut (),
+    data: Word,
 }
 
 /// Takes the packet of the switch that arrived here.
@@ -42,7 +42,7 @@ struct Packet {
 ///
 /// - `transfer` is what a switch of this module has just brought, and this is its first use (F1).
 #[inline(always)]
-unsafe fn arrive(transfer: Transfer) -> (*const (), *mut ()) {
+unsafe fn arrive(transfer: Transfer) -> (*const (), Word) {
     let packet = ptr::with_exposed_provenance::<Packet>(transfer.data);
     // SAFETY: F1: the packet stands in the frame that switched here. `Context` is one pointer,
     // `repr(C)`, never null, and not dropped: it is kept as the resume point.
@@ -88,8 +88,8 @@ pub(crate) unsafe fn switch(
     save: *mut *mut u8,
     to: ResumePoint,
     word: *const (),
-    data: *mut (),
-) -> (*const (), *mut ()) {
+    data: Word,
+) -> (*const (), Word) {
     let packet = Packet { save, word, data };
     // SAFETY: B1 for `to`; whatever comes back is a switch of this module.
     unsafe {
@@ -105,7 +105,7 @@ pub(crate) unsafe fn switch(
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: *mut ()) -> ! {
+pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: Word) -> ! {
     // The side that arrives writes our resume point here, and nobody uses it.
     let mut unused = ptr::null_mut();
     // SAFETY: as for `switch`.

@@ -37,6 +37,7 @@
 //! to the thread, and a greenlet that changes them changes them for all. `fcontext` saves and loads the
 //! x86 ones at every switch, which is most of its cost.
 
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 #[cfg(all(
@@ -66,6 +67,10 @@ pub(crate) use imp::{NAME, init, switch, switch_final};
 /// Where a suspended stack goes on. Opaque: only the backend that made it can read it.
 pub(crate) type ResumePoint = NonNull<u8>;
 
+/// What a switch carries besides the descriptor: a pointer, or any value that fits. It may be padding or
+/// nothing at all, so it need not be initialised.
+pub(crate) type Word = MaybeUninit<*mut ()>;
+
 /// The first function on a new stack.
 pub(crate) trait Entry {
     /// Receives the two words of the first switch to the stack.
@@ -73,5 +78,5 @@ pub(crate) trait Entry {
     /// # Safety
     ///
     /// Called by the backend alone, once, as the first function on a fresh stack.
-    unsafe fn enter(word: *const (), data: *mut ()) -> !;
+    unsafe fn enter(word: *const (), data: Word) -> !;
 }

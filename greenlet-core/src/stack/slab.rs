@@ -112,18 +112,13 @@ impl Slabs {
 /// The distance from one stack to the next, in bytes: guard and stack, an odd number of pages.
 fn stride(class: Class) -> usize {
     let page = page_size();
-    let pages = usable(class) / page + 1;
+    let pages = class.usable() / page + 1;
     (pages | 1) * page
-}
-
-/// The size of a stack in whole pages, in bytes.
-fn usable(class: Class) -> usize {
-    class.size().next_multiple_of(page_size())
 }
 
 /// Where in its stride a stack has its guard: right below the usable part.
 fn guard_offset(class: Class) -> usize {
-    stride(class) - usable(class) - page_size()
+    stride(class) - class.usable() - page_size()
 }
 
 /// A slab, as it is listed (M4).
@@ -453,7 +448,7 @@ pub(super) fn discard(stacks: &mut [Stack]) {
         |low: &Stack, high: &Stack| low.base.as_ptr().wrapping_add(stride(high.class)) == high.base.as_ptr();
     for run in stacks.chunk_by(neighbours) {
         let (lowest, highest) = (&run[0], &run[run.len() - 1]);
-        let start = lowest.base.as_ptr().wrapping_sub(usable(lowest.class));
+        let start = lowest.base.as_ptr().wrapping_sub(lowest.class.usable());
         let len = highest.base.addr().get() - start.addr();
         // SAFETY: the ranges are those of the stacks, and of the guards and unused pages between them;
         // whoever calls has the stacks, so nothing there is in use. Guards of both kinds stay.

@@ -36,7 +36,7 @@
 use std::arch::{asm, global_asm};
 use std::ptr::NonNull;
 
-use crate::backend::{Entry, ResumePoint};
+use crate::backend::{Entry, ResumePoint, Word};
 
 // The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, [sp + 8] the
 // address of `start`, sp is aligned to 16.
@@ -63,7 +63,7 @@ global_asm!(
 );
 
 /// Calls the entry with the C calling convention, which fixes where the two words are.
-unsafe extern "C" fn start<E: Entry>(word: *const (), data: *mut ()) -> ! {
+unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word) -> ! {
     // SAFETY: this is the first function on a fresh stack, reached once, by the trampoline.
     unsafe { E::enter(word, data) }
 }
@@ -74,7 +74,7 @@ unsafe extern "C" fn start<E: Entry>(word: *const (), data: *mut ()) -> ! {
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
 pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
-    let start: unsafe extern "C" fn(*const (), *mut ()) -> ! = start::<E>;
+    let start: unsafe extern "C" fn(*const (), Word) -> ! = start::<E>;
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -107,8 +107,8 @@ pub(crate) unsafe fn switch(
     save: *mut *mut u8,
     to: ResumePoint,
     word: *const (),
-    data: *mut (),
-) -> (*const (), *mut ()) {
+    data: Word,
+) -> (*const (), Word) {
     let (word_back, data_back);
     // SAFETY: what the assembly changes is declared; the rest is this function's contract.
     unsafe {
@@ -145,7 +145,7 @@ pub(crate) unsafe fn switch(
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: *mut ()) -> ! {
+pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
