@@ -1,0 +1,354 @@
+//! Runs switching programs on greenlets, and writes down what happens: the counterpart of `oracle.py`.
+//!
+//! The two must hold a handle of a greenlet at the same moments, for a greenlet ends when its last one
+//! goes. So each op here says, where it matters, when it lets go.
+
+#![forbid(unsafe_code)]
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+use std::thread;
+
+use anyhow::{Error, Result};
+use greenlet::{
+    Greenlet, GreenletExit, State, TraceEvent, TraceKind, Tracer, Value, getcurrent, getparent, settrace,
+};
+
+use crate::program::{Catch, Failure, Int, Op, Place, Program, SLOTS};
+
+/// How large stacks are. The interpreter is recursive: a body of `finally` in `finally` goes deep.
+const MAIN_STACK: usize = 16 << 20;
+const STACK: usize = 4 << 20;
+
+/// Runs the program in a thread of its own, and returns its event log.
+///
+/// # Panics
+///
+/// Panics if there is no thread to be had, and if the library does.
+pub(crate) fn run(line: &str) -> Result<Vec<String>, crate::program::Malformed> {
+    // Here, so that nothing of a malformed program runs; the program itself does not go to other threads.
+    Program::parse(line)?;
+    let line = line.to_owned();
+    let program = move || {
+        let program = Program::parse(&line).expect("it was parsed before");
+        Rc::new(Machine::new(program)).run_main()
+    };
+    let thread = thread::Builder::new()
+        .stack_size(MAIN_STACK)
+        .spawn(program)
+        .expect("there are threads");
+    Ok(thread.join().expect("a program does not panic"))
+}
+
+/// The two errors that a program can raise of its own.
+#[derive(Debug)]
+struct OwnError(&'static str);
+
+impl fmt::Display for OwnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for OwnError {}
+
+impl Failure {
+    fn to_error(self) -> Error {
+        match self {
+            Failure::E1 => OwnError("E1").into(),
+            Failure::E2 => OwnError("E2").into(),
+            Failure::Exit => GreenletExit::new().into(),
+        }
+    }
+}
+
+/// The name that `OPS.md` gives an error.
+fn error_name(error: &Error) -> &'static str {
+    if error.is::<GreenletExit>() {
+        "Exit"
+    } else if let Some(own) = error.downcast_ref::<OwnError>() {
+        own.0
+    } else {
+        "GreenletError"
+    }
+}
+
+/// What is sent: an [`Int`], or the exit of a greenlet that ended by it.
+fn value_name(value: &Value) -> String {
+    match value.downcast_ref::<Int>() {
+        Some(int) => int.to_string(),
+        None if value.is_exit() => "Exit".to_owned(),
+        None => unreachable!("programs send integers alone"),
+    }
+}
+
+/// Why a list of ops was left before its end.
+enum Leave {
+    Return(Int),
+    Error(Error),
+}
+
+struct Machine {
+    program: Program,
+    slots: [RefCell<Option<Greenlet>>; SLOTS],
+    count: Cell<usize>,
+    log: RefCell<Vec<String>>,
+    /// Main's log has been handed out: what runs now is being ended with its thread.
+    is_over: Cell<bool>,
+}
+
+impl Machine {
+    fn new(program: Program) -> Machine {
+        Machine {
+            program,
+            slots: [const { RefCell::new(None) }; SLOTS],
+            count: Cell::new(0),
+            log: RefCell::default(),
+            is_over: Cell::new(false),
+        }
+    }
+
+    /// Runs body 0 in the main greenlet of the thread.
+    fn run_main(self: Rc<Machine>) -> Vec<String> {
+        if let Err(Leave::Error(error)) = self.run("main", &self.program.bodies[0]) {
+            self.emit(format!("main end error {}", error_name(&error)));
+        }
+        self.emit("main end".to_owned());
+        for slot in 0..SLOTS {
+            let is_empty = self.slots[slot].borrow().is_none();
+            if !is_empty {
+                self.drop_slot("main", slot);
+            }
+        }
+        settrace(None);
+        self.is_over.set(true);
+        self.log.take()
+    }
+
+    fn emit(&self, line: String) {
+        self.log.borrow_mut().push(line);
+    }
+
+    fn place(&self, place: Place) -> Option<Greenlet> {
+        match place {
+            Place::Slot(slot) => self.slots[slot].borrow().clone(),
+            Place::Main => {
+                let mut main = getcurrent();
+                while let Some(parent) = main.parent() {
+                    main = parent;
+                }
+                Some(main)
+            }
+            Place::Current => Some(getcurrent()),
+            Place::Parent => getparent(),
+        }
+    }
+
+    /// Puts a greenlet into a slot, or nothing; returns what was there.
+    fn put(&self, slot: usize, greenlet: Option<Greenlet>) -> Option<Greenlet> {
+        self.slots[slot].replace(greenlet)
+    }
+
+    fn run(self: &Rc<Machine>, me: &str, ops: &[Op]) -> Result<(), Leave> {
+        for op in ops {
+            if self.is_over.get() {
+                return Err(Leave::Error(GreenletExit::new().into()));
+            }
+            self.step(me, op)?;
+        }
+        Ok(())
+    }
+
+    fn step(self: &Rc<Machine>, me: &str, op: &Op) -> Result<(), Leave> {
+        match op {
+            Op::New { slot, body, parent } => self.new_greenlet(me, *slot, *body, *parent),
+            Op::Switch { target, value, catch } => return self.switch(me, *target, value, *catch),
+            Op::Throw {
+                target,
+                failure,
+                catch,
+            } => return self.throw(me, *target, *failure, *catch),
+            Op::SetParent { child, parent } => self.set_parent(me, *child, *parent),
+            Op::Drop(slot) => self.drop_slot(me, *slot),
+            Op::Copy { from, to } => {
+                let second = self.slots[*from].borrow().clone();
+                drop(self.put(*to, second));
+                self.emit(format!("{me} copy {from} {to}"));
+            }
+            Op::State(place) => self.state(me, *place),
+            Op::Who => {
+                let now = getcurrent();
+                self.emit(format!("{me} who -> {} parent {}", name(&now), parent_name(&now)));
+            }
+            Op::Return(value) => return Err(Leave::Return(value.clone())),
+            Op::Raise(failure) => {
+                self.emit(format!("{me} raise {failure}"));
+                return Err(Leave::Error(failure.to_error()));
+            }
+            Op::Finally { ops, last } => {
+                let outcome = self.run(me, ops);
+                self.emit(format!("{me} finally"));
+                // What LAST leaves with takes the place of what OPS left with.
+                self.run(me, last)?;
+                return outcome;
+            }
+            Op::Trace(on) => self.trace(me, *on),
+        }
+        Ok(())
+    }
+
+    fn new_greenlet(self: &Rc<Machine>, me: &str, slot: usize, body: usize, parent: Option<Place>) {
+        let mut builder = Greenlet::builder().stack_size(STACK);
+        if let Some(place) = parent {
+            let Some(parent) = self.place(place) else {
+                self.emit(format!("{me} new {slot} -> empty"));
+                return;
+            };
+            builder = builder.parent(&parent);
+        }
+        self.count.set(self.count.get() + 1);
+        let label = format!("g{}", self.count.get());
+        let machine = Rc::clone(self);
+        let made = builder
+            .name(label.as_str())
+            .build(move |first: Value| machine.run_body(&label, body, &first));
+        let before = self.put(slot, Some(made.clone()));
+        // CAUTION: runs foreign code: it may use the new greenlet already.
+        drop(before);
+        drop(made);
+        // The count, not the number of this one: what ended just now may have made more.
+        self.emit(format!("{me} new {slot} -> g{}", self.count.get()));
+    }
+
+    fn run_body(self: &Rc<Machine>, me: &str, body: usize, first: &Value) -> Result<Value> {
+        self.emit(format!("{me} start {}", value_name(first)));
+        let result = match self.run(me, &self.program.bodies[body]) {
+            Ok(()) => Int::zero(),
+            Err(Leave::Return(value)) => value,
+            Err(Leave::Error(error)) => {
+                self.emit(format!("{me} end error {}", error_name(&error)));
+                return Err(error);
+            }
+        };
+        self.emit(format!("{me} end {result}"));
+        Ok(Value::new(result))
+    }
+
+    fn switch(&self, me: &str, place: Place, value: &Int, catch: Catch) -> Result<(), Leave> {
+        let outcome = match self.place(place) {
+            // The target is held until the switch has come back, and no longer.
+            Some(target) => Some(target.switch::<Value>(value.clone())),
+            None => None,
+        };
+        self.settle(me, &format!("switch {place} {value}"), catch, outcome)
+    }
+
+    fn throw(&self, me: &str, place: Place, failure: Failure, catch: Catch) -> Result<(), Leave> {
+        let outcome = match self.place(place) {
+            Some(target) => Some(target.throw::<Value>(failure.to_error())),
+            None => None,
+        };
+        self.settle(me, &format!("throw {place} {failure}"), catch, outcome)
+    }
+
+    /// Logs the outcome of a switch or throw, and lets its error go on unless it is caught.
+    fn settle(
+        &self,
+        me: &str,
+        text: &str,
+        catch: Catch,
+        outcome: Option<Result<Value>>,
+    ) -> Result<(), Leave> {
+        let error = match outcome {
+            None => {
+                self.emit(format!("{me} {text} -> empty"));
+                return Ok(());
+            }
+            Some(Ok(value)) => {
+                self.emit(format!("{me} {text} -> {}", value_name(&value)));
+                return Ok(());
+            }
+            Some(Err(error)) => error,
+        };
+        self.emit(format!("{me} {text} -> error {}", error_name(&error)));
+        let is_caught = match catch {
+            Catch::None => false,
+            Catch::Errors => !error.is::<GreenletExit>(),
+            Catch::All => true,
+        };
+        if is_caught {
+            Ok(())
+        } else {
+            Err(Leave::Error(error))
+        }
+    }
+
+    fn set_parent(&self, me: &str, child_place: Place, parent_place: Place) {
+        let (child, parent) = (self.place(child_place), self.place(parent_place));
+        let outcome = match (&child, &parent) {
+            (Some(child), Some(parent)) => match child.set_parent(parent) {
+                Ok(()) => "ok",
+                Err(_) => "BadParent",
+            },
+            _ => "empty",
+        };
+        // In this order: what the old parent did when it ended may have emptied the slots.
+        drop(child);
+        drop(parent);
+        self.emit(format!(
+            "{me} set_parent {child_place} {parent_place} -> {outcome}"
+        ));
+    }
+
+    fn drop_slot(&self, me: &str, slot: usize) {
+        self.emit(format!("{me} drop {slot}"));
+        drop(self.put(slot, None));
+        self.emit(format!("{me} dropped {slot}"));
+    }
+
+    fn state(&self, me: &str, place: Place) {
+        let Some(greenlet) = self.place(place) else {
+            self.emit(format!("{me} state {place} -> empty"));
+            return;
+        };
+        let state = match greenlet.state() {
+            State::Pending => "pending",
+            State::Active => "active",
+            State::Dead => "dead",
+        };
+        let parent = parent_name(&greenlet);
+        self.emit(format!("{me} state {place} -> {state} parent {parent}"));
+    }
+
+    fn trace(self: &Rc<Machine>, me: &str, on: bool) {
+        let tracer = on.then(|| {
+            let machine = Rc::clone(self);
+            Tracer::new(move |event| {
+                machine.traced(event);
+                Ok(())
+            })
+        });
+        settrace(tracer);
+        self.emit(format!("{me} trace {}", if on { "on" } else { "off" }));
+    }
+
+    fn traced(&self, event: &TraceEvent) {
+        let kind = match event.kind {
+            TraceKind::Switch => "switch",
+            TraceKind::Throw => "throw",
+            other => unreachable!("a new kind of event: {other:?}"),
+        };
+        self.emit(format!("  {kind} {} {}", name(&event.origin), name(&event.target)));
+    }
+}
+
+fn name(greenlet: &Greenlet) -> String {
+    greenlet.name().expect("every greenlet has a name").to_owned()
+}
+
+fn parent_name(greenlet: &Greenlet) -> String {
+    greenlet
+        .parent()
+        .map_or_else(|| "none".to_owned(), |parent| name(&parent))
+}

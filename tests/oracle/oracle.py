@@ -1,0 +1,320 @@
+#!/usr/bin/env python3
+"""Run switching programs on Python's own `greenlet` and print what happened: the referee.
+
+Reads programs (one JSON object a line, see OPS.md) from standard input and writes, for each,
+its event log: one event a line, then a line holding only `--`.
+
+    python3 oracle.py < programs.jsonl > expected.log
+
+With `--verdicts` that last line says more where the log is not one to be equal to:
+
+    -- undead N    after N lines of the log, a killed greenlet was still suspended when control came
+                   back: from there on this library differs on purpose (OPS.md)
+    -- runaway     the program was given up: it does not end, or goes deeper than Python can
+
+Needs `pip install greenlet`. Exit status 0, or 2 with a message on a malformed program.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import threading
+
+import greenlet as g
+
+SLOTS = 10
+
+# With --verdicts: so many lines are taken for no end, and Python's own limits are set far enough away.
+# (A RecursionError that a `finally` replaces by an error of its own would go unseen.)
+RUNAWAY = 3_000
+RECURSION_LIMIT = 50_000
+STACK_SIZE = 512 << 20
+
+
+class E1(Exception):
+    pass
+
+
+class E2(Exception):
+    pass
+
+
+ERRORS = {"E1": E1, "E2": E2, "Exit": g.GreenletExit}
+
+
+class Runaway(BaseException):
+    """The program is given up."""
+
+
+# the machine of the program that runs
+running = None
+
+
+def give_up(error):
+    """Note that an error has come up that is none of the program's: where it goes is of no account."""
+    if running is not None and isinstance(error, (Runaway, RecursionError)):
+        running.is_runaway = True
+
+
+def error_name(error):
+    """The name that OPS.md gives an error."""
+    if isinstance(error, g.GreenletExit):
+        return "Exit"
+    if isinstance(error, (E1, E2)):
+        return type(error).__name__
+    if isinstance(error, g.error):
+        return "GreenletError"
+    if isinstance(error, (ValueError, AttributeError)):
+        return "BadParent"
+    give_up(error)
+    raise error
+
+
+def value_name(value):
+    return "Exit" if isinstance(value, g.GreenletExit) else str(value)
+
+
+class Leave(Exception):
+    """Control flow inside one body: its `return` op."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class Machine:
+    def __init__(self, program, limit):
+        self.bodies = program["bodies"]
+        self.slots = [None] * SLOTS
+        # names are kept by identity without holding a reference to the greenlet
+        self.names = {id(g.getcurrent()): "main"}
+        self.count = 0
+        self.log = []
+        self.undead_after = None
+        self.is_runaway = False
+        self.limit = limit
+
+    def emit(self, text):
+        self.log.append(text)
+
+    def name(self, greenlet):
+        return "none" if greenlet is None else self.names[id(greenlet)]
+
+    def place(self, where):
+        """The greenlet that an operand means: a slot's number or a word."""
+        if where == "main":
+            main = g.getcurrent()
+            while main.parent is not None:
+                main = main.parent
+            return main
+        if where == "current":
+            return g.getcurrent()
+        if where == "parent":
+            return g.getcurrent().parent
+        return self.slots[where]
+
+    def new(self, body, parent=None):
+        self.count += 1
+        label = f"g{self.count}"
+
+        def run(*args):
+            # the original loses the exit value on its way to a pending parent, a defect (UD-1): what it
+            # ought to get is written here
+            self.emit(f"{label} start {value_name(args[0]) if args else 'Exit'}")
+            try:
+                result = self.run(label, self.bodies[body])
+            except Leave as leave:
+                result = leave.value
+            except BaseException as error:
+                self.emit(f"{label} end error {error_name(error)}")
+                raise
+            self.emit(f"{label} end {result}")
+            return result
+
+        made = g.greenlet(run) if parent is None else g.greenlet(run, parent)
+        self.names[id(made)] = label
+        return made
+
+    def run(self, label, ops):
+        for op in ops:
+            if self.is_runaway or len(self.log) > self.limit:
+                self.is_runaway = True
+                raise Runaway
+            self.step(label, op)
+        return 0
+
+    def attempt(self, label, text, catch, action):
+        """Do a switch or throw; log its outcome; let its error go on unless `catch` covers it."""
+        try:
+            value = action()
+        except BaseException as error:
+            if isinstance(error, Leave):
+                raise
+            name = error_name(error)
+            self.emit(f"{label} {text} -> error {name}")
+            if catch == "all" or (catch == "errors" and name != "Exit"):
+                return
+            raise
+        self.emit(f"{label} {text} -> {value_name(value)}")
+
+    def step(self, label, op):
+        kind = op[0]
+        if kind == "new":
+            _, slot, body, parent = op
+            made = None
+            if parent is None:
+                made = self.new(body)
+            else:
+                where = self.place(parent)
+                if where is None:
+                    self.emit(f"{label} new {slot} -> empty")
+                    return
+                made = self.new(body, where)
+                del where
+            self.slots[slot] = made
+            del made
+            self.emit(f"{label} new {slot} -> g{self.count}")
+        elif kind in ("switch", "throw"):
+            _, where, operand, catch = op
+            text = f"{kind} {where} {operand}"
+            if self.place(where) is None:
+                self.emit(f"{label} {text} -> empty")
+            elif kind == "switch":
+                self.attempt(label, text, catch, lambda: self.place(where).switch(operand))
+            else:
+                self.attempt(label, text, catch, lambda: self.place(where).throw(ERRORS[operand]))
+        elif kind == "set_parent":
+            _, where, parent = op
+            text = f"set_parent {where} {parent}"
+            child, new_parent = self.place(where), self.place(parent)
+            if child is None or new_parent is None:
+                self.emit(f"{label} {text} -> empty")
+                return
+            try:
+                child.parent = new_parent
+            except (ValueError, AttributeError) as error:
+                outcome = error_name(error)
+            else:
+                outcome = "ok"
+            del child, new_parent
+            self.emit(f"{label} {text} -> {outcome}")
+        elif kind == "drop":
+            self.emit(f"{label} drop {op[1]}")
+            self.slots[op[1]] = None
+            self.emit(f"{label} dropped {op[1]}")
+        elif kind == "copy":
+            self.slots[op[2]] = self.slots[op[1]]
+            self.emit(f"{label} copy {op[1]} {op[2]}")
+        elif kind == "state":
+            where = self.place(op[1])
+            if where is None:
+                self.emit(f"{label} state {op[1]} -> empty")
+                return
+            state = "dead" if where.dead else "active" if where else "pending"
+            parent = self.name(where.parent)
+            del where
+            self.emit(f"{label} state {op[1]} -> {state} parent {parent}")
+        elif kind == "who":
+            now = g.getcurrent()
+            self.emit(f"{label} who -> {self.name(now)} parent {self.name(now.parent)}")
+            del now
+        elif kind == "return":
+            raise Leave(op[1])
+        elif kind == "raise":
+            self.emit(f"{label} raise {op[1]}")
+            raise ERRORS[op[1]]
+        elif kind == "finally":
+            _, ops, last = op
+            try:
+                self.run(label, ops)
+            finally:
+                self.emit(f"{label} finally")
+                self.run(label, last)
+        elif kind == "trace":
+            if op[1]:
+                g.settrace(self.traced)
+            else:
+                g.settrace(None)
+            self.emit(f"{label} trace {'on' if op[1] else 'off'}")
+        else:
+            raise SystemExit(f"unknown op {op!r}")
+
+    def traced(self, event, args):
+        origin, target = args
+        self.log.append(f"  {event} {self.name(origin)} {self.name(target)}")
+
+
+class Complaints:
+    """Stands in for standard error: hears `greenlet` complain that a killed greenlet did not die."""
+
+    def write(self, text):
+        if running is None:
+            sys.__stderr__.write(text)
+        elif text.startswith("GreenletExit did not kill") and running.undead_after is None:
+            running.undead_after = len(running.log)
+
+    def flush(self):
+        pass
+
+
+def run_program(program, limit):
+    """Run a program in the calling thread; return its log and, if it is not to be compared, why."""
+    global running
+    running = machine = Machine(program, limit)
+    try:
+        try:
+            machine.run("main", program["bodies"][0])
+        except Leave:
+            pass
+        except BaseException as error:
+            machine.emit(f"main end error {error_name(error)}")
+        machine.emit("main end")
+        for slot in range(SLOTS):
+            if machine.slots[slot] is not None:
+                machine.step("main", ["drop", slot])
+    except (Runaway, RecursionError):
+        machine.is_runaway = True
+    finally:
+        g.settrace(None)
+        running = None
+    if machine.is_runaway:
+        return machine.log, " runaway"
+    if machine.undead_after is not None:
+        return machine.log, f" undead {machine.undead_after}"
+    return machine.log, ""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--verdicts", action="store_true", help="say which logs are not to be compared")
+    args = parser.parse_args()
+    limit = sys.maxsize
+    if args.verdicts:
+        limit = RUNAWAY
+        sys.setrecursionlimit(RECURSION_LIMIT)
+        threading.stack_size(STACK_SIZE)
+    gc.disable()  # only the last reference ends a greenlet here, never a collection
+    sys.stderr = Complaints()
+    # an error that a killed greenlet leaves is no part of a log
+    sys.unraisablehook = lambda unraisable: give_up(unraisable.exc_value)
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        try:
+            program = json.loads(line)
+        except ValueError as error:
+            print(f"malformed program: {error}", file=sys.stderr)
+            return 2
+        # each program gets a thread, and so a main greenlet, of its own
+        box = []
+        thread = threading.Thread(target=lambda: box.append(run_program(program, limit)))
+        thread.start()
+        thread.join()
+        log, verdict = box[0]
+        print("\n".join(log))
+        print("--" + (verdict if args.verdicts else ""), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
