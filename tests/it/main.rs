@@ -30,6 +30,7 @@ mod scope;
 mod smoke;
 mod states;
 mod switching;
+mod switching_programs;
 mod threads;
 mod throwing;
 mod tracing;

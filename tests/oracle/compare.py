@@ -4,9 +4,9 @@
     python3 compare.py --seed 1 --count 20000 PROGRAM [PROGRAM...]
 
 Writes random programs (half of them by generate.py, half by generate_more.py), runs them by oracle.py
-and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Of a program in which a
-killed greenlet stays suspended, the logs are compared up to that moment: from there on the two differ on
-purpose (see OPS.md). Programs that do not end are left out. Both are counted.
+and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Where the two differ on
+purpose (a killed greenlet stays suspended, or parents come to stand in a cycle: see OPS.md), the logs are
+compared up to that moment. Programs that do not end are left out. Both are counted.
 
 The first programs that differ are shrunk and shown, with both logs. Exit status 1 if any differs.
 With `--programs FILE` the programs are those of the file. Needs `pip install greenlet`.
@@ -98,14 +98,14 @@ def is_different(expected, verdict, got, got_verdict):
     if got_verdict:
         # a program that ends because a greenlet stays undead need not end where it does not
         return not (verdict and got_verdict == HANGS)
-    if verdict.startswith(" undead"):
+    if verdict:
         known = int(verdict.split()[1])
         return expected[:known] != got[:known]
     return expected != got
 
 
 def is_comparable(verdict):
-    return verdict == "" or verdict.startswith(" undead")
+    return verdict == "" or verdict.startswith((" undead", " cycle"))
 
 
 def differing(command, programs):
@@ -232,7 +232,7 @@ def main():
     is_equal = True
     for build in args.builds:
         found = differences[build]
-        print(f"{build}: {whole} programs compared, {partly} more up to where a killed greenlet stays suspended, "
+        print(f"{build}: {whole} programs compared, {partly} more up to where the two differ on purpose, "
               f"{left_out} left out; {len(found)} differences", flush=True)
         for program in found[:args.show]:
             is_equal = False

@@ -15,30 +15,31 @@ use greenlet::{
     Greenlet, GreenletExit, State, TraceEvent, TraceKind, Tracer, Value, getcurrent, getparent, settrace,
 };
 
-use crate::program::{Catch, Failure, Int, Op, Place, Program, SLOTS};
+use super::program::{Catch, Failure, Int, Malformed, Op, Place, Program, SLOTS};
 
 /// How large stacks are. The interpreter is recursive: a body of `finally` in `finally` goes deep.
 const MAIN_STACK: usize = 16 << 20;
 const STACK: usize = 4 << 20;
 
-/// Runs the program in a thread of its own, and returns its event log.
+/// Runs the program that stands in a line, in a thread of its own, and returns its event log.
+///
+/// # Errors
+///
+/// Returns [`Malformed`] if the line is no program; nothing has run then.
 ///
 /// # Panics
 ///
 /// Panics if there is no thread to be had, and if the library does.
-pub(crate) fn run(line: &str) -> Result<Vec<String>, crate::program::Malformed> {
-    // Here, so that nothing of a malformed program runs; the program itself does not go to other threads.
-    Program::parse(line)?;
+pub(crate) fn run(line: &str) -> Result<Vec<String>, Malformed> {
     let line = line.to_owned();
-    let program = move || {
-        let program = Program::parse(&line).expect("it was parsed before");
-        Rc::new(Machine::new(program)).run_main()
-    };
     let thread = thread::Builder::new()
         .stack_size(MAIN_STACK)
-        .spawn(program)
+        .spawn(move || {
+            let program = Program::parse(&line)?;
+            Ok(Rc::new(Machine::new(program)).run_main())
+        })
         .expect("there are threads");
-    Ok(thread.join().expect("a program does not panic"))
+    thread.join().expect("a program does not panic")
 }
 
 /// The two errors that a program can raise of its own.
@@ -339,7 +340,11 @@ impl Machine {
             TraceKind::Throw => "throw",
             other => unreachable!("a new kind of event: {other:?}"),
         };
-        self.emit(format!("  {kind} {} {}", name(&event.origin), name(&event.target)));
+        self.emit(format!(
+            "  {kind} {} {}",
+            name(&event.origin),
+            name(&event.target)
+        ));
     }
 }
 

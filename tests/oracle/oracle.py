@@ -10,6 +10,7 @@ With `--verdicts` that last line says more where the log is not one to be equal 
 
     -- undead N    after N lines of the log, a killed greenlet was still suspended when control came
                    back: from there on this library differs on purpose (OPS.md)
+    -- cycle N     after N lines of the log, parents stood in a cycle: likewise
     -- runaway     the program was given up: it does not end, or goes deeper than Python can
 
 Needs `pip install greenlet`. Exit status 0, or 2 with a message on a malformed program.
@@ -90,7 +91,7 @@ class Machine:
         self.names = {id(g.getcurrent()): "main"}
         self.count = 0
         self.log = []
-        self.undead_after = None
+        self.differs = None
         self.is_runaway = False
         self.limit = limit
 
@@ -140,8 +141,25 @@ class Machine:
             if self.is_runaway or len(self.log) > self.limit:
                 self.is_runaway = True
                 raise Runaway
+            if self.limit < sys.maxsize and self.differs is None and self.has_cycle():
+                self.differs = f" cycle {len(self.log)}"
             self.step(label, op)
         return 0
+
+    def has_cycle(self):
+        """Say whether some lineage is a cycle.
+
+        It comes about where the clean-up of a killed greenlet hangs the greenlet's parent below the
+        greenlet: that is no cycle while the kill goes on, and afterwards the parent is set back unseen.
+        """
+        for start in [g.getcurrent(), *self.slots]:
+            steps = 0
+            while start is not None:
+                start = start.parent
+                steps += 1
+                if steps > self.count + 1:
+                    return True
+        return False
 
     def attempt(self, label, text, catch, action):
         """Do a switch or throw; log its outcome; let its error go on unless `catch` covers it."""
@@ -250,8 +268,8 @@ class Complaints:
     def write(self, text):
         if running is None:
             sys.__stderr__.write(text)
-        elif text.startswith("GreenletExit did not kill") and running.undead_after is None:
-            running.undead_after = len(running.log)
+        elif text.startswith("GreenletExit did not kill") and running.differs is None:
+            running.differs = f" undead {len(running.log)}"
 
     def flush(self):
         pass
@@ -279,9 +297,7 @@ def run_program(program, limit):
         running = None
     if machine.is_runaway:
         return machine.log, " runaway"
-    if machine.undead_after is not None:
-        return machine.log, f" undead {machine.undead_after}"
-    return machine.log, ""
+    return machine.log, machine.differs or ""
 
 
 def main():

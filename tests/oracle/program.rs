@@ -157,7 +157,10 @@ impl Program {
             .get("bodies")
             .ok_or_else(|| Malformed("the field `bodies` is missing".into()))?;
         let bodies = list(bodies).ok_or_else(|| {
-            Malformed(format!("`bodies` is to be a list of lists of ops, not {}", short(bodies)))
+            Malformed(format!(
+                "`bodies` is to be a list of lists of ops, not {}",
+                short(bodies)
+            ))
         })?;
         if bodies.is_empty() {
             return Err(Malformed("`bodies` is empty; body 0 is what main runs".into()));
@@ -185,7 +188,10 @@ impl Reader {
             return Err(Malformed(format!("`finally` is nested deeper than {MAX_DEPTH}")));
         }
         let Some(ops) = list(raw) else {
-            return Err(Malformed(format!("a list of ops is expected, not {}", short(raw))));
+            return Err(Malformed(format!(
+                "a list of ops is expected, not {}",
+                short(raw)
+            )));
         };
         let ops = ops.iter().enumerate().map(|(index, op)| {
             self.op(op, depth)
@@ -195,7 +201,12 @@ impl Reader {
     }
 
     fn op(&self, raw: &RawValue, depth: usize) -> Result<Op> {
-        let no_op = || Malformed(format!("an op is a list that begins with its name, not {}", short(raw)));
+        let no_op = || {
+            Malformed(format!(
+                "an op is a list that begins with its name, not {}",
+                short(raw)
+            ))
+        };
         let parts = list(raw).ok_or_else(no_op)?;
         let (kind, operands) = parts.split_first().ok_or_else(no_op)?;
         let kind: String = read(kind).ok_or_else(no_op)?;
@@ -237,7 +248,8 @@ impl Reader {
                 last: self.ops(last, depth + 1)?,
             },
             ("trace", [on]) => Op::Trace(
-                read(on).ok_or_else(|| Malformed(format!("`trace` takes true or false, not {}", short(on))))?,
+                read(on)
+                    .ok_or_else(|| Malformed(format!("`trace` takes true or false, not {}", short(on))))?,
             ),
             (kind, operands) => {
                 return Err(match operands_of(kind) {
