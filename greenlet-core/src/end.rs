@@ -65,24 +65,29 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
         node.kept.set(Kept::YesThenEnd);
         return;
     }
-    let meanwhile = ParentMeanwhile::new(node);
-    let forced = deliver(greenlet, Message::Error(exit.into()));
-    let mut is_forced = matches!(forced, Control::Forced);
+    // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
+    // known who has a handle.
+    let mut is_forced = stage(greenlet, Message::Error(exit.into()));
     if node.lifecycle.is_active() && !spare() {
         if cfg!(panic = "unwind") {
-            let forced = deliver(greenlet, Message::Force);
-            is_forced |= matches!(forced, Control::Forced);
+            is_forced |= stage(greenlet, Message::Force);
         }
         if node.lifecycle.is_active() && !spare() {
             node.abandoned.set(true);
             report::call(&Unraisable::of_refusal(greenlet.clone()));
         }
     }
-    drop(meanwhile);
     if is_forced {
         // While this went on, the same was done to the current greenlet.
         unwind::force();
     }
+}
+
+/// Delivers one message, with the current greenlet as the parent meanwhile. Says whether the current
+/// greenlet was itself told to unwind while that went on.
+fn stage(greenlet: &Greenlet, message: Message) -> bool {
+    let _meanwhile = ParentMeanwhile::new(greenlet.node());
+    matches!(deliver(greenlet, message), Control::Forced)
 }
 
 /// Where the current greenlet is below `node`, which it is about to end: moves the branch that it stands

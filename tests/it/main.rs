@@ -35,4 +35,5 @@ mod threads;
 mod throwing;
 mod tracing;
 mod tree;
+mod two_stage_exit;
 mod values;

@@ -9,13 +9,18 @@ mod program;
 const CORPUS: &str = include_str!("../oracle/corpus.jsonl");
 const LOGS: &str = include_str!("../oracle/corpus.log");
 
+/// Runs a program, and returns its log.
+pub(crate) fn run(program: &str) -> Vec<String> {
+    machine::run(program).expect("the program is well formed")
+}
+
 #[test]
 fn the_recorded_programs_do_what_they_do_on_python() {
     let mut logs = LOGS.split_terminator("\n--\n");
     let mut programs = 0;
     for line in CORPUS.lines() {
         let recorded: Vec<&str> = logs.next().expect("every program has a log").lines().collect();
-        let log = machine::run(line).unwrap();
+        let log = run(line);
         assert_eq!(log, recorded, "of program {}: {line}", programs + 1);
         programs += 1;
     }
@@ -31,7 +36,7 @@ fn finally_can_be_nested_as_deep_as_it_may() {
         });
         format!("{{\"name\":\"deep\",\"bodies\":[[[\"new\",0,1,null],[\"switch\",0,1,\"none\"]],[{body}]]}}")
     };
-    let log = machine::run(&nested(500)).unwrap();
+    let log = run(&nested(500));
     assert_eq!(log.iter().filter(|line| *line == "g1 finally").count(), 500);
     let error = machine::run(&nested(501)).unwrap_err().to_string();
     assert!(error.ends_with("`finally` is nested deeper than 500"), "{error}");

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare the event logs of switching programs on Python's greenlet and on this library.
 
-    python3 compare.py --seed 1 --count 20000 PROGRAM [PROGRAM...]
+    python3 compare.py --seed 1 --count 22000 PROGRAM [PROGRAM...]
 
 Writes random programs (half of them by generate.py, half by generate_more.py), runs them by oracle.py
 and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Where the two differ on
@@ -204,7 +204,7 @@ def generated(seed, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock")
-    parser.add_argument("--count", type=int, default=20_000, help="how many programs are to be compared")
+    parser.add_argument("--count", type=int, default=22_000, help="how many programs are to be compared")
     parser.add_argument("--programs", help="a file of programs to run instead")
     parser.add_argument("--show", type=int, default=3, help="how many differences are shrunk and shown")
     parser.add_argument("builds", nargs="+", metavar="PROGRAM")

@@ -237,19 +237,15 @@ impl Machine {
     }
 
     fn switch(&self, me: &str, place: Place, value: &Int, catch: Catch) -> Result<(), Leave> {
-        let outcome = match self.place(place) {
-            // The target is held until the switch has come back, and no longer.
-            Some(target) => Some(target.switch::<Value>(value.clone())),
-            None => None,
-        };
+        // The target is held until the switch has come back, and no longer.
+        let switched = |target: Greenlet| target.switch::<Value>(value.clone());
+        let outcome = self.place(place).map(switched);
         self.settle(me, &format!("switch {place} {value}"), catch, outcome)
     }
 
     fn throw(&self, me: &str, place: Place, failure: Failure, catch: Catch) -> Result<(), Leave> {
-        let outcome = match self.place(place) {
-            Some(target) => Some(target.throw::<Value>(failure.to_error())),
-            None => None,
-        };
+        let thrown = |target: Greenlet| target.throw::<Value>(failure.to_error());
+        let outcome = self.place(place).map(thrown);
         self.settle(me, &format!("throw {place} {failure}"), catch, outcome)
     }
 

@@ -1,0 +1,251 @@
+//! What happens to a greenlet that lost its last handle, was thrown an exit, and still is suspended when
+//! control comes back to whoever let go? Here this library differs from Python's on purpose: if nobody has
+//! a handle of it, it is unwound by force. (More on last handles: `last_handle.rs`.)
+
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+
+use anyhow::Result;
+use greenlet::{Greenlet, State, Value, getcurrent, getmain};
+
+use super::switching_programs::run;
+use crate::support::{Drops, Log, NoLeaks, catch_reports, take_reports, up};
+
+/// A greenlet that catches what it is thrown, whoever throws it, and switches to its parent again.
+fn stubborn(drops: &Drops, log: &Log) -> Greenlet {
+    let (witness, log) = (drops.witness(), log.clone());
+    let greenlet = Greenlet::builder()
+        .name("stubborn")
+        .build(move |(): ()| -> Result<()> {
+            let _witness = witness;
+            loop {
+                let asked = up::<()>(());
+                log.add(if asked.is_err() { "asked to end" } else { "resumed" });
+            }
+        });
+    greenlet.switch::<()>(()).unwrap();
+    greenlet
+}
+
+// DE-8, UD-6: unwinding by force is no panic: no hook is called, nobody sees `panicking` afterwards, and
+// destructors have run when the drop is over.
+#[test]
+fn unwinding_by_force_calls_no_panic_hook() {
+    let _no_leaks = NoLeaks::watch();
+    catch_reports();
+    thread_local!(static PANICS: Cell<u32> = const { Cell::new(0) });
+    static INSTALLED: std::sync::Once = std::sync::Once::new();
+    INSTALLED.call_once(|| {
+        let hook = panic::take_hook();
+        // Stays, for the tests of other threads: it adds a count to what was there.
+        panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            hook(info);
+        }));
+    });
+    let (drops, log) = (Drops::new(), Log::new());
+    drop(stubborn(&drops, &log));
+    assert_eq!(drops.count(), 1);
+    assert_eq!(log.take(), ["asked to end"]);
+    assert_eq!(PANICS.get(), 0);
+    assert!(!std::thread::panicking());
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+// DE-8: it does not matter how control comes back: here a third greenlet brings it, and the one that was
+// asked to end waits in a switch to that one.
+#[test]
+fn it_is_unwound_whoever_brings_control_back() {
+    let _no_leaks = NoLeaks::watch();
+    catch_reports();
+    let (drops, third_drops, log) = (Drops::new(), Drops::new(), Log::new());
+    let (witness, third_witness, inside) = (drops.witness(), third_drops.witness(), log.clone());
+    let third = Greenlet::new(move |(): ()| {
+        let _witness = third_witness;
+        up::<()>(()) // its parent is main
+    });
+    let greenlet = Greenlet::new(move |(): ()| -> Result<()> {
+        let _witness = witness;
+        let asked = up::<()>(());
+        inside.add(format!("asked: {}", asked.is_err()));
+        // It holds the last handle of the third one while it waits.
+        let result = third.switch::<()>(());
+        inside.add("never reached");
+        result
+    });
+    greenlet.switch::<()>(()).unwrap();
+    drop(greenlet);
+    assert_eq!(log.take(), ["asked: true"]);
+    assert_eq!(drops.count(), 1);
+    // It was let go of while a stack was being unwound, so its end is owed, and paid by the next switch.
+    Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap();
+    assert_eq!(third_drops.count(), 1);
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+// DE-9: somebody has a handle of it: an ordinary greenlet with its old parent, which goes on where it is.
+#[test]
+fn a_resurrected_one_is_left_alone() {
+    let _no_leaks = NoLeaks::watch();
+    catch_reports();
+    let parent = Greenlet::builder().name("parent").build(|_: Value| Ok(()));
+    let shelf: Rc<RefCell<Option<Greenlet>>> = Rc::default();
+    let (drops, store) = (Drops::new(), shelf.clone());
+    let witness = drops.witness();
+    let greenlet = Greenlet::new(move |(): ()| {
+        let _witness = witness;
+        up::<()>(()).unwrap_err();
+        store.replace(Some(getcurrent()));
+        let number: u32 = up("still here")?;
+        Ok(number + 1)
+    });
+    greenlet.switch::<()>(()).unwrap();
+    greenlet.set_parent(&parent).unwrap();
+    drop(greenlet);
+    let greenlet = shelf.take().expect("it stored a handle of itself");
+    assert_eq!(greenlet.state(), State::Active);
+    assert_eq!(greenlet.parent(), Some(parent));
+    assert_eq!(drops.count(), 0);
+    greenlet.set_parent(&getcurrent()).unwrap();
+    assert_eq!(greenlet.switch::<u32>(7_u32).unwrap(), 8);
+    assert_eq!(drops.count(), 1);
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+// DE-9, PA-14: the handle that kept it goes when its old parent is set back: nobody has one then, so it is
+// unwound after all.
+#[test]
+fn a_handle_that_goes_with_the_parent_meanwhile_keeps_nothing() {
+    let _no_leaks = NoLeaks::watch();
+    catch_reports();
+    let (drops, keeper_drops) = (Drops::new(), Drops::new());
+    let (witness, keeper_witness) = (drops.witness(), keeper_drops.witness());
+    let greenlet = Greenlet::new(move |(): ()| -> Result<()> {
+        let _witness = witness;
+        up::<()>(()).unwrap_err();
+        let own = getcurrent().downgrade();
+        let keeper = Greenlet::builder().parent(&getmain()).build(move |(): ()| {
+            let _witness = keeper_witness;
+            // The handle is held until this switch comes back.
+            own.upgrade().unwrap().switch::<()>(())
+        });
+        keeper.switch::<()>(())?;
+        getcurrent().set_parent(&keeper)?;
+        // The link to the parent alone holds the keeper now, and the keeper alone holds us.
+        drop(keeper);
+        getmain().switch::<()>(())
+    });
+    greenlet.switch::<()>(()).unwrap();
+    drop(greenlet);
+    assert_eq!((drops.count(), keeper_drops.count()), (1, 1));
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+// DE-8: a function that stops the unwinding and then returns has ended, as any other.
+#[test]
+fn one_that_stops_the_unwinding_and_returns_has_ended() {
+    let _no_leaks = NoLeaks::watch();
+    catch_reports();
+    let (drops, log) = (Drops::new(), Log::new());
+    let (witness, inside) = (drops.witness(), log.clone());
+    let greenlet = Greenlet::new(move |(): ()| {
+        let _witness = witness;
+        up::<()>(()).unwrap_err();
+        let caught = panic::catch_unwind(AssertUnwindSafe(|| up::<()>(())));
+        inside.add(format!("caught: {}", caught.is_err()));
+        Ok(())
+    });
+    greenlet.switch::<()>(()).unwrap();
+    drop(greenlet);
+    assert_eq!(log.take(), ["caught: true"]);
+    assert_eq!(drops.count(), 1);
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+// DE-8: one that stops the unwinding and switches again is reported once. It is left suspended for good:
+// its stack is not given to anyone, its destructors do not run, and others are not disturbed.
+#[test]
+fn one_that_stops_the_unwinding_and_goes_on_is_reported_and_left() {
+    catch_reports();
+    let drops = Drops::new();
+    let witness = drops.witness();
+    let stacks = greenlet::stacks_in_use();
+    let greenlet = Greenlet::builder()
+        .name("deaf")
+        .build(move |(): ()| -> Result<()> {
+            let _witness = witness;
+            loop {
+                let _ = panic::catch_unwind(|| up::<()>(()));
+            }
+        });
+    greenlet.switch::<()>(()).unwrap();
+    drop(greenlet);
+    assert_eq!(take_reports(), ["deaf: refused to end"]);
+    assert_eq!(greenlet::stacks_in_use(), stacks + 1);
+    let other = Greenlet::new(|n: u32| Ok(n + 1));
+    assert_eq!(other.switch::<u32>(1_u32).unwrap(), 2);
+    assert_eq!(drops.count(), 0);
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+// DE-8: the same in the language of `tests/oracle`, which says what is equal and what is not: no op of an
+// unwound greenlet runs, no `finally` either, and it is dead. (Python: still active, for good.)
+#[test]
+fn in_a_switching_program_no_op_runs_by_force() {
+    let log = run(r#"{"name":"undead","bodies":[
+        [["new",0,1,null],["new",1,2,0],["switch",0,1,"none"],["drop",0],["state",1],["drop",1],["who"]],
+        [["finally",[["switch","main",2,"all"],["switch","main",3,"all"]],[["who"]]]],
+        []]}"#);
+    assert_eq!(
+        log,
+        [
+            "main new 0 -> g1",
+            "main new 1 -> g2",
+            "g1 start 1",
+            "main switch 0 1 -> 2",
+            "main drop 0",
+            "main dropped 0", // g2 is a child of g1, and so keeps it
+            "main state 1 -> pending parent g1",
+            "main drop 1",
+            "g1 switch main 2 -> error Exit",
+            "main dropped 1",
+            "main who -> main parent none",
+            "main end",
+        ]
+    );
+}
+
+// PA-14: a clean-up that hangs the old parent below the dying greenlet makes no cycle: the old parent is
+// not set back then. (Python sets it back, and the next that looks for an ancestor loops for ever.)
+#[test]
+fn in_a_switching_program_no_cycle_of_parents_comes_about() {
+    let log = run(r#"{"name":"cycle","bodies":[
+        [["new",0,1,null],["new",1,2,0],["switch",1,1,"none"],["drop",1],["state",0],["switch",0,5,"none"]],
+        [["who"],["state","parent"]],
+        [["finally",[["switch","main",2,"none"]],[["set_parent",0,"current"]]]]]}"#);
+    assert_eq!(
+        log,
+        [
+            "main new 0 -> g1",
+            "main new 1 -> g2",
+            "g2 start 1",
+            "main switch 1 1 -> 2",
+            "main drop 1",
+            "g2 switch main 2 -> error Exit",
+            "g2 finally",
+            "g2 set_parent 0 current -> ok",
+            "g2 end error Exit",
+            "main dropped 1",
+            "main state 0 -> pending parent g2",
+            "g1 start 5",
+            "g1 who -> g1 parent g2",
+            "g1 state parent -> dead parent main",
+            "g1 end 0",
+            "main switch 0 5 -> 0",
+            "main end",
+            "main drop 0",
+            "main dropped 0",
+        ]
+    );
+}
