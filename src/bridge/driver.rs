@@ -33,6 +33,8 @@ pub(super) struct Driver {
     pub(super) awaits: Cell<u64>,
     /// How often an await was refused because the driver is over.
     pub(super) refusals: Cell<u32>,
+    /// Whether to stop at each await before what is awaited is polled: for tests.
+    pub(super) stops: Cell<bool>,
 }
 
 impl Driver {
@@ -43,6 +45,7 @@ impl Driver {
             request: Cell::new(None),
             awaits: Cell::new(0),
             refusals: Cell::new(0),
+            stops: Cell::new(false),
         }
     }
 

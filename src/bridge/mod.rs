@@ -50,6 +50,7 @@ mod request;
 mod spans;
 mod spawn;
 mod stream;
+pub mod testing;
 mod wait;
 mod watchdog;
 
@@ -66,6 +67,6 @@ pub use pool::{PinnedPool, Pooled};
 #[cfg(feature = "tracing")]
 pub use spans::SpanHooks;
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
-pub use stream::{SpawnStream, StreamIter, Yielder, iter_stream, stream_from};
+pub use stream::{Items, SpawnStream, StreamIter, iter_stream, stream_from};
 pub use wait::{await_, try_await_};
 pub use watchdog::{Overrun, Stop, Watchdog};

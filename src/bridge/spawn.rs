@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -252,6 +253,24 @@ impl<T: 'static> Spawn<T> {
         &self.root
     }
 
+    /// Whether to stop at each await before it is polled: see [`testing`](super::testing).
+    pub(super) fn stop_at_awaits(&self, stops: bool) {
+        self.driver.stops.set(stops);
+    }
+
+    /// How often something was awaited.
+    pub(super) fn awaits(&self) -> u64 {
+        self.driver.awaits.get()
+    }
+
+    /// Where it awaits.
+    pub(super) fn awaits_at(&self) -> Option<&'static Location<'static>> {
+        match &self.stage {
+            Stage::Awaiting(waiter) => waiter.as_ref().unwrap_or(&self.root).parked_at(),
+            Stage::New | Stage::Over => None,
+        }
+    }
+
     /// Makes the greenlet that polls the parent of the root, and the one that awaits switch to.
     #[inline]
     fn bind(&self) {
@@ -316,9 +335,12 @@ impl<T: 'static> Spawn<T> {
             turn = match event {
                 Ok(Event::Await(waiter)) => {
                     self.root.close_gate();
-                    let polled = self
-                        .driver
-                        .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
+                    let polled = if self.driver.stops.get() {
+                        Polled::Pending
+                    } else {
+                        self.driver
+                            .poll_request(waiter.as_ref().unwrap_or(&self.root), cx)
+                    };
                     match polled {
                         Polled::Ready => Turn::Resume(waiter),
                         Polled::Pending => {
@@ -481,7 +503,6 @@ impl<T: 'static> fmt::Debug for Spawn<T> {
 /// [`Spawn::into_result`].
 ///
 /// Dropping it before it is ready is dropping the spawn: the function is ended without further awaits.
-#[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct SpawnResult<T: 'static> {
     spawn: Spawn<T>,
@@ -514,3 +535,9 @@ impl<T: 'static> Future for SpawnResult<T> {
 }
 
 impl<T: 'static> Unpin for SpawnResult<T> {}
+
+impl<T: 'static> fmt::Debug for SpawnResult<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.spawn.fmt(f)
+    }
+}

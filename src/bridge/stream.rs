@@ -96,7 +96,7 @@ impl<S: Stream + Unpin> FusedIterator for StreamIter<S> {}
 pub fn stream_from<T, F>(function: F) -> SpawnStream<T>
 where
     T: 'static,
-    F: FnOnce(&mut Yielder<T>) + 'static,
+    F: FnOnce(&mut Items<T>) + 'static,
 {
     SpawnBuilder::new().stream(function)
 }
@@ -107,10 +107,10 @@ impl SpawnBuilder {
     pub fn stream<T, F>(self, function: F) -> SpawnStream<T>
     where
         T: 'static,
-        F: FnOnce(&mut Yielder<T>) + 'static,
+        F: FnOnce(&mut Items<T>) + 'static,
     {
         let item = Rc::new(Cell::new(None));
-        let mut yielder = Yielder {
+        let mut yielder = Items {
             item: Rc::clone(&item),
         };
         SpawnStream {
@@ -121,11 +121,11 @@ impl SpawnBuilder {
 }
 
 /// Takes the items of a function that [`stream_from`] runs.
-pub struct Yielder<T> {
+pub struct Items<T> {
     item: Rc<Cell<Option<T>>>,
 }
 
-impl<T> Yielder<T> {
+impl<T> Items<T> {
     /// Hands an item over, and goes on when the next one is asked for.
     ///
     /// # Panics
@@ -137,7 +137,7 @@ impl<T> Yielder<T> {
         await_(self.taken());
     }
 
-    /// As [`give`](Yielder::give), but returns an error where that unwinds.
+    /// As [`give`](Items::give), but returns an error where that unwinds.
     ///
     /// # Errors
     ///
@@ -165,9 +165,9 @@ impl<T> Yielder<T> {
     }
 }
 
-impl<T> fmt::Debug for Yielder<T> {
+impl<T> fmt::Debug for Items<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Yielder")
+        f.write_str("Items")
     }
 }
 

@@ -8,7 +8,10 @@ mod bridge_attacks;
 mod bridge_hooks;
 #[cfg(all(feature = "tokio", feature = "futures-io"))]
 mod bridge_io;
+#[cfg(feature = "tokio")]
+mod bridge_pool;
 mod bridge_streams;
+mod bridge_testing;
 mod creation;
 mod current;
 mod cycles;
@@ -20,6 +23,7 @@ mod generator;
 mod hazards;
 mod last_handle;
 mod locals;
+mod matrix;
 mod misuse;
 mod native;
 mod parents;

@@ -116,8 +116,11 @@ pub(crate) fn name(greenlet: &greenlet::Greenlet) -> String {
     greenlet.name().unwrap_or("nameless").into()
 }
 
+/// What was reported in a thread: can be looked at when the thread is over.
+pub(crate) type Reports = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
 thread_local! {
-    static REPORTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static REPORTS: Reports = Reports::default();
 }
 
 /// Collects what the library reports in this thread, in the place of writing it to standard error.
@@ -131,7 +134,8 @@ pub(crate) fn catch_reports() {
                 (None, Some(payload)) => format!("{who}: panic {}", payload.downcast_ref().unwrap_or(&"?")),
                 (None, None) => format!("{who}: refused to end"),
             };
-            REPORTS.with_borrow_mut(|reports| reports.push(what));
+            // Where the thread has no list any more, nobody asks.
+            let _ = REPORTS.try_with(|reports| reports.lock().unwrap().push(what));
         });
     });
     take_reports();
@@ -139,5 +143,10 @@ pub(crate) fn catch_reports() {
 
 /// Takes the reports that were collected since the last time.
 pub(crate) fn take_reports() -> Vec<String> {
-    REPORTS.take()
+    std::mem::take(&mut *reports().lock().unwrap())
+}
+
+/// The list that [`catch_reports`] collects in.
+pub(crate) fn reports() -> Reports {
+    REPORTS.with(Reports::clone)
 }

@@ -1,0 +1,278 @@
+//! For tests of bridged code: to step it by hand, without an executor, and to end it at each of its
+//! awaits.
+
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+
+use anyhow::Result;
+
+use super::spawn::{Spawn, SpawnResult, greenlet_spawn};
+use crate::leaks::assert_no_leaks;
+
+/// A spawned function that a test steps from await to await.
+///
+/// Each [`step`](Stepper::step) polls what is awaited, once. If it is ready the function goes on to its next await, and stops
+/// there before that future is polled. So the test chooses in which order several functions go on, and
+/// whether a future that is ready already is seen to be.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::await_;
+/// use greenlet::bridge::testing::{Step, Stepper};
+///
+/// let mut stepper = Stepper::new(|| await_(async { 20 }) + await_(async { 22 }));
+/// assert!(matches!(stepper.step(), Step::Awaits { nth: 1, .. }));
+/// assert!(matches!(stepper.step(), Step::Awaits { nth: 2, .. }));
+/// assert!(matches!(stepper.step(), Step::Returned(42)));
+/// ```
+pub struct Stepper<T: 'static> {
+    future: Stepped<T>,
+    wakes: Arc<Wakes>,
+    waker: Waker,
+}
+
+enum Stepped<T: 'static> {
+    Running(Spawn<T>),
+    Cancelled(SpawnResult<T>),
+    Ended,
+}
+
+/// What a [`Stepper::step`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<T> {
+    /// The function has gone on, and now awaits something that has not been polled yet.
+    Awaits {
+        /// Its how-manieth await that is.
+        nth: u64,
+        /// Where it is.
+        at: &'static Location<'static>,
+    },
+    /// What the function awaits was polled, and is not ready.
+    Pending,
+    /// The function has returned.
+    Returned(T),
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl<T: 'static> Stepper<T> {
+    /// Spawns a function, to be stepped. Nothing runs yet.
+    #[track_caller]
+    pub fn new(function: impl FnOnce() -> T + 'static) -> Stepper<T> {
+        Stepper::of(greenlet_spawn(function))
+    }
+
+    /// Takes a spawn, to be stepped: one with options, say.
+    pub fn of(spawn: Spawn<T>) -> Stepper<T> {
+        spawn.stop_at_awaits(true);
+        let wakes = Arc::new(Wakes::default());
+        Stepper {
+            future: Stepped::Running(spawn),
+            waker: Waker::from(Arc::clone(&wakes)),
+            wakes,
+        }
+    }
+
+    /// How often the waker was called that the futures are polled with.
+    pub fn wakes(&self) -> usize {
+        self.wakes.0.load(Ordering::SeqCst)
+    }
+
+    /// Goes on by one step.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of the function; and if the function has ended already.
+    pub fn step(&mut self) -> Step<T> {
+        let Stepped::Running(spawn) = &mut self.future else {
+            panic!("the function that is stepped has ended, or was cancelled");
+        };
+        let before = spawn.awaits();
+        match Pin::new(&mut *spawn).poll(&mut Context::from_waker(&self.waker)) {
+            Poll::Ready(output) => {
+                self.future = Stepped::Ended;
+                Step::Returned(output)
+            }
+            Poll::Pending if spawn.awaits() == before => Step::Pending,
+            Poll::Pending => Step::Awaits {
+                nth: spawn.awaits(),
+                at: spawn.awaits_at().unwrap_or_else(|| spawn.greenlet().made_at()),
+            },
+        }
+    }
+
+    /// Cancels the function ([`Spawn::cancel`]), and polls its clean-up until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// What the future of `cancel` gives: the exit, if the function returned no value.
+    ///
+    /// # Panics
+    ///
+    /// With the panic of the function; if the function has ended already; and if the clean-up awaits something that is not ready,
+    /// and that has not called the waker.
+    pub fn cancel(&mut self) -> Result<T> {
+        let spawn = match std::mem::replace(&mut self.future, Stepped::Ended) {
+            Stepped::Running(spawn) => spawn,
+            _ => panic!("the function that is stepped has ended, or was cancelled"),
+        };
+        spawn.stop_at_awaits(false);
+        self.future = Stepped::Cancelled(spawn.cancel());
+        loop {
+            let wakes = self.wakes();
+            let Stepped::Cancelled(future) = &mut self.future else {
+                unreachable!("it was made so above");
+            };
+            match Pin::new(future).poll(&mut Context::from_waker(&self.waker)) {
+                Poll::Ready(result) => {
+                    self.future = Stepped::Ended;
+                    return result;
+                }
+                Poll::Pending => assert!(
+                    self.wakes() > wakes,
+                    "the clean-up awaits something that is not ready, and nobody has woken it"
+                ),
+            }
+        }
+    }
+}
+
+impl<T: 'static> fmt::Debug for Stepper<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.future {
+            Stepped::Running(spawn) => f.debug_tuple("Stepper").field(spawn).finish(),
+            Stepped::Cancelled(spawn) => f.debug_tuple("Stepper").field(spawn).finish(),
+            Stepped::Ended => f.write_str("Stepper(ended)"),
+        }
+    }
+}
+
+/// Makes the witnesses whose destructors [`end_at_each_await`] counts.
+#[derive(Clone, Debug, Default)]
+pub struct Probe {
+    made: Rc<Cell<usize>>,
+    dropped: Rc<Cell<usize>>,
+}
+
+impl Probe {
+    /// Makes something that is to be dropped before the function has ended, to be held by the code under test.
+    pub fn witness(&self) -> Witness {
+        self.made.set(self.made.get() + 1);
+        Witness { probe: self.clone() }
+    }
+}
+
+/// Something whose drop is counted: see [`Probe::witness`].
+#[derive(Debug)]
+pub struct Witness {
+    probe: Probe,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.probe.dropped.set(self.probe.dropped.get() + 1);
+    }
+}
+
+/// Runs a function again and again, and ends it at each of its awaits in turn: once by dropping its
+/// future, once by cancelling it. Returns how many awaits it has.
+///
+/// Each time it checks that no greenlet and no stack is left, and that every [`Witness`] was dropped, whether it was
+/// in a local variable, in a future, or captured. `make` makes the function anew each time.
+///
+/// What is awaited has to be ready when it is polled, or to call its waker: there is no executor.
+///
+/// # Panics
+///
+/// Panics, naming the await, if something is left over; and with any panic of the function.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::bridge::testing::end_at_each_await;
+/// use greenlet::try_await_;
+///
+/// let awaits = end_at_each_await(|probe| {
+///     let probe = probe.clone();
+///     move || -> anyhow::Result<()> {
+///         let _transaction = probe.witness();
+///         try_await_(async {})?; // the first statement
+///         try_await_(async {}) // the second
+///     }
+/// });
+/// assert_eq!(awaits, 2);
+/// ```
+#[track_caller]
+pub fn end_at_each_await<T, F>(mut make: impl FnMut(&Probe) -> F) -> u64
+where
+    T: 'static,
+    F: FnOnce() -> T + 'static,
+{
+    let mut nth = 0;
+    loop {
+        let mut has_returned = false;
+        for end in [End::Drop, End::Cancel] {
+            let probe = Probe::default();
+            let function = make(&probe);
+            has_returned = assert_no_leaks(|| {
+                let mut stepper = Stepper::new(function);
+                let has_returned = reach(&mut stepper, nth);
+                match end {
+                    _ if has_returned => {}
+                    End::Drop => drop(stepper),
+                    End::Cancel => drop(stepper.cancel()),
+                }
+                has_returned
+            });
+            assert_eq!(
+                probe.dropped.get(),
+                probe.made.get(),
+                "witnesses dropped and made, when the function was ended at its await number {nth} by {end:?}"
+            );
+        }
+        if has_returned {
+            return nth - 1;
+        }
+        nth += 1;
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Drop,
+    Cancel,
+}
+
+/// Steps to the `nth` await; says whether the function has returned before.
+fn reach<T>(stepper: &mut Stepper<T>, nth: u64) -> bool {
+    let mut found = 0;
+    while found < nth {
+        let wakes = stepper.wakes();
+        match stepper.step() {
+            Step::Awaits { nth, .. } => found = nth,
+            Step::Pending => assert!(
+                stepper.wakes() > wakes,
+                "await number {found} is not ready, and nobody has woken it"
+            ),
+            Step::Returned(_) => return true,
+        }
+    }
+    false
+}
