@@ -60,7 +60,7 @@ pub struct StackUsage {
 /// Says whether the library notes, from now on, when each greenlet is made, in all threads: for
 /// [`Greenlet::age`].
 ///
-/// Off at first: to read the clock and to note the time takes longer than to make a greenlet.
+/// Off at first: to read the clock and to note the time takes nearly as long as to make a greenlet.
 pub fn keep_ages(keep: bool) {
     KEEP_AGES.store(keep, Ordering::Relaxed);
 }
