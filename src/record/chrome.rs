@@ -49,14 +49,18 @@ impl Recording {
             .filter(|event| event.kind() != EventKind::Note);
         for (flow, event) in transfers.enumerate() {
             trace.block(number(running), since, event.time(), cause);
-            let (from, to, at) = (
-                number(event.origin()),
-                number(event.target()),
-                micros(event.time()),
-            );
-            let common = format!(r#""name":"switch","cat":"switch","id":{flow},"pid":1,"ts":{at}"#);
-            trace.add(format_args!(r#""ph":"s","tid":{from},{common}"#));
-            trace.add(format_args!(r#""ph":"f","bp":"e","tid":{to},{common}"#));
+            let (from, to) = (number(event.origin()), number(event.target()));
+            // An arrow begins inside the block that it leaves: at its end, there would be no block.
+            let leaves = event.time().saturating_sub(Duration::from_nanos(1)).max(since);
+            let common = format!(r#""name":"switch","cat":"switch","id":{flow},"pid":1"#);
+            trace.add(format_args!(
+                r#""ph":"s","tid":{from},"ts":{},{common}"#,
+                micros(leaves)
+            ));
+            trace.add(format_args!(
+                r#""ph":"f","bp":"e","tid":{to},"ts":{},{common}"#,
+                micros(event.time())
+            ));
             (running, since, cause) = (event.target(), event.time(), Some(event));
         }
         trace.block(number(running), since, self.length(), cause);

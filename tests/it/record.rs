@@ -316,7 +316,23 @@ fn a_chrome_trace_is_json_and_its_blocks_fill_the_time() {
     assert_eq!(of("i")[0]["name"], "here");
     assert_eq!((of("s").len(), of("f").len()), (4, 4));
 
+    // Each arrow begins in a block of its row, and ends where one begins.
     let blocks = of("X");
+    for (begins, ends) in of("s").into_iter().zip(of("f")) {
+        let number = |event: &serde_json::Value, field: &str| event[field].as_f64().unwrap();
+        assert!(blocks.iter().any(|block| {
+            let from = number(block, "ts");
+            let is_inside =
+                from <= number(begins, "ts") && number(begins, "ts") <= from + number(block, "dur");
+            block["tid"] == begins["tid"] && is_inside
+        }));
+        assert!(
+            blocks
+                .iter()
+                .any(|block| block["tid"] == ends["tid"] && block["ts"] == ends["ts"])
+        );
+    }
+
     let rows: Vec<u64> = blocks
         .iter()
         .map(|block| block["tid"].as_u64().unwrap())
