@@ -13,10 +13,10 @@
 //!
 //! # Invariants
 //!
-//! - **R1** A pointer in the register points to the flags in the hub of a living thread of this process:
+//! - **A1** A pointer in the register points to the flags in the hub of a living thread of this process:
 //!   a thread enters itself when its main greenlet is made, and strikes itself off, under the register's lock,
 //!   before its thread-locals go. It is followed under that lock alone.
-//! - **R2** Another thread does nothing with a hub but to raise a flag in [`Flags`], which is atomic.
+//! - **A2** Another thread does nothing with a hub but to raise a flag in [`Flags`], which is atomic.
 //!
 //! The thread's own changes of its flags are a load and a store, which cost less than an atomic
 //! change, and can lose a flag that is raised at that moment. So who asks raises it until it is answered.
@@ -46,7 +46,7 @@ struct Entry {
     inbox: Arc<Inbox>,
 }
 
-// SAFETY: R1, R2.
+// SAFETY: A1, A2.
 unsafe impl Send for Entry {}
 
 /// What one thread is asked to run.
@@ -204,7 +204,7 @@ fn living(register: &[Entry]) -> impl Iterator<Item = &Entry> {
 fn remind(register: &[Entry]) {
     for entry in living(register) {
         if !entry.inbox.errands.lock().is_empty() {
-            // SAFETY: R1: the register is locked, so the thread is alive. R2.
+            // SAFETY: A1: the register is locked, so the thread is alive. A2.
             unsafe { &*entry.flags }.raise(slow::ERRAND);
         }
     }
@@ -244,7 +244,7 @@ pub(crate) fn enter(hub: &Hub) {
     });
 }
 
-/// Strikes the calling thread off the register: it is about to end (R1).
+/// Strikes the calling thread off the register: it is about to end (A1).
 pub(crate) fn leave(hub: &Hub) {
     let Some(inbox) = hub.inbox.take() else { return };
     REGISTER.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
