@@ -17,12 +17,24 @@ const GUARDS: [&str; 2] = ["", "mprotect"];
 
 /// Runs a case in a child, on the child's main thread.
 fn run(case: &str, guard: &str) -> Output {
-    let exe = std::env::current_exe().unwrap();
-    Command::new(exe)
+    this_binary()
         .env(CASE, case)
         .env("GREENLET_GUARD", guard)
         .output()
         .unwrap()
+}
+
+/// This binary again; where it runs in an emulator, `GREENLET_TEST_RUNNER` says in which.
+fn this_binary() -> Command {
+    let runner = std::env::var("GREENLET_TEST_RUNNER").unwrap_or_default();
+    let exe = std::env::current_exe().unwrap();
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else {
+        return Command::new(exe);
+    };
+    let mut command = Command::new(first);
+    command.args(words).arg(exe);
+    command
 }
 
 fn stderr(output: &Output) -> String {

@@ -55,6 +55,8 @@ mod section;
 pub mod stack;
 mod state;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod thread_bound;
 mod trace;

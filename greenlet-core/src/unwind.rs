@@ -86,7 +86,6 @@ pub(crate) fn abort(what: &str) -> ! {
 #[cfg(all(test, unix))]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
 
     /// Set in the child process that is to abort.
     const CHILD: &str = "GREENLET_TEST_ABORT";
@@ -97,8 +96,7 @@ mod tests {
         if std::env::var_os(CHILD).is_some() {
             super::abort("the test says so");
         }
-        let this = std::env::current_exe().expect("a test knows its own path");
-        let output = Command::new(this)
+        let output = crate::tests::this_binary()
             .args([
                 "--exact",
                 "unwind::tests::a_doubtful_stack_ends_the_process",

@@ -158,3 +158,9 @@ pub(crate) fn page_size() -> usize {
         usize::try_from(size).expect("the system has a page size")
     })
 }
+
+/// The stack whose guard page an address lies in: its base, and its size.
+#[cfg(test)]
+pub(crate) fn guard_below(address: *mut u8) -> Option<(*mut u8, usize)> {
+    slab::guard_at(address.addr()).map(|hit| (hit.base, hit.size))
+}

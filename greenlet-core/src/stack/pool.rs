@@ -109,7 +109,7 @@ impl StackCache {
     pub(crate) fn take(&mut self, size: usize) -> Option<Stack> {
         let class = Class::holding(size).ok()?;
         let stack = self.free[class.index()].pop()?;
-        self.in_use.add_one();
+        self.in_use.increment();
         Some(stack)
     }
 
@@ -124,14 +124,14 @@ impl StackCache {
         let class = Class::holding(size)?;
         self.in_use.register();
         let stack = self.refill(class)?;
-        self.in_use.add_one();
+        self.in_use.increment();
         Ok(stack)
     }
 
     /// Takes back a stack that nothing runs on any more.
     #[inline]
     pub(crate) fn give(&mut self, stack: Stack) {
-        self.in_use.subtract_one();
+        self.in_use.decrement();
         let free = &mut self.free[stack.class.index()];
         free.push(stack);
         if free.len() > CACHE_MAX {

@@ -179,8 +179,14 @@ impl Slab {
         start..start + self.len()
     }
 
-    pub(super) fn start(&self) -> *mut u8 {
-        self.start
+    /// The usable pages of each stack in it, cut or not: where they start, and their length in bytes.
+    pub(super) fn stacks(&self) -> impl Iterator<Item = (*mut u8, usize)> + use<> {
+        let (start, class) = (self.start, self.class);
+        let pages = move |index| {
+            let base = start.wrapping_add((index + 1) * stride(class));
+            (base.wrapping_sub(usable(class)), usable(class))
+        };
+        (0..self.count).map(pages)
     }
 
     /// The reserved address space, in bytes.

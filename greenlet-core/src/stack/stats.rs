@@ -3,7 +3,6 @@
 //! Each thread counts the stacks that it has in use in a cell of its own, by a plain load and store: no
 //! other thread writes there. Everything else is counted when somebody asks.
 
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
@@ -62,32 +61,35 @@ pub fn stats() -> Stats {
         idle: pool::made().saturating_sub(in_use),
         mapped_bytes: slab::slabs().map(Slab::len).sum(),
         mappings: slab::slabs().count(),
-        resident_bytes: slab::slabs()
-            .map(|slab| resident(slab.start(), slab.len()).filter(|page| *page).count())
-            .sum::<usize>()
-            * page_size(),
+        resident_bytes: slab::slabs().flat_map(Slab::stacks).map(resident_bytes).sum(),
     }
 }
 
 /// How much of a stack has ever been touched since its memory was last given back, in bytes.
 pub(crate) fn high_water(stack: &Stack) -> usize {
     let (start, len) = stack.pages();
-    let untouched = resident(start, len).take_while(|page| !page).count();
+    let untouched = pages(start, len).take_while(|is_resident| !is_resident).count();
     (len - untouched * page_size()).min(stack.size())
 }
 
-/// For each page of a range that is mapped, whether it has memory.
-fn resident(start: *mut u8, len: usize) -> impl Iterator<Item = bool> {
-    const AT_ONCE: usize = 4096;
+/// The memory of one stack.
+fn resident_bytes((start, len): (*mut u8, usize)) -> usize {
+    pages(start, len).filter(|is_resident| *is_resident).count() * page_size()
+}
+
+/// For each page of a stack, whether it has memory. Guards are left out: not every kernel, or emulator,
+/// answers for them.
+fn pages(start: *mut u8, len: usize) -> impl Iterator<Item = bool> {
+    const AT_ONCE: usize = 256;
     let page = page_size();
     (0..len).step_by(AT_ONCE * page).flat_map(move |offset| {
         let len = (len - offset).min(AT_ONCE * page);
-        let mut pages = vec![0_u8; len / page];
-        // SAFETY: it writes a byte for each page of the range to `pages`.
-        let answer =
-            unsafe { libc::mincore(start.wrapping_add(offset).cast(), len, pages.as_mut_ptr().cast()) };
-        debug_assert_eq!(answer, 0, "{}", std::io::Error::last_os_error());
-        pages.into_iter().map(|page| page & 1 != 0)
+        let mut answer = [0_u8; AT_ONCE];
+        // SAFETY: it writes a byte for each page of the range to `answer`, which has room for that.
+        let status =
+            unsafe { libc::mincore(start.wrapping_add(offset).cast(), len, answer.as_mut_ptr().cast()) };
+        debug_assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
+        answer.into_iter().take(len / page).map(|page| page & 1 != 0)
     })
 }
 
@@ -115,56 +117,63 @@ fn counted() -> usize {
     in_use + LEAKED.load(Ordering::Relaxed)
 }
 
-/// Counts something for one thread, which alone writes to it; [`stats`] reads it from any.
+/// Counts something for one thread, which alone writes to it; [`stats`] reads it from any. `None` until
+/// it is registered: nothing is counted before.
 #[derive(Debug)]
-pub(super) struct Counter(&'static Count);
-
-/// What counters count in that have not been registered. Nothing counts before.
-static UNREGISTERED: Count = CachePadded::new(AtomicUsize::new(0));
+pub(super) struct Counter(Option<&'static Count>);
 
 impl Counter {
     pub(super) const fn none() -> Counter {
-        Counter(&UNREGISTERED)
+        Counter(None)
     }
 
     /// Gives the counter a place where [`stats`] finds it.
     pub(super) fn register(&mut self) {
-        if !ptr::eq(self.0, &UNREGISTERED) {
+        if self.0.is_some() {
             return;
         }
         let mut counts = COUNTS.lock();
-        self.0 = counts.free.pop().unwrap_or_else(|| {
+        let free = counts.free.pop();
+        self.0 = Some(free.unwrap_or_else(|| {
             let count: &'static Count = Box::leak(Box::default());
             counts.all.push(count);
             count
-        });
+        }));
     }
 
     /// Gives the place back: the thread ends. What is still counted is leaked.
     pub(super) fn unregister(&mut self) {
-        if ptr::eq(self.0, &UNREGISTERED) {
-            return;
+        if let Some(count) = self.0.take() {
+            let mut counts = COUNTS.lock();
+            LEAKED.fetch_add(count.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            counts.free.push(count);
         }
-        let mut counts = COUNTS.lock();
-        let count = std::mem::replace(&mut self.0, &UNREGISTERED);
-        LEAKED.fetch_add(count.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-        counts.free.push(count);
+    }
+
+    /// Adds 1.
+    #[inline]
+    pub(super) fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Subtracts 1.
+    #[inline]
+    pub(super) fn decrement(&self) {
+        self.add(usize::MAX);
     }
 
     #[inline]
-    pub(super) fn add_one(&self) {
-        // Not `fetch_add`: nobody else writes, and it would lock the bus.
-        self.0
-            .store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    #[inline]
-    pub(super) fn subtract_one(&self) {
-        self.0
-            .store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+    fn add(&self, difference: usize) {
+        if let Some(count) = self.0 {
+            // Not `fetch_add`: nobody else writes, and it would lock the bus.
+            count.store(
+                count.load(Ordering::Relaxed).wrapping_add(difference),
+                Ordering::Relaxed,
+            );
+        }
     }
 
     pub(super) fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.map_or(0, |count| count.load(Ordering::Relaxed))
     }
 }

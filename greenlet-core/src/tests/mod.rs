@@ -1,0 +1,19 @@
+//! Tests that need what is private: the bare switch, and stacks.
+
+mod backend;
+mod stack;
+
+use std::process::Command;
+
+/// This binary again; where it runs in an emulator, `GREENLET_TEST_RUNNER` says in which.
+pub(crate) fn this_binary() -> Command {
+    let runner = std::env::var("GREENLET_TEST_RUNNER").unwrap_or_default();
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else {
+        return Command::new(exe);
+    };
+    let mut command = Command::new(first);
+    command.args(words).arg(exe);
+    command
+}
