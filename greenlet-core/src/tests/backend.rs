@@ -216,7 +216,7 @@ fn a_backtrace_ends_at_the_base() {
         for _ in 0..2 {
             let trace = backtrace_in_here();
             assert!(trace.contains("backtrace_in_here"), "{trace}");
-            assert!(trace.contains("::start"), "{trace}");
+            assert!(trace.contains("::start") || trace.contains(" start<"), "{trace}");
             // It does not run on into who resumed.
             assert!(!trace.contains("who_resumes"), "{trace}");
             it.pause(0);
