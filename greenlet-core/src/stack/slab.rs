@@ -184,7 +184,7 @@ impl Slab {
         let (start, class) = (self.start, self.class);
         let pages = move |index| {
             let base = start.wrapping_add((index + 1) * stride(class));
-            (base.wrapping_sub(usable(class)), usable(class))
+            (base.wrapping_sub(class.usable()), class.usable())
         };
         (0..self.count).map(pages)
     }

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
-use crate::backend::{self, Entry};
+use crate::backend::{self, Entry, Word};
 use crate::stack::{Stack, StackCache};
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
@@ -25,16 +25,16 @@ type Body = Box<dyn FnOnce(&Coroutine)>;
 struct Enter;
 
 impl Entry for Enter {
-    unsafe fn enter(word: *const (), data: *mut ()) -> ! {
+    unsafe fn enter(word: *const (), data: Word) -> ! {
         assert_eq!(word.addr(), 1);
         // SAFETY: `resume` passes the coroutine, which outlives its run.
-        let coroutine = unsafe { &*data.cast_const().cast::<Coroutine>() };
+        let coroutine = unsafe { &*data.assume_init().cast_const().cast::<Coroutine>() };
         let body = coroutine.body.borrow_mut().take().unwrap();
         body(coroutine);
         coroutine.is_done.set(true);
         let outside = NonNull::new(coroutine.outside.get()).unwrap();
         // SAFETY: B1: `resume` wrote it, and is suspended there.
-        unsafe { backend::switch_final(outside, ptr::without_provenance(3), ptr::null_mut()) }
+        unsafe { backend::switch_final(outside, ptr::without_provenance(3), Word::uninit()) }
     }
 }
 
@@ -56,7 +56,7 @@ impl Coroutine {
     fn resume(&self) -> usize {
         let inside = NonNull::new(self.inside.replace(ptr::null_mut())).expect("it is suspended");
         let word = ptr::without_provenance(1);
-        let data = (&raw const *self).cast_mut().cast();
+        let data = Word::new((&raw const *self).cast_mut().cast());
         // SAFETY: B1: taken out, so used once; B2: this stack waits.
         let (word, _) = unsafe { backend::switch(self.outside.as_ptr(), inside, word, data) };
         word.addr()
@@ -68,9 +68,11 @@ impl Coroutine {
         // SAFETY: as in `resume`.
         let (word, data) = unsafe {
             let word = ptr::without_provenance(word);
-            backend::switch(self.inside.as_ptr(), outside, word, ptr::null_mut())
+            backend::switch(self.inside.as_ptr(), outside, word, Word::uninit())
         };
         assert_eq!(word.addr(), 1);
+        // SAFETY: `resume` passes the coroutine each time.
+        let data = unsafe { data.assume_init() };
         assert!(ptr::eq(data.cast_const().cast(), self));
     }
 
