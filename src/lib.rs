@@ -65,6 +65,7 @@ pub use view::{Dump, Tree, dump, dump_all_threads, tree};
 #[doc = include_str!("../README.md")]
 #[doc = include_str!("../docs/semantics.md")]
 #[doc = include_str!("../docs/porting.md")]
+#[doc = include_str!("../docs/schedulers.md")]
 #[doc = include_str!("../docs/debugging.md")]
 #[doc = include_str!("../docs/testing.md")]
 struct Pages;

@@ -15,6 +15,7 @@ class Hub:
         self.main = getcurrent()
         self.selector = selectors.DefaultSelector()
         self.ready = deque()
+        self.waiting = {}
 
     def spawn(self, function, *args):
         task = greenlet(lambda: function(*args), parent=self.main)
@@ -23,15 +24,23 @@ class Hub:
 
     def wait(self, sock, event):
         """Suspends the caller until the socket is ready."""
-        self.selector.register(sock, event, getcurrent())
+        waiting = self.waiting.setdefault(sock, {})
+        waiting[event] = getcurrent()
+        self.update(sock, waiting)
         try:
             self.main.switch()
         finally:
-            self.selector.unregister(sock)
+            del waiting[event]
+            self.update(sock, waiting)
 
-    def pause(self):
-        self.ready.append(getcurrent())
-        self.main.switch()
+    def update(self, sock, waiting):
+        """One task may wait to read, and another one to write."""
+        if sock in self.selector.get_map():
+            self.selector.unregister(sock)
+        if waiting:
+            self.selector.register(sock, sum(waiting), waiting)
+        else:
+            del self.waiting[sock]
 
     def run(self, until):
         while not until.dead:
@@ -39,8 +48,8 @@ class Hub:
                 self.ready.popleft().switch()
             if until.dead:
                 break
-            for key, _ in self.selector.select():
-                self.ready.append(key.data)
+            for key, events in self.selector.select():
+                self.ready.extend(task for event, task in key.data.items() if event & events)
 
 
 hub = Hub()
@@ -53,6 +62,8 @@ class Stream:
         sock.setblocking(False)
         self.sock = sock
         self.buffer = b""
+        self.outgoing = b""
+        self.is_flushing = False
 
     def read_line(self):
         while b"\n" not in self.buffer:
@@ -68,12 +79,19 @@ class Stream:
         return line.decode()
 
     def write_line(self, line):
-        data = line.encode() + b"\n"
-        while data:
-            try:
-                data = data[self.sock.send(data) :]
-            except BlockingIOError:
-                hub.wait(self.sock, selectors.EVENT_WRITE)
+        """Writes a line. While another task writes to the same socket, it is left to that one."""
+        self.outgoing += line.encode() + b"\n"
+        if self.is_flushing:
+            return
+        self.is_flushing = True
+        try:
+            while self.outgoing:
+                try:
+                    self.outgoing = self.outgoing[self.sock.send(self.outgoing) :]
+                except BlockingIOError:
+                    hub.wait(self.sock, selectors.EVENT_WRITE)
+        finally:
+            self.is_flushing = False
 
     def close(self):
         self.sock.close()

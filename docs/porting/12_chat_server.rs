@@ -16,9 +16,16 @@ use mio::{Events, Interest, Poll, Token};
 /// Who waits for which socket, and who is ready. The main greenlet runs it.
 struct Hub {
     poll: RefCell<Poll>,
-    waiting: RefCell<HashMap<Token, Greenlet>>,
+    waiting: RefCell<HashMap<(Token, Direction), Greenlet>>,
     ready: RefCell<VecDeque<Greenlet>>,
     next: Cell<usize>,
+}
+
+/// One task may wait to read from a socket, and another one to write to it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Direction {
+    Read,
+    Write,
 }
 
 type SharedHub = Rc<Hub>;
@@ -48,11 +55,16 @@ impl Hub {
     }
 
     /// Does `operation`, and suspends the caller as long as it would block.
-    fn wait_for<R>(&self, token: Token, mut operation: impl FnMut() -> io::Result<R>) -> Result<R> {
+    fn wait_for<R>(
+        &self,
+        token: Token,
+        direction: Direction,
+        mut operation: impl FnMut() -> io::Result<R>,
+    ) -> Result<R> {
         loop {
             match operation() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.waiting.borrow_mut().insert(token, getcurrent());
+                    self.waiting.borrow_mut().insert((token, direction), getcurrent());
                     getmain().switch::<()>(())?;
                 }
                 outcome => return Ok(outcome?),
@@ -73,8 +85,16 @@ impl Hub {
             }
             self.poll.borrow_mut().poll(&mut events, None)?;
             for event in &events {
-                let task = self.waiting.borrow_mut().remove(&event.token());
-                self.ready.borrow_mut().extend(task);
+                let wake = |direction| {
+                    let task = self.waiting.borrow_mut().remove(&(event.token(), direction));
+                    self.ready.borrow_mut().extend(task);
+                };
+                if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    wake(Direction::Read);
+                }
+                if event.is_writable() || event.is_write_closed() || event.is_error() {
+                    wake(Direction::Write);
+                }
             }
         }
     }
@@ -86,6 +106,8 @@ struct Stream {
     socket: TcpStream,
     token: Token,
     buffer: RefCell<Vec<u8>>,
+    outgoing: RefCell<Vec<u8>>,
+    is_flushing: Cell<bool>,
 }
 
 impl Stream {
@@ -96,6 +118,8 @@ impl Stream {
             socket,
             token,
             buffer: RefCell::default(),
+            outgoing: RefCell::default(),
+            is_flushing: Cell::new(false),
         })
     }
 
@@ -110,7 +134,7 @@ impl Stream {
             let mut chunk = [0; 4096];
             let count = self
                 .hub
-                .wait_for(self.token, || (&self.socket).read(&mut chunk))?;
+                .wait_for(self.token, Direction::Read, || (&self.socket).read(&mut chunk))?;
             if count == 0 {
                 return Ok(None);
             }
@@ -118,14 +142,30 @@ impl Stream {
         }
     }
 
+    /// Writes a line. While another task writes to the same socket, it is left to that one.
     fn write_line(&self, line: &str) -> Result<()> {
-        let data = format!("{line}\n").into_bytes();
-        let mut rest = &data[..];
-        while !rest.is_empty() {
-            let count = self.hub.wait_for(self.token, || (&self.socket).write(rest))?;
-            rest = &rest[count..];
+        self.outgoing.borrow_mut().extend(line.bytes().chain([b'\n']));
+        if self.is_flushing.replace(true) {
+            return Ok(());
         }
-        Ok(())
+        let outcome = self.flush();
+        self.is_flushing.set(false);
+        outcome
+    }
+
+    fn flush(&self) -> Result<()> {
+        loop {
+            let data = self.outgoing.take();
+            let mut rest = &data[..];
+            if rest.is_empty() {
+                return Ok(());
+            }
+            while !rest.is_empty() {
+                let write = || (&self.socket).write(rest);
+                let count = self.hub.wait_for(self.token, Direction::Write, write)?;
+                rest = &rest[count..];
+            }
+        }
     }
 
     fn close(&self) {
@@ -196,7 +236,7 @@ fn serve_client(room: &Room, stream: &Rc<Stream>) -> Result<()> {
 fn listen(hub: &SharedHub, mut listener: TcpListener, room: &Room) -> Result<()> {
     let token = hub.register(&mut listener)?;
     loop {
-        let (socket, _) = hub.wait_for(token, || listener.accept())?;
+        let (socket, _) = hub.wait_for(token, Direction::Read, || listener.accept())?;
         let stream = Rc::new(Stream::new(hub, socket)?);
         let room = room.clone();
         hub.spawn(move || serve_client(&room, &stream));
@@ -212,9 +252,11 @@ impl Client {
     fn new(hub: &SharedHub, label: &'static str, address: SocketAddr) -> Result<Client> {
         let stream = Stream::new(hub, TcpStream::connect(address)?)?;
         // It is connected when it knows its peer.
-        hub.wait_for(stream.token, || match stream.socket.peer_addr() {
-            Err(error) if error.kind() == ErrorKind::NotConnected => Err(ErrorKind::WouldBlock.into()),
-            outcome => outcome,
+        hub.wait_for(stream.token, Direction::Write, || {
+            match stream.socket.peer_addr() {
+                Err(error) if error.kind() == ErrorKind::NotConnected => Err(ErrorKind::WouldBlock.into()),
+                outcome => outcome,
+            }
         })?;
         Ok(Client { label, stream })
     }

@@ -1,0 +1,131 @@
+//! Lines over TCP, as if the sockets blocked.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, Read, Write};
+use std::mem;
+use std::net::{Shutdown, SocketAddr};
+use std::rc::Rc;
+
+use anyhow::Result;
+use mio::Token;
+use mio::net::{TcpListener, TcpStream};
+
+use crate::hub::{Direction, Hub};
+
+pub(crate) struct Lines {
+    hub: Rc<Hub>,
+    socket: TcpStream,
+    token: Token,
+    incoming: RefCell<Vec<u8>>,
+    outgoing: RefCell<Vec<u8>>,
+    is_flushing: Cell<bool>,
+}
+
+impl Lines {
+    fn new(hub: &Rc<Hub>, mut socket: TcpStream) -> Result<Lines> {
+        socket.set_nodelay(true)?;
+        let token = hub.register(&mut socket)?;
+        Ok(Lines {
+            hub: hub.clone(),
+            socket,
+            token,
+            incoming: RefCell::default(),
+            outgoing: RefCell::default(),
+            is_flushing: Cell::new(false),
+        })
+    }
+
+    pub(crate) fn connect(hub: &Rc<Hub>, address: SocketAddr) -> Result<Lines> {
+        let mut socket = TcpStream::connect(address)?;
+        let token = hub.register(&mut socket)?;
+        // It is connected when it knows its peer.
+        hub.wait_for(token, Direction::Write, || match socket.peer_addr() {
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => match socket.take_error()? {
+                Some(error) => Err(error),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            },
+            outcome => outcome,
+        })?;
+        socket.set_nodelay(true)?;
+        Ok(Lines {
+            hub: hub.clone(),
+            socket,
+            token,
+            incoming: RefCell::default(),
+            outgoing: RefCell::default(),
+            is_flushing: Cell::new(false),
+        })
+    }
+
+    /// The next line, without its end; `None` at the end of the stream.
+    pub(crate) fn read(&self) -> Result<Option<String>> {
+        loop {
+            if let Some(line) = self.take_line()? {
+                return Ok(Some(line));
+            }
+            let mut chunk = [0; 1024];
+            let read = || (&self.socket).read(&mut chunk);
+            let count = self.hub.wait_for(self.token, Direction::Read, read)?;
+            if count == 0 {
+                return Ok(None);
+            }
+            self.incoming.borrow_mut().extend(&chunk[..count]);
+        }
+    }
+
+    fn take_line(&self) -> Result<Option<String>> {
+        let mut incoming = self.incoming.borrow_mut();
+        let Some(end) = incoming.iter().position(|byte| *byte == b'\n') else {
+            return Ok(None);
+        };
+        let line = incoming.drain(..=end).take(end).collect();
+        Ok(Some(String::from_utf8(line)?))
+    }
+
+    /// Writes a line. While another task writes to the same stream, it is left to that one.
+    pub(crate) fn write(&self, line: &str) -> Result<()> {
+        self.outgoing.borrow_mut().extend(line.bytes().chain([b'\n']));
+        if self.is_flushing.replace(true) {
+            return Ok(());
+        }
+        let outcome = self.flush();
+        self.is_flushing.set(false);
+        outcome
+    }
+
+    fn flush(&self) -> Result<()> {
+        loop {
+            let data = mem::take(&mut *self.outgoing.borrow_mut());
+            let mut rest = &data[..];
+            if rest.is_empty() {
+                return Ok(());
+            }
+            while !rest.is_empty() {
+                let write = || (&self.socket).write(rest);
+                let count = self.hub.wait_for(self.token, Direction::Write, write)?;
+                rest = &rest[count..];
+            }
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        // The other side may have been faster.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+/// Accepts clients, and serves each in a task of its own.
+pub(crate) fn listen(
+    hub: &Rc<Hub>,
+    mut listener: TcpListener,
+    serve: impl Fn(Rc<Lines>) -> Result<()> + 'static,
+) -> Result<()> {
+    let token = hub.register(&mut listener)?;
+    let serve = Rc::new(serve);
+    loop {
+        let (socket, _) = hub.wait_for(token, Direction::Read, || listener.accept())?;
+        let lines = Rc::new(Lines::new(hub, socket)?);
+        let serve = serve.clone();
+        hub.spawn(move || serve(lines));
+    }
+}

@@ -1,0 +1,134 @@
+//! The servers: a line echo and a chat on the hub, and the same echo on tokio.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use anyhow::Result;
+use mio::net::TcpListener;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+use crate::hub::Hub;
+use crate::net::{Lines, listen};
+
+/// A server in a thread of its own, for as long as the process lives.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+}
+
+fn serve_on_hub<F>(make: impl FnOnce() -> F + Send + 'static) -> Result<Server>
+where
+    F: Fn(Rc<Lines>) -> Result<()> + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || -> Result<()> {
+        let hub = Hub::new()?;
+        let inside = hub.clone();
+        let serve = make();
+        hub.run(move || listen(&inside, listener, serve))
+    });
+    Ok(Server { address })
+}
+
+/// Sends each line back.
+pub(crate) fn hub_echo() -> Result<Server> {
+    serve_on_hub(|| {
+        |lines: Rc<Lines>| {
+            while let Some(line) = lines.read()? {
+                lines.write(&line)?;
+            }
+            Ok(())
+        }
+    })
+}
+
+type Room = BTreeMap<String, Rc<Lines>>;
+
+/// The rooms of the chat, by name.
+#[derive(Clone, Default)]
+struct Rooms(Rc<RefCell<HashMap<String, Room>>>);
+
+impl Rooms {
+    /// Tells all of a room but one.
+    fn say(&self, room: &str, but: &str, line: &str) {
+        // A list of its own: members come and go while a write waits.
+        let members = self.0.borrow().get(room).cloned().unwrap_or_default();
+        for (_, member) in members.iter().filter(|(name, _)| *name != but) {
+            // Where it fails, the member's own task sees the end of the stream.
+            let _ = member.write(line);
+        }
+    }
+
+    /// Adds a member, and returns how many there are now.
+    fn enter(&self, room: &str, name: &str, lines: Rc<Lines>) -> usize {
+        let mut rooms = self.0.borrow_mut();
+        let room = rooms.entry(room.to_owned()).or_default();
+        room.insert(name.to_owned(), lines);
+        room.len()
+    }
+
+    fn leave(&self, room: &str, name: &str) {
+        if let Some(room) = self.0.borrow_mut().get_mut(room) {
+            room.remove(name);
+        }
+    }
+}
+
+/// A client is asked, says which room it wants and what it is called, and then talks to the room until it says `/quit`.
+fn chat(rooms: &Rooms, lines: &Rc<Lines>) -> Result<()> {
+    lines.write("* which room?")?;
+    let (Some(room), Some(name)) = (lines.read()?, lines.read()?) else {
+        return Ok(());
+    };
+    let present = rooms.enter(&room, &name, lines.clone());
+    rooms.say(&room, "", &format!("* here: {present}"));
+    let outcome = loop {
+        match lines.read() {
+            Ok(Some(line)) if line != "/quit" => rooms.say(&room, &name, &format!("{name}: {line}")),
+            Ok(_) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    rooms.leave(&room, &name);
+    lines.close();
+    outcome
+}
+
+pub(crate) fn hub_chat() -> Result<Server> {
+    serve_on_hub(|| {
+        let rooms = Rooms::default();
+        move |lines| chat(&rooms, &lines)
+    })
+}
+
+/// The same as [`hub_echo`] on tokio, also in one thread.
+pub(crate) fn tokio_echo() -> Result<Server> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            loop {
+                let (socket, _) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                tokio::spawn(async move {
+                    let (read, mut write) = socket.into_split();
+                    let mut lines = BufReader::new(read).lines();
+                    while let Ok(Some(mut line)) = lines.next_line().await {
+                        line.push('\n');
+                        if write.write_all(line.as_bytes()).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        })
+    });
+    Ok(Server { address })
+}
