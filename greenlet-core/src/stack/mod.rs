@@ -25,6 +25,7 @@ mod fault;
 mod pool;
 mod slab;
 mod stats;
+mod valgrind;
 
 pub(crate) use fault::{GuardHit, SignalStack, install as install_fault_handler};
 pub(crate) use pool::StackCache;

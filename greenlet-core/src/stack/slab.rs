@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Class, GuardHit, Stack, page_size};
+use super::{Class, GuardHit, Stack, page_size, valgrind};
 use crate::error::{StackError, StackErrorKind};
 
 /// How many stacks the first slab of a size holds. Each further one holds twice as many.
@@ -220,6 +220,7 @@ impl Unguarded {
     fn take_guarded(&mut self) -> Stack {
         self.start = self.start.wrapping_add(stride(self.class));
         self.count -= 1;
+        valgrind::announce(self.start.wrapping_sub(self.class.usable()), self.start);
         Stack {
             base: NonNull::new(self.start).expect("a slab does not end at address 0"),
             class: self.class,
