@@ -496,6 +496,12 @@ pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
         // SAFETY: just looked.
         return Ok(unsafe { parcel.take() });
     }
+    // Not left to the cold path: where sender and receiver were compiled into different units, as they often
+    // are by default, their descriptors differ (P3), and it is this that decides, every time.
+    if parcel.is::<R>() {
+        // SAFETY: just looked.
+        return Ok(unsafe { parcel.take() });
+    }
     receive_other(parcel)
 }
 

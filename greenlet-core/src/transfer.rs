@@ -93,6 +93,7 @@ impl TypeInfo {
         const { &Describe::<T>::INFO }
     }
 
+    #[inline(always)] // one indirect call
     pub(crate) fn id(&self) -> TypeId {
         (self.id)()
     }
@@ -154,6 +155,7 @@ impl Parcel {
     }
 
     /// Says whether the value is a `T`.
+    #[inline(always)] // part of the fast path where descriptors differ
     pub(crate) fn is<T: 'static>(&self) -> bool {
         self.is_surely::<T>() || self.info.id() == TypeId::of::<T>()
     }
