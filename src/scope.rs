@@ -106,12 +106,11 @@ use crate::generator::{Generator, Yielder};
 ///
 /// Nor can what it borrows be used before the scope is over, or the scope by another thread:
 ///
-/// ```compile_fail,E0499
+/// ```compile_fail,E0506
 /// let mut count = 0;
 /// greenlet::scope(|s| {
 ///     s.greenlet(|(): ()| { count += 1; Ok(()) });
-///     count += 1;
-///     s.greenlet(|(): ()| { count += 1; Ok(()) });
+///     count = 5;
 /// });
 /// ```
 ///
@@ -123,7 +122,7 @@ use crate::generator::{Generator, Yielder};
 /// });
 /// ```
 ///
-/// ```compile_fail,E0521
+/// ```compile_fail,E0597
 /// let text = String::from("borrowed");
 /// let leaked = greenlet::scope(|s| {
 ///     let child = s.greenlet(|(): ()| Ok(text.as_str()));
