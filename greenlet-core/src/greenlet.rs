@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
@@ -158,6 +159,50 @@ impl Greenlet {
         let at = Location::caller();
         let parcel = Parcel::new(&mut value);
         switch::receive(switch::hand_over_owned(self, parcel, at))
+    }
+
+    /// Switches to the greenlet whose handle is in `place`, as [`switch`](Greenlet::switch) does; no handle
+    /// is made for that, nor is `place` borrowed meanwhile: it may be emptied, and the greenlet may end, before
+    /// control comes back. `at` is where the caller says it is parked. `None` if nobody is there.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`switch`](Greenlet::switch); also panics if `place` is mutably borrowed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::cell::RefCell;
+    /// use std::panic::Location;
+    /// use greenlet_core::Greenlet;
+    ///
+    /// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
+    /// let at = Location::caller();
+    /// assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at).unwrap()?, 2);
+    /// place.take();
+    /// assert!(Greenlet::switch_in::<u32>(&place, 1_u32, at).is_none());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline]
+    pub fn switch_in<R: 'static>(
+        place: &RefCell<Option<Greenlet>>,
+        value: impl Sized + 'static,
+        at: &'static Location<'static>,
+    ) -> Option<Result<R>> {
+        let mut value = ManuallyDrop::new(value);
+        match switch::hand_over_in(place, Parcel::new(&mut value), at) {
+            Ok(back) => Some(switch::receive(back)),
+            Err(unsent) => {
+                let target = place.borrow().clone();
+                match target {
+                    Some(target) => Some(switch::receive(switch::hand_over_owned(target, unsent, at))),
+                    None => {
+                        drop(unsent.take_value());
+                        None
+                    }
+                }
+            }
+        }
     }
 
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
@@ -408,6 +453,28 @@ impl Greenlet {
         if Rc::strong_count(&self.node) == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
             end::last_handle_gone(self);
         }
+    }
+
+    /// Runs `look` with what is attached to the running greenlet, if it is a `T`, and with the number of
+    /// that greenlet. No handle is made, so `look` may switch.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::rc::Rc;
+    /// use greenlet_core::Greenlet;
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(Greenlet::with_attached(|text: Option<&String>, _| text.cloned())));
+    /// child.attach(Rc::new(String::from("attached")));
+    /// assert_eq!(child.switch::<Option<String>>(())?.as_deref(), Some("attached"));
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline]
+    pub fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&T>, u64) -> R) -> R {
+        thread::with_current_node(|node| {
+            let thing = node.attachment.get().and_then(|thing| thing.downcast_ref());
+            look(thing, node.id)
+        })
     }
 
     pub(crate) fn node(&self) -> &Rc<Node> {

@@ -22,6 +22,7 @@
 //!   (`Hub::retire`) until something else runs.
 //! - **S4** Whoever arrives takes the parcel out of the sender's frame before it calls foreign code (P2).
 
+use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr::{self, NonNull};
@@ -77,6 +78,33 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     drop(target.into_node());
     // SAFETY: T1; S1; S3.
     unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
+}
+
+/// Hands a value over to the greenlet in `place`, without counting a handle of it. The parcel comes back
+/// as an error where the fast path is not open, or nobody is there.
+#[inline(always)] // the fast path of an await
+pub(crate) fn hand_over_in(
+    place: &RefCell<Option<Greenlet>>,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Result<Parcel, Parcel> {
+    let hub = Hub::get();
+    let origin = hub.current();
+    let target: *const Node = match &*place.borrow() {
+        Some(target) => Rc::as_ptr(target.node()),
+        None => return Err(parcel),
+    };
+    // SAFETY: the handle in `place` keeps the target, and nothing has run since that was read; so there is
+    // a handle of the thread, and T1 holds.
+    let is_plain = hub.slow.get() == 0
+        && unsafe { !(*target).resume.get().is_null() }
+        && !std::thread::panicking()
+        && unsafe { count_of(origin) } != 1;
+    if !is_plain {
+        return Err(parcel);
+    }
+    // SAFETY: T1; S1: `resume` is non-null; S3: from here on the target counts itself.
+    Ok(unsafe { depart(hub, &*origin, target, parcel, at) })
 }
 
 /// Hands a value over to `child`, whose parent the running greenlet is. Where that is another one, or the

@@ -440,6 +440,19 @@ pub(crate) unsafe fn count_of(node: *const Node) -> usize {
     Rc::strong_count(&node)
 }
 
+/// Runs `look` with the node of the running greenlet, which is not counted for it.
+#[inline]
+pub(crate) fn with_current_node<R>(look: impl FnOnce(&Node) -> R) -> R {
+    let hub = Hub::get();
+    if hub.current().is_null() || hub.has_flag(slow::EXITING) {
+        // Then main belongs to its handles alone (`Hub::set_up`).
+        return look(&hub.current_node());
+    }
+    // SAFETY: T1: main is counted by the hub until the thread ends, and any other greenlet counts itself
+    // until it has finished, which it cannot before `look`, which runs on its stack, has returned.
+    look(unsafe { &*hub.current() })
+}
+
 /// The handle of the running greenlet, for [`crate::getcurrent`].
 #[inline]
 pub(crate) fn current_greenlet() -> Greenlet {

@@ -24,7 +24,7 @@
 
 use std::any::Any;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -91,15 +91,15 @@ impl<'a, F: Future> Slot<'a, F> {
     /// the future's output.
     ///
     /// A panic of the future goes on here. An error that is thrown here is returned.
-    #[track_caller]
     #[inline]
-    pub(super) fn wait(mut self, driver: &Driver, id: u64, waiter: Option<Greenlet>) -> Result<F::Output> {
+    pub(super) fn wait(
+        mut self,
+        driver: &Driver,
+        id: u64,
+        waiter: Option<Greenlet>,
+        at: &'static Location<'static>,
+    ) -> Result<F::Output> {
         debug_assert_eq!(driver.phase.get(), Phase::Running);
-        let poller = driver
-            .poller
-            .borrow()
-            .clone()
-            .expect("a running driver is polled by somebody");
         let slot = (&raw mut self).cast();
         driver.request.set(Some(Request {
             slot,
@@ -108,10 +108,10 @@ impl<'a, F: Future> Slot<'a, F> {
         }));
         driver.phase.set(Phase::Parked); // R2
         let posted = Posted { driver, slot };
-        // Owned: a handle of the poller on this stack would keep it alive as long as this waits.
-        let resumed = poller.switch_owned::<Ready>(Event::Await(waiter));
+        // No handle of the poller is on this stack meanwhile: it would keep it alive.
+        let resumed = Greenlet::switch_in::<Ready>(&driver.poller, Event::Await(waiter), at);
         drop(posted); // R1
-        let Ready = resumed?;
+        let Ready = resumed.expect("a running driver is polled by somebody")?;
         match self
             .outcome
             .expect("a greenlet is resumed when its future is done")

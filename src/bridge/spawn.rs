@@ -334,7 +334,11 @@ impl<T: 'static> Spawn<T> {
             });
             turn = match event {
                 Ok(Event::Await(waiter)) => {
-                    self.root.close_gate();
+                    // While it is polled, the one who waits is kept suspended, and so is what is below it.
+                    // That is all there is to close, unless it is not the root.
+                    if waiter.is_some() {
+                        self.root.close_gate();
+                    }
                     let polled = if self.driver.stops.get() {
                         Polled::Pending
                     } else {
@@ -344,6 +348,7 @@ impl<T: 'static> Spawn<T> {
                     match polled {
                         Polled::Ready => Turn::Resume(waiter),
                         Polled::Pending => {
+                            self.root.close_gate();
                             self.stage = Stage::Awaiting(waiter);
                             self.unbind();
                             return Poll::Pending;

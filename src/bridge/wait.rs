@@ -3,10 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::future::IntoFuture;
+use std::panic::Location;
 use std::pin::pin;
 
 use anyhow::{Error, Result};
-use greenlet_core::{Value, getcurrent, getparent, may_switch, raise};
+use greenlet_core::{Greenlet, Value, getcurrent, getparent, may_switch, raise};
 
 use super::driver::{Driver, Phase};
 use super::error::NoDriver;
@@ -92,31 +93,39 @@ fn refuse(error: Error) -> ! {
 #[track_caller]
 #[inline]
 pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
-    let current = getcurrent();
-    let id = current.id();
-    let (driver, waiter) = match current.attached::<Driver>() {
-        Some(driver) => {
-            // The root awaits; the driver has its handle. Ours must not be on this stack meanwhile.
-            drop(current);
-            (driver, None)
+    let at = Location::caller();
+    // The root awaits, mostly. Then no handle of it, or of its driver, must be on this stack meanwhile.
+    Greenlet::with_attached(|driver: Option<&Driver>, id| match driver {
+        Some(driver) if driver.phase.get() == Phase::Running => {
+            may_switch()?;
+            driver.awaits.set(driver.awaits.get() + 1);
+            let future = pin!(future.into_future());
+            Slot::new(future).wait(driver, id, None, at)
         }
-        None => match current.nearest_attached::<Driver>() {
-            Some(driver) => (driver, Some(current)),
-            None => return Err(NoDriver::outside().into()),
-        },
+        _ => try_await_below(future, at),
+    })
+}
+
+/// An await in a greenlet below the root, or one that is refused.
+#[cold]
+fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> Result<F::Output> {
+    let current = getcurrent();
+    let Some(driver) = current.nearest_attached::<Driver>() else {
+        return Err(NoDriver::outside().into());
     };
     match driver.phase.get() {
         Phase::Running => {}
         Phase::Parked => return Err(NoDriver::outside().into()),
         Phase::Over => {
-            drop(waiter);
+            drop(current);
             return Err(refuse_over(&driver));
         }
     }
     may_switch()?;
     driver.awaits.set(driver.awaits.get() + 1);
     let future = pin!(future.into_future());
-    Slot::new(future).wait(&driver, id, waiter)
+    let id = current.id();
+    Slot::new(future).wait(&driver, id, Some(current), at)
 }
 
 /// How often a function whose driver is over may try to await before it is unwound.
