@@ -63,6 +63,7 @@ pub use view::{Dump, Tree, dump, dump_all_threads, tree};
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/bridge.md")]
 #[doc = include_str!("../docs/semantics.md")]
 #[doc = include_str!("../docs/porting.md")]
 #[doc = include_str!("../docs/schedulers.md")]

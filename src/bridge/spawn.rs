@@ -134,6 +134,7 @@ impl SpawnBuilder {
             output,
             require_await: self.require_await,
             hooks: self.hooks,
+            cancelled: Vec::new(),
         }
     }
 }
@@ -158,6 +159,8 @@ pub struct Spawn<T: 'static> {
     output: Rc<Cell<Option<T>>>,
     require_await: bool,
     hooks: Hooks,
+    /// What waited when the spawn was cancelled, to be ended after the function.
+    cancelled: Vec<Greenlet>,
 }
 
 enum Stage {
@@ -271,6 +274,18 @@ impl<T: 'static> Spawn<T> {
         }
     }
 
+    /// The greenlet that waits and its ancestors below the root; none if the root waits itself.
+    ///
+    /// They are ended one by one: one whose child is on its own stack is not ended by dropping its handle.
+    fn lineage_of_waiter(&self) -> Vec<Greenlet> {
+        let Stage::Awaiting(Some(waiter)) = &self.stage else {
+            return Vec::new();
+        };
+        std::iter::successors(Some(waiter.clone()), Greenlet::parent)
+            .take_while(|greenlet| *greenlet != self.root && !greenlet.is_main())
+            .collect()
+    }
+
     /// Makes the greenlet that polls the parent of the root, and the one that awaits switch to.
     #[inline]
     fn bind(&self) {
@@ -369,14 +384,18 @@ impl<T: 'static> Spawn<T> {
     }
 
     #[inline]
-    fn over(&self) {
+    fn over(&mut self) {
         self.driver.phase.set(Phase::Over);
         self.unbind();
+        for greenlet in std::mem::take(&mut self.cancelled) {
+            // CAUTION: runs foreign code.
+            greenlet.end();
+        }
     }
 
     /// The greenlet that waited was ended by somebody else.
     #[cold]
-    fn after_loss(&self) -> Result<Turn> {
+    fn after_loss(&mut self) -> Result<Turn> {
         if self.root.is_active() {
             let error = StrayMessage::new("the greenlet that waited was ended from outside".into());
             return Ok(Turn::Stray(error.into(), None));
@@ -478,16 +497,25 @@ impl<T: 'static> Unpin for Spawn<T> {}
 
 impl<T: 'static> Drop for Spawn<T> {
     fn drop(&mut self) {
-        if self.driver.phase.replace(Phase::Over) == Phase::Over {
+        let is_over = self.driver.phase.replace(Phase::Over) == Phase::Over;
+        for greenlet in std::mem::take(&mut self.cancelled) {
+            // CAUTION: runs foreign code.
+            greenlet.end();
+        }
+        if is_over {
             return;
         }
         if self.root.is_dead() {
             return;
         }
-        // First what waits, then what it was called from. CAUTION: both run foreign code.
-        let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        // First what waits, then what it was called from, up to the root.
+        let lineage = self.lineage_of_waiter();
+        self.stage = Stage::Over;
         self.hooks.around_end(&self.root, || {
-            drop(stage);
+            for greenlet in lineage {
+                // CAUTION: runs foreign code.
+                greenlet.end();
+            }
             self.root.end();
         });
     }
@@ -534,7 +562,10 @@ impl<T: 'static> Future for SpawnResult<T> {
                 this.spawn.root.end();
                 Poll::Ready(Err(exit.into()))
             }
-            Stage::Awaiting(_) => this.spawn.run(Turn::Exit(exit), cx),
+            Stage::Awaiting(_) => {
+                this.spawn.cancelled = this.spawn.lineage_of_waiter();
+                this.spawn.run(Turn::Exit(exit), cx)
+            }
         }
     }
 }

@@ -491,3 +491,33 @@ fn the_poll_of_a_spawn_in_a_section_without_switches_changes_nothing() {
     assert!(ready(no_switch(|| Pin::new(&mut spawned).poll(&mut cx))).is_err());
     assert_eq!(ready(poll(&mut spawned)).unwrap(), 1);
 }
+
+#[test]
+fn greenlets_that_hold_each_other_end_with_the_spawn() {
+    for is_cancelled in [false, true] {
+        let _no_leaks = NoLeaks::watch();
+        let drops = Drops::new();
+        let watched = drops.clone();
+        let mut spawned = greenlet_spawn(move || -> anyhow::Result<()> {
+            let outer = Greenlet::new(move |(): ()| -> anyhow::Result<()> {
+                let local = watched.witness();
+                let inner = Greenlet::new(move |(): ()| {
+                    let _local = watched.witness();
+                    try_await_(pending::<()>())
+                });
+                inner.switch::<()>(())?; // the parent of `inner`, which is on its stack
+                drop(local);
+                Ok(())
+            });
+            outer.switch::<()>(())
+        });
+        assert!(poll(&mut spawned).is_pending());
+        if is_cancelled {
+            let returned = ready(poll(&mut spawned.cancel())).unwrap();
+            assert!(returned.unwrap_err().is::<GreenletExit>());
+        } else {
+            drop(spawned);
+        }
+        assert_eq!(drops.count(), 2);
+    }
+}

@@ -5,9 +5,11 @@ mod support;
 mod backtrace;
 mod bridge;
 mod bridge_attacks;
+mod bridge_executors;
 mod bridge_hooks;
 #[cfg(all(feature = "tokio", feature = "futures-io"))]
 mod bridge_io;
+mod bridge_model;
 #[cfg(feature = "tokio")]
 mod bridge_pool;
 mod bridge_streams;

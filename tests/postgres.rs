@@ -1,0 +1,187 @@
+//! The bridge over a real PostgreSQL server: transactions at once, rollbacks, lost connections, timeouts.
+//! Without a `DATABASE_URL` of one these tests say that they were left out.
+
+use std::rc::Rc;
+
+use anyhow::Result;
+use futures::future::join_all;
+use greenlet::{GreenletExit, await_, greenlet_spawn, try_await_};
+use sqlx::{Connection, Executor, PgConnection, Row};
+
+/// Runs a test with the URL, on a current-thread runtime, with a table of its own.
+fn with_database<F: Future<Output = ()>>(table: &str, test: impl FnOnce(Rc<str>) -> F) {
+    let url = match std::env::var("DATABASE_URL") {
+        Ok(url) if url.starts_with("postgres") => Rc::<str>::from(url),
+        _ => {
+            println!("left out: 1 test wants a PostgreSQL DATABASE_URL");
+            return;
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(tokio::task::LocalSet::new().run_until(async {
+        let mut conn = PgConnection::connect(&url).await.unwrap();
+        let make = format!("drop table if exists {table}; create table {table} (id int primary key, n int)");
+        conn.execute(make.as_str()).await.unwrap();
+        test(url).await;
+        conn.execute(format!("drop table {table}").as_str())
+            .await
+            .unwrap();
+    }));
+}
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+async fn count(url: &str, table: &str) -> i64 {
+    let mut conn = connect(url).await;
+    let row = conn
+        .fetch_one(format!("select count(*) from {table}").as_str())
+        .await;
+    row.unwrap().get(0)
+}
+
+/// Synchronous: adds one to a counter, in a transaction that reads before it writes.
+fn increment(conn: &mut PgConnection) -> Result<()> {
+    let mut transaction = try_await_(conn.begin())??;
+    let select = "select n from bridge_counter where id = 1 for update";
+    let n: i32 = try_await_(transaction.fetch_one(select))??.get(0);
+    let update = sqlx::query("update bridge_counter set n = $1 where id = 1").bind(n + 1);
+    try_await_(update.execute(&mut *transaction))??;
+    try_await_(transaction.commit())??;
+    Ok(())
+}
+
+#[test]
+fn transactions_at_once_wait_for_each_other() {
+    with_database("bridge_counter", async |url| {
+        connect(&url)
+            .await
+            .execute("insert into bridge_counter values (1, 0)")
+            .await
+            .unwrap();
+        let tasks = (0..10).map(|_| {
+            let url = url.clone();
+            tokio::task::spawn_local(async move {
+                let mut conn = connect(&url).await;
+                greenlet_spawn(move || (0..20).try_for_each(|_| increment(&mut conn))).await
+            })
+        });
+        for task in join_all(tasks).await {
+            task.unwrap().unwrap();
+        }
+        let mut conn = connect(&url).await;
+        let n: i32 = conn
+            .fetch_one("select n from bridge_counter")
+            .await
+            .unwrap()
+            .get(0);
+        assert_eq!(n, 200);
+    });
+}
+
+#[test]
+fn a_cancel_rolls_back_before_it_is_over() {
+    /// Rolls back when it is dropped, by an await.
+    struct Rollback<'a>(&'a mut PgConnection);
+    impl Drop for Rollback<'_> {
+        fn drop(&mut self) {
+            try_await_(self.0.execute("rollback")).unwrap().unwrap();
+        }
+    }
+    with_database("bridge_rollback", async |url| {
+        let mut conn = connect(&url).await;
+        let mut spawned = greenlet_spawn(move || -> Result<PgConnection> {
+            await_(conn.execute("begin"))?;
+            let rollback = Rollback(&mut conn);
+            try_await_(rollback.0.execute("insert into bridge_rollback values (1, 1)"))??;
+            let waited = try_await_(std::future::pending::<()>());
+            drop(rollback);
+            assert!(waited.unwrap_err().is::<GreenletExit>());
+            Ok(conn)
+        });
+        // Until it waits for ever.
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(200), &mut spawned).await;
+        assert!(waited.is_err());
+        let mut conn = spawned.cancel().await.unwrap().unwrap();
+        // The same connection is in order, and outside of any transaction.
+        conn.execute("insert into bridge_rollback values (2, 2)")
+            .await
+            .unwrap();
+        assert_eq!(count(&url, "bridge_rollback").await, 1);
+    });
+}
+
+#[test]
+fn a_connection_that_the_server_kills_is_an_error_where_it_is_awaited() {
+    with_database("bridge_killed", async |url| {
+        let mut victim = connect(&url).await;
+        let pid: i32 = victim.fetch_one("select pg_backend_pid()").await.unwrap().get(0);
+        let waits = greenlet_spawn(move || {
+            await_(victim.execute("begin; insert into bridge_killed values (1, 1)")).unwrap();
+            let error = await_(victim.execute("select pg_sleep(60)")).unwrap_err();
+            (error, await_(victim.ping()).is_err())
+        });
+        let kills = async {
+            let mut conn = connect(&url).await;
+            let is_asleep =
+                "select count(*) from pg_stat_activity where pid = $1 and query like '%pg_sleep%'";
+            while sqlx::query(is_asleep)
+                .bind(pid)
+                .fetch_one(&mut conn)
+                .await
+                .unwrap()
+                .get::<i64, _>(0)
+                == 0
+            {
+                tokio::task::yield_now().await;
+            }
+            sqlx::query("select pg_terminate_backend($1)")
+                .bind(pid)
+                .execute(&mut conn)
+                .await
+                .unwrap();
+        };
+        let ((error, is_dead), ()) = futures::join!(waits, kills);
+        assert!(!matches!(error, sqlx::Error::RowNotFound), "{error}");
+        assert!(is_dead);
+        assert_eq!(count(&url, "bridge_killed").await, 0);
+    });
+}
+
+#[test]
+fn a_statement_timeout_is_an_error_and_the_connection_goes_on() {
+    with_database("bridge_timeout", async |url| {
+        let mut conn = connect(&url).await;
+        let (code, after) = greenlet_spawn(move || {
+            await_(conn.execute("set statement_timeout = 20")).unwrap();
+            let error = await_(conn.execute("select pg_sleep(60)")).unwrap_err();
+            let code = error
+                .as_database_error()
+                .and_then(|error| error.code().map(String::from));
+            let after: i32 = await_(conn.fetch_one("select 1")).unwrap().get(0);
+            (code, after)
+        })
+        .await;
+        assert_eq!((code.as_deref(), after), (Some("57014"), 1));
+    });
+}
+
+#[test]
+fn a_spawn_dropped_in_the_middle_of_a_query_leaves_no_row() {
+    with_database("bridge_dropped", async |url| {
+        let mut conn = connect(&url).await;
+        let spawned = greenlet_spawn(move || -> Result<()> {
+            let mut transaction = try_await_(conn.begin())??;
+            try_await_(transaction.execute("insert into bridge_dropped values (1, 1)"))??;
+            try_await_(transaction.execute("select pg_sleep(1)"))??;
+            Ok(())
+        });
+        let waited = tokio::time::timeout(std::time::Duration::from_millis(100), spawned).await;
+        assert!(waited.is_err());
+        assert_eq!(count(&url, "bridge_dropped").await, 0);
+    });
+}
