@@ -90,21 +90,23 @@ pub(crate) fn hand_over_in(
 ) -> Result<Parcel, Parcel> {
     let hub = Hub::get();
     let origin = hub.current();
-    let target: *const Node = match &*place.borrow() {
-        Some(target) => Rc::as_ptr(target.node()),
-        None => return Err(parcel),
+    let to = match &*place.borrow() {
+        Some(target) if hub.is_plain() && !std::thread::panicking() => {
+            let to = target.node().resume.get();
+            if !to.is_null() {
+                hub.set_current(Rc::as_ptr(target.node()));
+                target.node().resume.set(ptr::null_mut());
+            }
+            to
+        }
+        _ => ptr::null_mut(),
     };
-    // SAFETY: the handle in `place` keeps the target, and nothing has run since that was read; so there is
-    // a handle of the thread, and T1 holds.
-    let is_plain = hub.slow.get() == 0
-        && unsafe { !(*target).resume.get().is_null() }
-        && !std::thread::panicking()
-        && unsafe { count_of(origin) } != 1;
-    if !is_plain {
+    let Some(to) = NonNull::new(to) else {
         return Err(parcel);
-    }
-    // SAFETY: T1; S1: `resume` is non-null; S3: from here on the target counts itself.
-    Ok(unsafe { depart(hub, &*origin, target, parcel, at) })
+    };
+    // SAFETY: T1: there was a handle, so `origin` points to a living node; S1; S3: no count of the target
+    // is needed, it is active.
+    Ok(unsafe { depart(&*origin, to, parcel, at) })
 }
 
 /// Hands a value over to `child`, whose parent the running greenlet is. Where that is another one, or the
