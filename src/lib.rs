@@ -34,15 +34,38 @@
 //!
 //! | Python | here |
 //! | --- | --- |
-//! | `greenlet(run, parent)` | [`Greenlet::new`], [`Greenlet::builder`] |
+//! | `greenlet(run, parent)` | [`Greenlet::new`], [`Greenlet::builder`]; [`scope`] for one that borrows |
 //! | `g.switch(args)` | [`Greenlet::switch`], with one value |
 //! | `g.throw(error)`, `g.throw()` | [`Greenlet::throw`], [`Greenlet::kill`] |
 //! | `g.parent` | [`Greenlet::parent`], [`Greenlet::set_parent`] |
 //! | `g.dead`, `bool(g)` | [`Greenlet::is_dead`], [`Greenlet::is_active`] |
 //! | `getcurrent()` | [`getcurrent`]; [`getparent`] for `getcurrent().parent` |
+//! | `g.gr_frame` | [`Greenlet::parked_at`], [`Greenlet::backtrace`]; [`tree`] and [`dump`] for all |
+//! | `g.gr_context`, `ContextVar` | [`Greenlet::locals`], [`greenlet_local!`] |
+//! | `g.__dict__` | [`Greenlet::attach`], [`Greenlet::attached`] |
+//! | `weakref.ref(g)` | [`Greenlet::downgrade`] |
 //! | `GreenletExit` | [`GreenletExit`], an error of the suspended switch |
-//! | `settrace`, `gettrace` | [`settrace`], [`gettrace`] |
+//! | `settrace`, `gettrace` | [`settrace`], [`gettrace`]; [`record`](mod@record) for tests |
+//! | `yield`, a generator over a greenlet | [`yield_`], [`Generator`] |
 //! | SQLAlchemy's `greenlet_spawn`, `await_only` | [`greenlet_spawn`], [`await_`] |
+//! | SQLAlchemy's `await_fallback` | [`block_on_greenlet`] around the synchronous code |
+//!
+//! Around the bridge: [`iter_stream`] and [`stream_from`] for streams, `TokioIo` and `FuturesIo` for [`std::io`],
+//! `PinnedPool` for runtimes with many threads (each with its feature, see below), [`Watchdog`] for functions that
+//! block their thread, [`bridge::testing`] for tests.
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! | feature | what it does |
+//! | --- | --- |
+//! | `fcontext` | switches with the `context` crate also where there is assembly |
+//! | `tokio` | `TokioIo`: [`std::io`] over tokio's I/O; `PinnedPool` |
+//! | `futures-io` | `FuturesIo`: [`std::io`] over the I/O of `futures-io` |
+//! | `tracing` | `SpanHooks`: leaves and re-enters `tracing` spans around each await |
+//! | `signal` | `dump_on_signal`: a signal prints the greenlets of all threads |
+//! | `valgrind` | tells Valgrind of every stack |
 
 pub mod bridge;
 mod generator;
@@ -69,4 +92,5 @@ pub use view::{Dump, Tree, dump, dump_all_threads, tree};
 #[doc = include_str!("../docs/schedulers.md")]
 #[doc = include_str!("../docs/debugging.md")]
 #[doc = include_str!("../docs/testing.md")]
+#[doc = include_str!("../docs/stacks.md")]
 struct Pages;
