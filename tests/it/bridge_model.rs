@@ -38,7 +38,10 @@ enum Op {
 
 /// The futures that are awaited: ready when the test says so.
 #[derive(Clone, Default)]
-struct Gates(Rc<RefCell<Vec<(bool, Option<Waker>)>>>);
+struct Gates(Rc<RefCell<Vec<Gate>>>);
+
+/// Whether it is ready, and who waits for it.
+type Gate = (bool, Option<Waker>);
 
 impl Gates {
     fn wait(&self, id: usize) -> impl Future<Output = ()> + use<> {
