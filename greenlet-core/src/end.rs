@@ -68,8 +68,13 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
     // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
     // known who has a handle.
     let mut is_forced = stage(greenlet, Message::Error(exit.into()));
-    if node.lifecycle.is_active() && !spare() {
+    if node.kept.get() != Kept::No {
+        // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
+        node.kept.set(Kept::YesThenEnd);
+    } else if node.lifecycle.is_active() && !spare() {
         if cfg!(panic = "unwind") {
+            // Again: the clean-up may have hung the current greenlet below it.
+            step_out_of(node);
             is_forced |= stage(greenlet, Message::Force);
         }
         if node.lifecycle.is_active() && !spare() {
@@ -129,6 +134,10 @@ impl Drop for ParentMeanwhile<'_> {
         if let Some(before) = before.as_ref().filter(|_| has_other_handles) {
             if before.node().has_in_lineage(node) {
                 // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
+                return;
+            }
+            if before.node().closed_gate().is_some() && Hub::get().current_node().has_in_lineage(node) {
+                // It hung the current greenlet there, which must not run below a closed gate (G1).
                 return;
             }
         }

@@ -31,6 +31,7 @@ use std::rc::Rc;
 use anyhow::Error;
 
 use crate::backend::{self, ResumePoint};
+use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::entry::Start;
 use crate::errand;
 use crate::error::{
@@ -75,7 +76,11 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     target.node().resume.set(ptr::null_mut());
     // As the bare counter: the greenlet is about to run, so it is not ended for want of a handle. It is
     // active and counts itself, so this is not the last count (S3).
-    drop(target.into_node());
+    let target = target.into_node();
+    if Rc::strong_count(&target) == COUNT_OF_LAST_HANDLE {
+        hub.raise_flag(slow::UNHELD); // it is ended when it switches away
+    }
+    drop(target);
     // SAFETY: T1; S1; S3.
     unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
 }
@@ -240,12 +245,19 @@ pub(crate) fn transfer(
             }
             return Control::local(Message::Error(error));
         }
+    }
+    let content = if manners == Manners::Polite {
         // Before anything is staged, so that what these run cannot get between (rule XD-5).
+        let waiting = Waiting(Some(content));
         if hub.has_flag(slow::ERRAND) {
             errand::run(hub);
         }
+        // CAUTION: runs foreign code, which may unwind.
         hub.settle_debts();
-    }
+        waiting.over()
+    } else {
+        content
+    };
 
     let Some(living) = target.nearest_living() else {
         let error = ThreadExiting::new(unsent(content)).into();
@@ -284,6 +296,21 @@ pub(crate) fn transfer(
         }
     }
     send(hub, living, content, at)
+}
+
+/// What is to be sent, while foreign code runs: should that unwind, it is dropped.
+struct Waiting(Option<Content>);
+
+impl Waiting {
+    fn over(mut self) -> Content {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        drop(self.0.take().map(Content::into_message));
+    }
 }
 
 /// Switches to the active greenlet `target`.

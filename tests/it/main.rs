@@ -2,6 +2,7 @@
 
 mod support;
 
+mod attacks;
 mod backtrace;
 mod bridge;
 mod bridge_attacks;

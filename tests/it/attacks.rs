@@ -1,0 +1,229 @@
+//! Attempts to break the core from safe code: what holds a greenlet where it is, against what ends it.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use greenlet::{Greenlet, WeakGreenlet, await_, getmain, greenlet_spawn, try_await_};
+
+use crate::support::{Drops, NoLeaks, Witness, on_drop, up};
+
+type Later<T> = Rc<RefCell<Option<T>>>;
+
+fn later<T>() -> Later<T> {
+    Rc::new(RefCell::new(None))
+}
+
+fn get(handle: &Later<WeakGreenlet>) -> Greenlet {
+    handle.borrow().as_ref().unwrap().upgrade().unwrap()
+}
+
+#[test]
+fn who_is_kept_suspended_between_the_stages_of_its_end_stays_so() {
+    let _leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let witness = drops.witness();
+    let keeper: Later<WeakGreenlet> = later();
+    let its_keeper = keeper.clone();
+    let kept = Greenlet::new(move |(): ()| {
+        let _witness = witness;
+        let ended = up::<()>(());
+        assert!(ended.is_err());
+        get(&its_keeper).switch::<()>(())
+    });
+    kept.switch::<()>(()).unwrap();
+    let was_dropped = Rc::new(Cell::new(None));
+    let (to_keep, observed, say) = (kept.clone(), drops.clone(), was_dropped.clone());
+    let keeping = Greenlet::new(move |(): ()| {
+        to_keep.keep_suspended(|| {
+            up::<()>(())?;
+            say.set(Some(observed.count()));
+            anyhow::Ok(())
+        })
+    });
+    *keeper.borrow_mut() = Some(keeping.downgrade());
+
+    kept.end(); // the first stage ends in the keeper, who comes back here
+    assert!(kept.is_active());
+    assert_eq!(drops.count(), 0);
+    keeping.switch::<()>(()).unwrap();
+    assert_eq!(was_dropped.get(), Some(0));
+    assert!(kept.is_dead()); // when it was let go of
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
+    /// Complains if it is dropped while it is polled.
+    struct Guarded {
+        ender: Later<WeakGreenlet>,
+        canary: Box<u64>,
+        is_polled: Rc<Cell<bool>>,
+    }
+    impl Future for Guarded {
+        type Output = ();
+        fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            self.is_polled.set(true);
+            let ender = get(&self.ender);
+            let _ = ender.switch::<()>(());
+            *self.canary += 1;
+            assert_eq!(*self.canary, 43);
+            self.is_polled.set(false);
+            Poll::Ready(())
+        }
+    }
+    impl Drop for Guarded {
+        fn drop(&mut self) {
+            assert!(!self.is_polled.get(), "dropped while it was polled");
+        }
+    }
+    let ender: Later<WeakGreenlet> = later();
+    let inside = ender.clone();
+    let mut spawned = greenlet_spawn(move || {
+        // The first stage: it goes to the poller, who polls again, and waits for a second future.
+        assert!(try_await_(poll_fn(|_| Poll::<()>::Pending)).is_err());
+        let _ = getmain().switch::<()>(());
+        await_(Guarded {
+            ender: inside,
+            canary: Box::new(42),
+            is_polled: Rc::new(Cell::new(false)),
+        });
+    });
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut spawned).poll(&mut cx).is_pending());
+    let waiting = spawned.greenlet().clone();
+    let ending = Greenlet::new(move |(): ()| {
+        waiting.end();
+        Ok(())
+    });
+    *ender.borrow_mut() = Some(ending.downgrade());
+    ending.switch::<()>(()).unwrap(); // comes back out of the first stage
+    let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut spawned).poll(&mut cx)));
+    let what = polled.err().map(|payload| match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(_) => "another panic".into(),
+    });
+    assert!(
+        what.as_ref().is_some_and(|what| what.contains("ended")),
+        "{what:?}"
+    );
+    assert!(ending.is_dead());
+}
+
+/// Has a greenlet be ended that hangs its ender below itself in the first stage, and that ends in the second.
+#[test]
+fn an_end_makes_no_ring_of_parents_between_its_stages() {
+    let _leaks = NoLeaks::watch();
+    let ender: Later<WeakGreenlet> = later();
+    let known = ender.clone();
+    let seen = Rc::new(Cell::new(None));
+    let say = seen.clone();
+    let ended: Later<WeakGreenlet> = later();
+    let itself = ended.clone();
+    let victim = Greenlet::new(move |(): ()| {
+        let (myself, above) = (itself.clone(), known.clone());
+        let _in_the_second_stage = on_drop(move || {
+            // How far it is to main: a ring would have no end.
+            let mut steps = 0;
+            let mut next = get(&myself).parent();
+            while let Some(parent) = next.filter(|_| steps < 100) {
+                next = parent.parent();
+                steps += 1;
+            }
+            say.set(Some((steps, get(&myself).parent() == Some(get(&above)))));
+        });
+        assert!(up::<()>(()).is_err());
+        get(&itself).set_parent(&getmain())?;
+        get(&known).set_parent(&get(&itself))?;
+        get(&known).switch::<()>(())
+    });
+    *ended.borrow_mut() = Some(victim.downgrade());
+    victim.switch::<()>(()).unwrap();
+    let to_end = victim.clone();
+    let ending = Greenlet::new(move |(): ()| {
+        to_end.end();
+        Ok(())
+    });
+    *ender.borrow_mut() = Some(ending.downgrade());
+    ending.switch::<()>(()).unwrap();
+    assert_eq!(seen.get(), Some((2, true)));
+    assert!(victim.is_dead() && ending.is_dead());
+}
+
+#[test]
+fn an_end_leaves_nobody_running_below_a_closed_gate() {
+    let _leaks = NoLeaks::watch();
+    let ender: Later<WeakGreenlet> = later();
+    let known = ender.clone();
+    let child: Later<Greenlet> = later();
+    let made = child.clone();
+    let gated = Greenlet::new(move |(): ()| {
+        let itself: Later<WeakGreenlet> = later();
+        let myself = itself.clone();
+        let victim = Greenlet::new(move |(): ()| {
+            assert!(getmain().switch::<()>(()).is_err());
+            get(&myself).set_parent(&getmain())?;
+            get(&known).set_parent(&get(&myself))?;
+            let _ = get(&known).switch::<()>(());
+            Ok(())
+        });
+        *itself.borrow_mut() = Some(victim.downgrade());
+        *made.borrow_mut() = Some(victim.clone());
+        victim.switch_owned::<()>(())?;
+        Ok(())
+    });
+    gated.switch::<()>(()).unwrap();
+    let victim = child.take().unwrap();
+    gated.close_gate();
+    let to_end = victim.clone();
+    let ending = Greenlet::new(move |(): ()| {
+        to_end.end();
+        // Who runs is not below the gate, so what it leaves gets to main.
+        Ok(())
+    });
+    *ender.borrow_mut() = Some(ending.downgrade());
+    ending.switch::<()>(()).unwrap();
+    assert!(ending.is_dead());
+    victim.end();
+    gated.open_gate();
+    gated.end();
+}
+
+#[test]
+fn who_was_resumed_by_its_last_handle_ends_when_it_leaves() {
+    let _leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let witness = drops.witness();
+    let waiting = Greenlet::new(move |(): ()| {
+        let _witness = witness;
+        up::<()>(())?;
+        up::<()>(())
+    });
+    waiting.switch::<()>(()).unwrap();
+    waiting.switch_owned::<()>(()).unwrap();
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_value_is_dropped_where_the_debts_before_its_switch_unwind() {
+    let _leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let big = (drops.witness(), [0_u64; 8]);
+    let target = Greenlet::new(|(_, _): (Witness, [u64; 8])| Ok(()));
+    let leaves_a_bomb = Greenlet::new(|(): ()| {
+        let _ = up::<()>(());
+        Ok(on_drop(|| panic!("in a debt")))
+    });
+    leaves_a_bomb.switch::<()>(()).unwrap();
+    let unwound = catch_unwind(AssertUnwindSafe(move || {
+        let _owed = leaves_a_bomb;
+        resume_unwind(Box::new(()));
+    }));
+    assert!(unwound.is_err());
+    let sent = catch_unwind(AssertUnwindSafe(|| target.switch::<()>(big)));
+    assert!(sent.is_err(), "the debt was to panic");
+    assert_eq!(drops.count(), 1);
+}
