@@ -485,6 +485,15 @@ pub fn yield_<Y: 'static>(value: Y) -> Result<()> {
 }
 
 /// A step, or a yield, at the wrong place or time.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{GeneratorError, yield_};
+///
+/// let error = yield_(1).unwrap_err(); // there is no generator around this
+/// assert!(error.downcast_ref::<GeneratorError>().unwrap().is_outside());
+/// ```
 #[derive(Debug)]
 pub struct GeneratorError {
     kind: Kind,

@@ -1,6 +1,7 @@
 //! The bridge over a real PostgreSQL server: transactions at once, rollbacks, lost connections, timeouts.
 //! Without a `DATABASE_URL` of one these tests say that they were left out.
 
+use std::io::{self, Write};
 use std::rc::Rc;
 
 use anyhow::Result;
@@ -13,7 +14,12 @@ fn with_database<F: Future<Output = ()>>(table: &str, test: impl FnOnce(Rc<str>)
     let url = match std::env::var("DATABASE_URL") {
         Ok(url) if url.starts_with("postgres") => Rc::<str>::from(url),
         _ => {
-            println!("left out: 1 test wants a PostgreSQL DATABASE_URL");
+            // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
+            writeln!(
+                io::stderr(),
+                "left out: a test of {table} wants a PostgreSQL DATABASE_URL"
+            )
+            .unwrap();
             return;
         }
     };

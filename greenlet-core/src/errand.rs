@@ -70,6 +70,16 @@ impl Shared {
 }
 
 /// How a thread is called in the answers of [`Errand::wait`].
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::ThreadId;
+///
+/// let other = std::thread::spawn(ThreadId::current).join().unwrap();
+/// assert_ne!(other, ThreadId::current());
+/// println!("thread {other} has ended");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ThreadId {
     id: u64,
@@ -157,6 +167,29 @@ pub fn run_errands() {
 }
 
 /// Something that all threads were asked to do: see [`ask_all_threads`].
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::mpsc;
+/// use std::time::Duration;
+/// use greenlet_core::{ThreadId, ask_all_threads, getcurrent};
+///
+/// let (ready, is_ready) = mpsc::channel();
+/// let (sender, news) = mpsc::channel::<()>();
+/// let waiting = std::thread::spawn(move || {
+///     let _main = getcurrent(); // a thread with greenlets
+///     ready.send(ThreadId::current()).unwrap();
+///     let _ = news.recv(); // which does not switch
+/// });
+/// let thread = is_ready.recv()?;
+/// let errand = ask_all_threads(|| println!("{} is here", ThreadId::current()));
+/// assert_eq!(errand.wait(Duration::from_millis(1)), [thread]);
+/// drop(sender);
+/// waiting.join().unwrap();
+/// assert!(errand.wait(Duration::MAX).is_empty()); // it has ended
+/// # Ok::<(), mpsc::RecvError>(())
+/// ```
 #[must_use = "who does not wait does not know who has done it"]
 pub struct Errand {
     shared: Arc<Shared>,

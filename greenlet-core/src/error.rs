@@ -346,6 +346,20 @@ impl fmt::Display for StackError {
 /// The greenlet belongs to a driver that waits for a future: only the driver can resume it.
 ///
 /// Switching into it from elsewhere would lose the wake-up that it waits for.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Awaiting, Greenlet, getparent};
+///
+/// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+/// child.switch::<()>(())?;
+/// // As a driver does while it waits:
+/// let error = child.keep_suspended(|| child.switch::<()>("hello").unwrap_err());
+/// let refused = error.downcast::<Awaiting>()?;
+/// assert_eq!(refused.into_value().unwrap().downcast::<&str>().unwrap(), "hello");
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Awaiting {
     greenlet: String,
@@ -377,6 +391,27 @@ impl fmt::Display for Awaiting {
 ///
 /// The thread counts its panics, not the greenlet: code on the other side would see
 /// [`std::thread::panicking`] and poison its locks. Such a switch is refused, and so is an await.
+///
+/// # Examples
+///
+/// ```
+/// use std::panic::{AssertUnwindSafe, catch_unwind};
+/// use greenlet_core::{Greenlet, Unwinding};
+///
+/// struct Guard(Greenlet);
+/// impl Drop for Guard {
+///     fn drop(&mut self) {
+///         let error = self.0.switch::<()>(()).unwrap_err();
+///         assert!(error.is::<Unwinding>());
+///     }
+/// }
+/// let guard = Guard(Greenlet::new(|(): ()| Ok(())));
+/// let caught = catch_unwind(AssertUnwindSafe(|| {
+///     let _guard = guard;
+///     panic!("its destructor runs because of this");
+/// }));
+/// assert!(caught.is_err());
+/// ```
 #[derive(Debug)]
 pub struct Unwinding {
     value: Carried,
@@ -402,6 +437,20 @@ impl fmt::Display for Unwinding {
 }
 
 /// A switch inside a [`no_switch`](crate::no_switch) section.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, SwitchForbidden, no_switch};
+///
+/// let child = Greenlet::new(|n: i32| Ok(n + 1));
+/// let error = no_switch(|| child.switch::<i32>(5).unwrap_err());
+/// let forbidden = error.downcast::<SwitchForbidden>()?;
+/// assert_eq!(forbidden.since().file(), file!());
+/// assert_eq!(forbidden.into_value().unwrap().downcast::<i32>().unwrap(), 5);
+/// assert_eq!(child.switch::<i32>(5)?, 6); // nothing has happened to it
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct SwitchForbidden {
     since: &'static Location<'static>,
@@ -438,6 +487,29 @@ impl fmt::Display for SwitchForbidden {
 ///
 /// A greenlet that goes on trying (a loop that looks at no error) is unwound after a thousand times, for
 /// the thread could never end.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::mpsc;
+/// use greenlet_core::{Greenlet, GreenletExit, ThreadExiting, getparent};
+///
+/// let (sender, refusals) = mpsc::channel();
+/// std::thread::spawn(move || {
+///     let child = Greenlet::new(move |(): ()| {
+///         let main = getparent().unwrap();
+///         let first = main.switch::<()>(()).unwrap_err(); // suspended here when the thread ends
+///         let second = main.switch::<()>(()).unwrap_err();
+///         sender.send((first.is::<GreenletExit>(), second.is::<ThreadExiting>())).unwrap();
+///         Ok(())
+///     });
+///     child.switch::<()>(()).unwrap();
+///     std::mem::forget(child); // else it would be ended here, and could switch
+/// })
+/// .join()
+/// .unwrap();
+/// assert_eq!(refusals.recv(), Ok((true, true)));
+/// ```
 #[derive(Debug)]
 pub struct ThreadExiting {
     value: Carried,
@@ -460,6 +532,18 @@ impl fmt::Display for ThreadExiting {
 }
 
 /// There is no backtrace of a greenlet: see [`Greenlet::backtrace`](crate::Greenlet::backtrace).
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::Greenlet;
+///
+/// let pending = Greenlet::new(|(): ()| Ok(()));
+/// assert!(pending.backtrace().unwrap_err().is_pending());
+/// pending.switch::<()>(())?;
+/// assert!(pending.backtrace().unwrap_err().is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct NoBacktrace {
     kind: NoBacktraceKind,

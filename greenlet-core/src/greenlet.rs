@@ -218,6 +218,21 @@ impl Greenlet {
     ///
     /// As for [`switch`](Greenlet::switch). An error that says that the throw was refused has the error
     /// that was to be thrown, as a [`Value`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use anyhow::anyhow;
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| {
+    ///     let reply = getparent().unwrap().switch::<&str>(());
+    ///     Ok(reply.unwrap_or("it failed")) // `except`
+    /// });
+    /// child.switch::<()>(())?;
+    /// assert_eq!(child.throw::<&str>(anyhow!("no more data"))?, "it failed");
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
         let message = Content::Message(Message::Error(error.into()));
@@ -233,6 +248,21 @@ impl Greenlet {
     /// # Errors, Panics
     ///
     /// As for [`throw`](Greenlet::throw).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| {
+    ///     getparent().unwrap().switch::<()>(())?; // `?` lets the exit through
+    ///     Ok("not reached")
+    /// });
+    /// child.switch::<()>(())?;
+    /// assert!(child.kill()?.is_exit());
+    /// assert!(child.is_dead());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[track_caller]
     pub fn kill(&self) -> Result<Value> {
         self.throw(GreenletExit::new())
@@ -247,6 +277,25 @@ impl Greenlet {
     ///
     /// If the current greenlet may not switch because of a panic or a
     /// [`no_switch`](crate::no_switch) section, the greenlet is ended as soon as it may.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::rc::Rc;
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// let resource = Rc::new("a socket");
+    /// let held = resource.clone();
+    /// let child = Greenlet::new(move |(): ()| {
+    ///     let _held = held;
+    ///     getparent().unwrap().switch::<()>(())
+    /// });
+    /// child.switch::<()>(())?;
+    /// child.end();
+    /// assert!(child.is_dead());
+    /// assert_eq!(Rc::strong_count(&resource), 1);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn end(&self) {
         let hub = Hub::get();
         match self.state() {
@@ -274,6 +323,19 @@ impl Greenlet {
     ///
     /// [`ParentError`] if it would make a cycle, if this is the main greenlet, or if the old or the new
     /// parent waits for a future. The old parent stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getcurrent};
+    ///
+    /// let boss = Greenlet::new(|report: &str| Ok(format!("boss got: {report}")));
+    /// let worker = Greenlet::new(|(): ()| Ok("done"));
+    /// worker.set_parent(&boss)?; // what the worker returns goes there
+    /// assert_eq!(worker.switch::<String>(())?, "boss got: done");
+    /// assert!(getcurrent().set_parent(&worker).unwrap_err().is_main());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn set_parent(&self, parent: &Greenlet) -> Result<(), ParentError> {
         if self.node.is_main {
             return Err(ParentError::main());
@@ -433,6 +495,25 @@ impl Greenlet {
     /// One thing can be attached to each greenlet: it is how a layer on top of greenlets marks those that
     /// it owns, to find them with [`attached`](Greenlet::attached) and
     /// [`nearest_attached`](Greenlet::nearest_attached).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::{cell::Cell, rc::Rc};
+    /// use greenlet_core::{Greenlet, getcurrent};
+    ///
+    /// struct Hits(Cell<u32>);
+    ///
+    /// let child = Greenlet::new(|(): ()| {
+    ///     let hits = getcurrent().attached::<Hits>().unwrap();
+    ///     hits.0.set(hits.0.get() + 1);
+    ///     Ok(())
+    /// });
+    /// assert!(child.attach(Rc::new(Hits(Cell::new(0)))));
+    /// child.switch::<()>(())?;
+    /// assert_eq!(child.attached::<Hits>().unwrap().0.get(), 1);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn attach<T: 'static>(&self, thing: Rc<T>) -> bool {
         self.node.attachment.set(thing).is_ok()
     }

@@ -48,6 +48,17 @@ pub fn stacks_in_use() -> usize {
 }
 
 /// How much of its stack a greenlet uses: see [`Greenlet::stack_usage`].
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, StackUsage, getcurrent};
+///
+/// let child = Greenlet::new(|(): ()| Ok(getcurrent().stack_usage().unwrap()));
+/// let usage = child.switch::<StackUsage>(())?;
+/// assert!(usage.used < usage.size);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StackUsage {

@@ -27,6 +27,26 @@ pub enum TraceKind {
 
 /// One transfer of control, as a tracer sees it: it has just happened, and the target has not yet got
 /// what it brings.
+///
+/// # Examples
+///
+/// ```
+/// use std::{cell::Cell, rc::Rc};
+/// use greenlet_core::{Greenlet, TraceKind, Tracer, settrace};
+///
+/// let starts = Rc::new(Cell::new(0));
+/// let counted = starts.clone();
+/// settrace(Some(Tracer::new(move |event| {
+///     if event.is_start && event.kind == TraceKind::Switch {
+///         counted.set(counted.get() + 1);
+///     }
+///     Ok(())
+/// })));
+/// Greenlet::new(|(): ()| Ok(())).switch::<()>(())?;
+/// settrace(None);
+/// assert_eq!(starts.get(), 1);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TraceEvent {

@@ -68,6 +68,16 @@ impl std::error::Error for NoDriver {}
 /// It comes out of the switch with which the function left: a greenlet that was made outside of the
 /// function, and whose parent is the greenlet that polls, was switched to from inside, and ended there or
 /// switched there. Make such greenlets inside the function, or give them a parent inside.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Greenlet, StrayMessage, greenlet_spawn};
+///
+/// let outsider = Greenlet::new(|(): ()| Ok("for whom is this?")); // its parent polls the spawn
+/// let spawned = greenlet_spawn(move || outsider.switch::<()>(()).unwrap_err().is::<StrayMessage>());
+/// assert!(futures::executor::block_on(spawned));
+/// ```
 #[derive(Debug)]
 pub struct StrayMessage {
     what: String,

@@ -121,6 +121,16 @@ impl fmt::Debug for PinnedPool {
 ///
 /// Dropping it ends the function, on its thread, as dropping a [`Spawn`](crate::Spawn) does: the drop does not wait for
 /// that.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{PinnedPool, Pooled, await_};
+///
+/// let pool = PinnedPool::new(1.try_into().unwrap());
+/// let output: Pooled<u32> = pool.run(|| await_(async { 42 }));
+/// assert_eq!(futures::executor::block_on(output), 42);
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping it ends the function"]
 pub struct Pooled<T> {

@@ -150,6 +150,24 @@ impl SpawnBuilder {
 /// Polling it panics if the function panics, if it is polled after it has returned its output, and where
 /// the function cannot have a result: no stack could be had, the poll is in a `no_switch` section, or the
 /// greenlet was ended from elsewhere. [`into_result`](Spawn::into_result) returns these as errors.
+///
+/// # Examples
+///
+/// ```
+/// use futures::executor::block_on;
+/// use greenlet::{await_, greenlet_spawn};
+///
+/// let mut spawned = greenlet_spawn(|| {
+///     await_(std::future::pending::<()>());
+/// });
+/// block_on(async {
+///     assert!(futures::poll!(&mut spawned).is_pending());
+/// });
+/// assert!(spawned.greenlet().is_awaiting());
+/// let greenlet = spawned.greenlet().clone();
+/// drop(spawned);
+/// assert!(greenlet.is_dead());
+/// ```
 #[must_use = "futures do nothing unless polled"]
 pub struct Spawn<T: 'static> {
     stage: Stage,

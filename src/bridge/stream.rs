@@ -121,6 +121,25 @@ impl SpawnBuilder {
 }
 
 /// Takes the items of a function that [`stream_from`] runs.
+///
+/// # Examples
+///
+/// ```
+/// use futures::{StreamExt, executor::block_on};
+/// use greenlet::{Items, stream_from};
+///
+/// fn count(items: &mut Items<u32>) -> anyhow::Result<()> {
+///     for n in 0.. {
+///         items.try_give(n)?; // an error when the stream is dropped
+///     }
+///     Ok(())
+/// }
+/// let stream = stream_from(|items| {
+///     let error = count(items).unwrap_err();
+///     println!("ended: {error}");
+/// });
+/// assert_eq!(block_on(stream.take(3).collect::<Vec<u32>>()), [0, 1, 2]);
+/// ```
 pub struct Items<T> {
     item: Rc<Cell<Option<T>>>,
 }

@@ -67,6 +67,19 @@ struct Running {
 }
 
 /// A time in which a spawned function ran for longer than a [`Watchdog`] allows.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use greenlet::{Stop, Watchdog};
+///
+/// let _watchdog = Watchdog::new(Duration::from_secs(1), |overrun| match overrun.stop {
+///     None => eprintln!("{} still runs, after {:?}", overrun.greenlet, overrun.time),
+///     Some(Stop::Await(place)) => eprintln!("{} awaited at last, at {place}", overrun.greenlet),
+///     Some(_) => eprintln!("{overrun}"),
+/// });
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Overrun {

@@ -259,6 +259,20 @@ impl EventKind {
 /// Its text is what a test expects: `start main -> worker`, `switch worker -> main`,
 /// `throw main -> worker`, `end worker -> main`, `note worker: text`. A start or an end with an error,
 /// or a panic, instead of a value says so: `end worker -> main (throw)`.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::Greenlet;
+/// use greenlet::record::{EventKind, record};
+///
+/// let (_, recording) = record(|| {
+///     Greenlet::builder().name("child").build(|(): ()| Ok(())).switch::<()>(())
+/// });
+/// let start = &recording.events()[0];
+/// assert_eq!((start.kind(), start.origin(), start.target()), (EventKind::Start, "main", "child"));
+/// assert_eq!(start.place().unwrap().file(), file!());
+/// ```
 #[derive(Clone, Debug)]
 pub struct Event {
     kind: EventKind,
@@ -328,6 +342,18 @@ impl fmt::Display for Event {
 /// What happened, in order: what [`record`] returns.
 ///
 /// Printed, it is one event a line, with the source line where the origin switched.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Greenlet, record::record};
+///
+/// let (_, recording) = record(|| {
+///     Greenlet::builder().name("child").build(|(): ()| Ok(())).switch::<()>(())
+/// });
+/// assert_eq!(recording.names(), ["main", "child"]);
+/// println!("{recording}"); // start main -> child  at src/main.rs:4 ...
+/// ```
 #[derive(Clone, Debug)]
 pub struct Recording {
     first: Arc<str>,
@@ -405,6 +431,16 @@ impl fmt::Display for Recording {
 }
 
 /// How a recording differs from what was expected. Its text has one line for each event, with its mark.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::record::{self, record};
+///
+/// let (_, recording) = record(|| record::note("got 2"));
+/// let difference = recording.compare(&["note main: got 1"]).unwrap_err().to_string();
+/// assert!(difference.contains("- note main: got 1") && difference.contains("+ note main: got 2"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     lines: Vec<(Mark, String)>,

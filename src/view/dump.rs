@@ -88,6 +88,18 @@ pub fn dump_all_threads(limit: Duration) -> String {
 }
 
 /// Everything about the greenlets of a thread: see [`dump`]. It can go to any thread, to be printed there.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Dump, Greenlet, dump};
+///
+/// let _child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
+/// let taken: Dump = dump();
+/// assert_eq!(taken.tree().len(), 2);
+/// let text = std::thread::spawn(move || taken.to_string()).join().unwrap();
+/// assert!(text.contains("child"));
+/// ```
 #[derive(Debug)]
 pub struct Dump {
     thread: String,

@@ -36,6 +36,18 @@ pub fn tree() -> Tree {
 }
 
 /// A picture of the greenlets of a thread: see [`tree`]. It holds no greenlet, and can go to any thread.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{Greenlet, Tree, tree};
+///
+/// let _child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
+/// let picture: Tree = tree();
+/// assert_eq!(picture.len(), 2);
+/// let text = std::thread::spawn(move || picture.to_string()).join().unwrap();
+/// assert!(text.contains("child"));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tree {
     /// Parents come before their children.
