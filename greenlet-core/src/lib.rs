@@ -32,6 +32,7 @@
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
 //! | `thread` | what is kept for each thread |
 //! | `tree`, `state`, `transfer`, `value`, `error`, `unwind` | records, states, what is carried, and how it fails |
+//! | `thread_bound` | a value of one thread inside an error of any |
 //! | `overflow` | says which greenlet ran into its guard page |
 //! | `stack` | where stacks come from |
 //! | `backend` | the bare switch: assembly, or the `context` crate |
