@@ -6,7 +6,7 @@
 //!   who asks                               each thread that has greenlets
 //!     puts the errand into each inbox        ... fast switches ...
 //!     raises ERRAND in each `Hub::slow` ──►  the next switch sees a flag, and leaves the fast path:
-//!     waits, raises again ...                  runs what is in its inbox, then switches
+//!     waits, reminds ...                       runs what is in its inbox, then switches
 //! ```
 //!
 //! Nothing of this costs a switch anything: the flag is one of those that it looks at anyway.
@@ -18,8 +18,8 @@
 //!   before its thread-locals go. It is followed under that lock alone.
 //! - **A2** Another thread does nothing with a hub but to raise a flag in [`Flags`], which is atomic.
 //!
-//! The thread's own changes of its flags are a load and a store, which cost less than an atomic
-//! change, and can lose a flag that is raised at that moment. So who asks raises it until it is answered.
+//! An errand is in the inbox before the flag is raised, and the flag is lowered before the inbox is
+//! emptied: so a flag that is lowered leaves nothing behind.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -200,7 +200,7 @@ impl Errand {
     ///
     /// The calling thread, if it is one of them, does not run it by waiting: call [`run_errands`] before.
     pub fn wait(&self, limit: Duration) -> Vec<ThreadId> {
-        /// How long a lost flag can stay lost.
+        /// Belt and braces: a flag once raised is not lost.
         const BETWEEN_REMINDERS: Duration = Duration::from_millis(5);
         let until = Instant::now().checked_add(limit);
         loop {

@@ -20,7 +20,8 @@
 //! - **G2** The resume point of a greenlet that is closed, or kept suspended, is in `Node::held`, and
 //!   `Node::resume` is null: so the fast path never takes it.
 //! - **G3** What is kept suspended counts as a closed gate for all below it, whoever opens gates
-//!   meanwhile.
+//!   meanwhile. No stage of an end is delivered to it: each looks, also the second, for the first may
+//!   have led to who keeps it (`end::end`).
 
 #![forbid(unsafe_code)]
 

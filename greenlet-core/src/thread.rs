@@ -58,8 +58,7 @@ pub(crate) mod slow {
 
 /// The reasons that there are for a thread: bits of [`slow`].
 ///
-/// The thread's own; others only raise a flag in it. Its own changes are a load and a store, and may lose
-/// such a flag: see `errand.rs`.
+/// The thread's own; others only raise a flag in it (A2 in `errand.rs`).
 pub(crate) struct Flags(AtomicU32);
 
 impl Flags {
