@@ -138,7 +138,8 @@ impl Greenlet {
     /// the greenlet runs, this handle is gone.
     ///
     /// `switch` holds its handle until it returns. Use this where the caller may stay suspended for long
-    /// and must not keep the greenlet alive meanwhile.
+    /// and must not keep the greenlet alive meanwhile. Where the switch starts a pending greenlet, or a
+    /// tracer is installed, the handle is held until the switch returns, as by `switch`.
     ///
     /// # Errors, Panics
     ///

@@ -123,7 +123,8 @@ static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
 /// Installs the function that is told of errors that nobody can be given, for all threads of the process.
 ///
 /// Without one, they are written to standard error, one line each, as Python does it. The function must
-/// not panic: it is called from destructors.
+/// not panic: it is called from destructors, and from the last frames of a greenlet, where a panic aborts the
+/// process.
 pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
     *HOOK.write() = Some(Arc::new(hook));
 }
