@@ -53,7 +53,7 @@ use greenlet_core::{Builder, Greenlet, TypeMismatch, getcurrent};
 /// consumer waits in its step. If anything else reaches the consumer first, its step returns that as
 /// an error; the generator is then busy, and each further step says so ([`GeneratorError::is_busy`]), until
 /// the function has ended. A value that nobody waits for any more cannot be yielded
-/// ([`GeneratorError::is_unawaited`]).
+/// ([`GeneratorError::is_cut_short`]).
 ///
 /// # Examples
 ///
@@ -413,7 +413,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
         }
         drop(lineage);
         if self.link.stage.get() != Stage::Stepped {
-            return Err(GeneratorError::new(Kind::Unawaited).into());
+            return Err(GeneratorError::new(Kind::CutShort).into());
         }
         // The handle of the running greenlet goes along, so that none is left on this stack.
         let step = Step::ItemOfChild(Box::new((value, current)));
@@ -503,7 +503,7 @@ pub struct GeneratorError {
 enum Kind {
     Outside,
     Busy,
-    Unawaited,
+    CutShort,
 }
 
 impl GeneratorError {
@@ -523,8 +523,8 @@ impl GeneratorError {
 
     /// Says whether nobody waits for the value: the step it belongs to was cut short, or the generator is
     /// being ended.
-    pub fn is_unawaited(&self) -> bool {
-        self.kind == Kind::Unawaited
+    pub fn is_cut_short(&self) -> bool {
+        self.kind == Kind::CutShort
     }
 }
 
@@ -539,7 +539,7 @@ impl fmt::Display for GeneratorError {
                 "the generator is busy: its function runs, or has switched elsewhere; step it again when it \
                  has yielded"
             }
-            Kind::Unawaited => "nobody waits for the value: the generator's step was cut short",
+            Kind::CutShort => "nobody waits for the value: the generator's step was cut short",
         })
     }
 }

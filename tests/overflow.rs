@@ -1,14 +1,16 @@
 //! A stack overflow is a message, and any other fault is none of our business. Each case kills a process,
-//! so it runs in a child: this binary again, with the name of the case in the environment. It has no test
-//! harness, for that runs tests on threads of its own, and some cases are about the process's first.
+//! so it runs in a child: this binary again, with the name of the case in the environment. The usual test
+//! harness runs tests on threads of its own, and some cases are about the process's first.
 
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Output};
 use std::ptr;
 
 use greenlet::{Greenlet, getparent};
+
+mod harness;
 
 const CASE: &str = "GREENLET_TEST_CASE";
 
@@ -323,25 +325,18 @@ fn other_faults_reach_the_handler_before_ours() {
     }
 }
 
-/// Runs a test if the command line does not name others.
+/// Tests with their names.
 macro_rules! tests {
     ($($test:ident)*) => {
-        let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
-        $(
-            if is_wanted(stringify!($test)) {
-                $test();
-                println!("test {} ... ok", stringify!($test));
-            }
-        )*
+        [$((stringify!($test), $test as fn())),*]
     };
 }
 
-pub(crate) fn main() {
+pub(crate) fn main() -> ExitCode {
     if let Ok(case) = std::env::var(CASE) {
         run_the_case(&case);
     }
-    tests! {
+    harness::run(&tests! {
         overflow_names_the_greenlet
         overflow_of_an_unnamed_greenlet_says_where_it_was_made
         overflow_below_another_greenlet_names_the_inner_one
@@ -351,5 +346,5 @@ pub(crate) fn main() {
         overflow_of_a_thread_s_own_stack_keeps_rust_s_message
         other_faults_kill_as_they_would_without_us
         other_faults_reach_the_handler_before_ours
-    }
+    })
 }

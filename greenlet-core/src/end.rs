@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use anyhow::Error;
 
-use crate::error::GreenletExit;
+use crate::exit::GreenletExit;
 use crate::gate;
 use crate::greenlet::Greenlet;
 use crate::report::{self, Unraisable};

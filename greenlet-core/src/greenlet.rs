@@ -14,7 +14,8 @@ use anyhow::{Error, Result};
 
 use crate::builder::Builder;
 use crate::end::{self, COUNT_OF_LAST_HANDLE};
-use crate::error::{GreenletExit, ParentError};
+use crate::error::ParentError;
+use crate::exit::GreenletExit;
 use crate::state::State;
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub};

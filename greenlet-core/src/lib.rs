@@ -31,7 +31,7 @@
 //! | `switch` | the transfer of control: the only place where stacks are switched |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
 //! | `thread` | what is kept for each thread |
-//! | `tree`, `state`, `transfer`, `value`, `error`, `unwind` | records, states, what is carried, and how it fails |
+//! | `tree`, `state`, `transfer`, `value`, `error`, `exit`, `unwind` | records, states, what is carried, and how it fails |
 //! | `thread_bound` | a value of one thread inside an error of any |
 //! | `overflow` | says which greenlet ran into its guard page |
 //! | `stack` | where stacks come from |
@@ -45,6 +45,7 @@ mod end;
 mod entry;
 mod errand;
 mod error;
+mod exit;
 mod gate;
 mod greenlet;
 mod inspect;
@@ -70,9 +71,9 @@ pub use builder::Builder;
 pub use end::end_suspended;
 pub use errand::{Errand, ThreadId, ask_all_threads, run_errands};
 pub use error::{
-    Awaiting, GreenletExit, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting,
-    TypeMismatch, Unwinding,
+    Awaiting, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
+pub use exit::GreenletExit;
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use inspect::{StackUsage, greenlets, keep_ages, stacks_in_use};
 pub use local::{LocalKey, Locals};

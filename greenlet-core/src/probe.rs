@@ -79,7 +79,7 @@ impl Greenlet {
         }
         let usage = self.stack_usage();
         if usage.is_some_and(|usage| usage.size.saturating_sub(usage.used) < ROOM) {
-            return Err(NoBacktrace::no_room());
+            return Err(NoBacktrace::stack_too_full());
         }
         if self.is_current() {
             return Ok(Backtrace::force_capture());

@@ -35,8 +35,9 @@ use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::entry::Start;
 use crate::errand;
 use crate::error::{
-    Awaiting, GreenletExit, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    Awaiting, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
+use crate::exit::GreenletExit;
 use crate::greenlet::Greenlet;
 use crate::probe;
 use crate::report::{self, Unraisable};

@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 
 use anyhow::Error;
 
-use crate::error::GreenletExit;
+use crate::exit::GreenletExit;
 use crate::switch;
 use crate::transfer::Message;
 

@@ -5,6 +5,6 @@ extern crate greenlet_core as greenlet;
 #[path = "../../tests/overflow.rs"]
 mod overflow;
 
-fn main() {
-    overflow::main();
+fn main() -> std::process::ExitCode {
+    overflow::main()
 }

@@ -109,7 +109,7 @@ impl Trace {
         let name = cause.map_or("run", |cause| match cause.kind() {
             EventKind::Start => "started",
             EventKind::End => "child ended",
-            _ if cause.carries_error() => "thrown at",
+            _ if cause.is_throw() => "thrown at",
             _ => "switched to",
         });
         self.add(format_args!(

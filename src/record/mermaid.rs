@@ -41,7 +41,7 @@ impl Recording {
                 Some(place) => format!(" {}:{}", file_name(place.file()), place.line()),
                 None => String::new(),
             };
-            let arrow = if event.carries_error() { "--x" } else { "->>" };
+            let arrow = if event.is_throw() { "--x" } else { "->>" };
             // A bar begins at the target of a start, and ends at the origin of an end that it began.
             match event.kind() {
                 EventKind::Note => {

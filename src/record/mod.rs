@@ -188,19 +188,19 @@ impl Tape {
     }
 
     fn transfer(&mut self, event: &TraceEvent) {
-        let carries_error = event.kind == TraceKind::Throw;
+        let is_throw = event.kind == TraceKind::Throw;
         let kind = if event.is_start {
             EventKind::Start
         } else if event.origin.is_dead() {
             EventKind::End
-        } else if carries_error {
+        } else if is_throw {
             EventKind::Throw
         } else {
             EventKind::Switch
         };
         let event = Event {
             kind,
-            carries_error,
+            is_throw,
             origin: self.name(&event.origin),
             target: self.name(&event.target),
             place: event.origin.parked_at(),
@@ -214,7 +214,7 @@ impl Tape {
         let name = self.name(current);
         let event = Event {
             kind: EventKind::Note,
-            carries_error: false,
+            is_throw: false,
             origin: Arc::clone(&name),
             target: name,
             place: None,
@@ -276,7 +276,7 @@ impl EventKind {
 #[derive(Clone, Debug)]
 pub struct Event {
     kind: EventKind,
-    carries_error: bool,
+    is_throw: bool,
     origin: Arc<str>,
     target: Arc<str>,
     place: Option<&'static Location<'static>>,
@@ -291,8 +291,8 @@ impl Event {
     }
 
     /// Says whether an error or a panic was delivered, not a value.
-    pub fn carries_error(&self) -> bool {
-        self.carries_error
+    pub fn is_throw(&self) -> bool {
+        self.is_throw
     }
 
     /// The name of the greenlet that control left.
@@ -332,7 +332,7 @@ impl fmt::Display for Event {
             return write!(f, "{} {origin}: {text}", kind.as_str());
         }
         write!(f, "{} {origin} -> {target}", kind.as_str())?;
-        if self.carries_error && *kind != EventKind::Throw {
+        if self.is_throw && *kind != EventKind::Throw {
             f.write_str(" (throw)")?;
         }
         Ok(())

@@ -2,35 +2,26 @@
 //!
 //! The usual harness runs no test on the main thread, and it is that thread's end that ends a process.
 
-use std::panic::catch_unwind;
 use std::process::{Command, ExitCode, Output};
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+use harness::Test;
 
 const VARIABLE: &str = "GREENLET_TEST_CHILD";
 
-/// Runs the tests whose names contain an argument of the command line; all if it has none.
-pub(crate) fn run_tests(tests: &[(&str, fn())]) -> ExitCode {
-    if let Ok(child) = std::env::var(VARIABLE) {
-        let (_, test) = tests
-            .iter()
-            .find(|(name, _)| *name == child)
-            .expect("the parent knows the tests");
-        test();
-        return ExitCode::SUCCESS;
-    }
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with('-'))
-        .collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
-    let mut status = ExitCode::SUCCESS;
-    for (name, test) in tests.iter().filter(|(name, _)| is_wanted(name)) {
-        let is_ok = catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if is_ok { "ok" } else { "FAILED" });
-        if !is_ok {
-            status = ExitCode::FAILURE;
-        }
-    }
-    status
+/// Runs the tests that the command line wants; in a child, the one that it was started for.
+pub(crate) fn run_tests(tests: &[Test]) -> ExitCode {
+    let Ok(child) = std::env::var(VARIABLE) else {
+        return harness::run(tests);
+    };
+    let (_, test) = tests
+        .iter()
+        .find(|(name, _)| *name == child)
+        .expect("the parent knows the tests");
+    test();
+    ExitCode::SUCCESS
 }
 
 /// In the child that this starts: runs the scenario, and returns `None`. In the parent: what the child

@@ -286,7 +286,7 @@ fn a_stack_that_is_nearly_full_is_left_alone() {
     }
     let greenlet = Greenlet::builder().stack_size(stack::MIN_SIZE * 4).build(dig);
     greenlet.switch::<()>(9_000_usize).unwrap();
-    assert!(greenlet.backtrace().unwrap_err().is_no_room());
+    assert!(greenlet.backtrace().unwrap_err().is_stack_too_full());
     greenlet.switch::<()>(()).unwrap();
     let greenlet = Greenlet::builder().stack_size(stack::MIN_SIZE * 4).build(dig);
     greenlet.switch::<()>(15_000_usize).unwrap();

@@ -294,7 +294,7 @@ fn dropping_it_ends_the_function_whoever_has_handles() {
         let error = out.yield_(1).unwrap_err();
         seen.add(error.is::<GreenletExit>().to_string());
         let error = out.yield_(2).unwrap_err();
-        seen.add(is_kind(&error, GeneratorError::is_unawaited).to_string());
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
         Err(error)
     });
     generator.next();
@@ -440,7 +440,7 @@ fn what_comes_to_the_consumer_instead_is_an_error_and_the_generator_is_busy() {
         let answer: &str = asked.switch("instead")?;
         seen.add(answer);
         let error = out.yield_(1).unwrap_err();
-        seen.add(is_kind(&error, GeneratorError::is_unawaited).to_string());
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
         Ok(())
     });
     let error = generator.next().unwrap().unwrap_err();
@@ -485,7 +485,7 @@ fn what_is_thrown_in_past_the_generator_sets_it_adrift() {
         let error = out.yield_(1).unwrap_err();
         assert_eq!(error.to_string(), "surprise");
         let error = out.yield_(2).unwrap_err();
-        assert!(is_kind(&error, GeneratorError::is_unawaited));
+        assert!(is_kind(&error, GeneratorError::is_cut_short));
         Ok(())
     });
     generator.next();
@@ -550,7 +550,7 @@ fn a_function_that_drops_its_own_generator_has_nobody_to_yield_to() {
         main.switch::<()>("not an item")?;
         drop(inside.take());
         let error = out.yield_(1).unwrap_err();
-        seen.add(is_kind(&error, GeneratorError::is_unawaited).to_string());
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
         Ok(())
     });
     assert!(generator.next().unwrap().unwrap_err().is::<TypeMismatch>());

@@ -34,6 +34,7 @@ mod propagation;
 mod record;
 mod refusals;
 mod scope;
+mod scope_attacks;
 mod smoke;
 mod states;
 mod switching;
