@@ -92,6 +92,22 @@ async fn costs() {
         || greenlet_spawn(|| (0..N).for_each(|_| await_(yield_now()))),
     )
     .await;
+    pair(
+        "a call with 1 await that yields",
+        N,
+        || async {
+            for _ in 0..N {
+                let call: Boxed<()> = Box::pin(async { yield_now().await });
+                black_box(call).await;
+            }
+        },
+        || async {
+            for _ in 0..N {
+                greenlet_spawn(|| await_(yield_now())).await;
+            }
+        },
+    )
+    .await;
     for awaits in [0, 1, 100] {
         let calls = N / (awaits as usize + 1);
         pair(
@@ -113,36 +129,40 @@ async fn costs() {
 }
 
 const TASKS: usize = 1_000;
-const YIELDS: usize = 10;
 
-async fn tasks() {
+/// A thousand tasks at once, each of which awaits so often what `future` makes, by hand, on the bridge, and on
+/// threads of their own.
+async fn tasks<F>(name: &str, awaits: usize, future: fn() -> F)
+where
+    F: Future + Send + 'static,
+{
     let (_, bridge) = pair(
-        "a task of 1,000 at once, 10 yields",
+        &format!("a task of 1,000 at once, {name}"),
         TASKS,
         || {
             join_all((0..TASKS).map(|_| {
-                spawn_local(async {
-                    for _ in 0..YIELDS {
-                        yield_now().await;
+                spawn_local(async move {
+                    for _ in 0..awaits {
+                        future().await;
                     }
                 })
             }))
         },
         || {
-            let task = || (0..YIELDS).for_each(|_| await_(yield_now()));
+            let task = move || (0..awaits).for_each(|_| drop(await_(future())));
             join_all((0..TASKS).map(|_| spawn_local(greenlet_spawn(task))))
         },
     )
     .await;
     let mut blocking = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..11 {
         let start = Instant::now();
         let handle = tokio::runtime::Handle::current();
         join_all((0..TASKS).map(|_| {
             let handle = handle.clone();
             tokio::task::spawn_blocking(move || {
-                for _ in 0..YIELDS {
-                    handle.block_on(yield_now());
+                for _ in 0..awaits {
+                    handle.block_on(future());
                 }
             })
         }))
@@ -238,7 +258,9 @@ fn main() {
     runtime.block_on(LocalSet::new().run_until(async {
         memory().await;
         costs().await;
-        tasks().await;
+        tasks("1 ready", 1, || number(1)).await;
+        tasks("1 that yields", 1, yield_now).await;
+        tasks("10 that yield", 10, yield_now).await;
         match std::env::var("DATABASE_URL") {
             Ok(url) if url.starts_with("postgres") => repaint(&url).await,
             _ => println!("left out: the repaint loop wants a PostgreSQL DATABASE_URL"),

@@ -136,12 +136,16 @@ impl Greenlet {
     }
 
     /// Opens what [`close_gate`](Greenlet::close_gate) closed.
+    #[inline]
     pub fn open_gate(&self) {
+        if self.node().gate.get() != Gate::Open {
+            self.open_closed_gate();
+        }
+    }
+
+    fn open_closed_gate(&self) {
         let node = self.node();
         let gate = node.gate.replace(Gate::Open);
-        if gate == Gate::Open {
-            return;
-        }
         if node.kept.get() == Kept::No {
             show(node);
         }

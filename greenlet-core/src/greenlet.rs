@@ -165,24 +165,28 @@ impl Greenlet {
 
     /// Switches to the greenlet whose handle is in `place`, as [`switch`](Greenlet::switch) does; no handle
     /// is made for that, nor is `place` borrowed meanwhile: it may be emptied, and the greenlet may end, before
-    /// control comes back. `at` is where the caller says it is parked. `None` if nobody is there.
+    /// control comes back. `at` is where the caller says it is parked.
     ///
-    /// # Errors, Panics
+    /// # Errors
     ///
-    /// As for [`switch`](Greenlet::switch); also panics if `place` is mutably borrowed.
+    /// The outer error says why the caller may not switch ([`may_switch`](crate::may_switch)): nothing has moved then, and
+    /// the value is dropped. The inner ones are as for [`switch`](Greenlet::switch).
+    ///
+    /// # Panics
+    ///
+    /// As [`switch`](Greenlet::switch); also if `place` is empty, or mutably borrowed.
     ///
     /// # Examples
     ///
     /// ```
     /// use std::cell::RefCell;
     /// use std::panic::Location;
-    /// use greenlet_core::Greenlet;
+    /// use greenlet_core::{Greenlet, no_switch};
     ///
     /// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
     /// let at = Location::caller();
-    /// assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at).unwrap()?, 2);
-    /// place.take();
-    /// assert!(Greenlet::switch_in::<u32>(&place, 1_u32, at).is_none());
+    /// assert!(no_switch(|| Greenlet::switch_in::<u32>(&place, 1_u32, at)).is_err());
+    /// assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at)??, 2);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[inline]
@@ -190,21 +194,30 @@ impl Greenlet {
         place: &RefCell<Option<Greenlet>>,
         value: impl Sized + 'static,
         at: &'static Location<'static>,
-    ) -> Option<Result<R>> {
+    ) -> Result<Result<R>> {
         let mut value = ManuallyDrop::new(value);
         match switch::hand_over_in(place, Parcel::new(&mut value), at) {
-            Ok(back) => Some(switch::receive(back)),
-            Err(unsent) => {
-                let target = place.borrow().clone();
-                match target {
-                    Some(target) => Some(switch::receive(switch::hand_over_owned(target, unsent, at))),
-                    None => {
-                        drop(unsent.take_value());
-                        None
-                    }
-                }
-            }
+            Ok(back) => Ok(switch::receive(back)),
+            Err(unsent) => Ok(switch::receive(Greenlet::switch_in_otherwise(place, unsent, at)?)),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn switch_in_otherwise(
+        place: &RefCell<Option<Greenlet>>,
+        unsent: Parcel,
+        at: &'static Location<'static>,
+    ) -> Result<Parcel> {
+        if let Err(refused) = switch::may_switch() {
+            drop(unsent.take_value());
+            return Err(refused);
+        }
+        let target = place
+            .borrow()
+            .clone()
+            .expect("somebody to switch to is in `place`");
+        Ok(switch::hand_over_owned(target, unsent, at))
     }
 
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
@@ -552,7 +565,7 @@ impl Greenlet {
     /// assert_eq!(child.switch::<Option<String>>(())?.as_deref(), Some("attached"));
     /// # Ok::<(), anyhow::Error>(())
     /// ```
-    #[inline]
+    #[inline(always)] // `look` may switch: a return after that is one that the processor does not predict
     pub fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&T>, u64) -> R) -> R {
         thread::with_current_node(|node| {
             let thing = node.attachment.get().and_then(|thing| thing.downcast_ref());

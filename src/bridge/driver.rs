@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
+use std::panic::Location;
 
+use anyhow::Result;
 use greenlet_core::Greenlet;
 
 use super::request::Request;
@@ -23,9 +25,11 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Driver {
     pub(super) phase: Cell<Phase>,
-    /// The greenlet that polls: whoever awaits switches there. Outside a poll it is the main greenlet
-    /// or nobody, so that a greenlet that polled once is not kept alive.
+    /// The greenlet that polls: whoever awaits switches there. Outside a poll it is the main greenlet,
+    /// so that a greenlet that polled once is not kept alive.
     pub(super) poller: RefCell<Option<Greenlet>>,
+    /// [`leave`], for what the function returns.
+    pub(super) leave: Leave,
     /// The future that is awaited. It stands on the stack of the greenlet that awaits, and is withdrawn
     /// by that greenlet as soon as it is resumed, for whatever reason.
     pub(super) request: Cell<Option<Request>>,
@@ -38,10 +42,13 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new() -> Driver {
+    /// The driver of a function that returns a `T`, which `main` polls for the time being.
+    #[inline]
+    pub(super) fn new<T: 'static>(main: Greenlet) -> Driver {
         Driver {
             phase: Cell::new(Phase::Parked),
-            poller: RefCell::new(None),
+            poller: RefCell::new(Some(main)),
+            leave: leave::<T>,
             request: Cell::new(None),
             awaits: Cell::new(0),
             refusals: Cell::new(0),
@@ -49,24 +56,50 @@ impl Driver {
         }
     }
 
-    /// One of the driver's greenlets is about to run. Whoever waits waits in vain from now on, or is the
-    /// one that runs.
+    /// One of the driver's greenlets is about to run, until what this returns is dropped. Whoever waits waits in
+    /// vain from now on, or is the one that runs.
     #[inline]
-    pub(super) fn go(&self) {
+    pub(super) fn go(&self) -> Running<'_> {
         self.request.set(None);
         self.phase.set(Phase::Running);
+        Running(self)
     }
 }
 
-/// What the driver's greenlets send to it.
+/// The time in which a driver's greenlets run: to its end they find a driver that takes what they await. Also if
+/// a panic comes out of the function, so what it has left behind finds none.
+pub(super) struct Running<'a>(&'a Driver);
+
+impl Drop for Running<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.phase.set(Phase::Parked);
+    }
+}
+
+/// What the greenlets of a function that returns a `T` send to its driver.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum Event<T> {
     /// A future is to be polled; `None` if the root greenlet itself waits for it.
     Await(Option<Greenlet>),
     /// The function has returned.
-    Done,
+    Done(T),
 }
 
 /// What the driver sends to a greenlet whose future is ready.
 #[derive(Debug)]
 pub(super) struct Ready;
+
+/// Leaves for the poller of a driver, to wait for what was posted. The outer error is that of a refused switch.
+///
+/// Behind a pointer, because who awaits does not know the function's type.
+pub(super) type Leave = fn(&Driver, Option<Greenlet>, &'static Location<'static>) -> Result<Result<Ready>>;
+
+fn leave<T: 'static>(
+    driver: &Driver,
+    waiter: Option<Greenlet>,
+    at: &'static Location<'static>,
+) -> Result<Result<Ready>> {
+    // No handle of the poller is on this stack meanwhile: it would keep it alive.
+    Greenlet::switch_in(&driver.poller, Event::<T>::Await(waiter), at)
+}

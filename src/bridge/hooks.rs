@@ -6,8 +6,6 @@ use std::fmt;
 
 use greenlet_core::Greenlet;
 
-use super::driver::{Driver, Phase};
-
 /// What is to be done each time a spawned function goes on, and each time it leaves: to swap context that
 /// is kept in thread-locals, to measure, to log.
 ///
@@ -68,6 +66,11 @@ impl Hooks {
     }
 
     #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    #[inline]
     fn resume(&mut self, greenlet: &Greenlet) {
         for hooks in &mut self.all {
             // CAUTION: runs foreign code.
@@ -85,18 +88,9 @@ impl Hooks {
 
     /// Resumes; what this returns suspends, also if a panic unwinds.
     #[inline]
-    pub(super) fn run<'a>(
-        &'a mut self,
-        driver: &'a Driver,
-        root: &'a Greenlet,
-        resumed: Option<&Greenlet>,
-    ) -> Running<'a> {
+    pub(super) fn run<'a>(&'a mut self, root: &'a Greenlet, resumed: Option<&Greenlet>) -> Resumed<'a> {
         self.resume(resumed.unwrap_or(root));
-        Running {
-            driver,
-            root,
-            hooks: self,
-        }
+        Resumed { root, hooks: self }
     }
 
     /// Runs `end`, which ends the function.
@@ -113,27 +107,24 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// The time in which a driver's greenlets run.
-pub(super) struct Running<'a> {
-    driver: &'a Driver,
+/// Hooks that are to be suspended.
+pub(super) struct Resumed<'a> {
     root: &'a Greenlet,
     hooks: &'a mut Hooks,
 }
 
-impl Running<'_> {
+impl Resumed<'_> {
     /// `left` has left: by an await, or, if it is the root, in any way.
     #[inline]
-    pub(super) fn ends(self, left: Option<&Greenlet>) {
-        self.driver.phase.set(Phase::Parked);
+    pub(super) fn end(self, left: Option<&Greenlet>) {
         self.hooks.suspend(left.unwrap_or(self.root));
         std::mem::forget(self);
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Resumed<'_> {
     fn drop(&mut self) {
-        // A panic came out of the function. What it has left behind finds no driver that runs.
-        self.driver.phase.set(Phase::Parked);
+        // A panic came out of the function.
         self.hooks.suspend(self.root);
     }
 }

@@ -31,7 +31,7 @@ use std::task::{Context, Poll};
 use anyhow::Result;
 use greenlet_core::Greenlet;
 
-use super::driver::{Driver, Event, Phase, Ready};
+use super::driver::{Driver, Phase, Ready};
 
 /// What became of a future: its output, or the payload of its panic.
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;
@@ -90,8 +90,8 @@ impl<'a, F: Future> Slot<'a, F> {
     /// Posts the future to the driver, which runs, and leaves for it until the future is ready; returns
     /// the future's output.
     ///
-    /// A panic of the future goes on here. An error that is thrown here is returned.
-    #[inline]
+    /// A panic of the future goes on here. An error that is thrown here is returned, and one that refuses the switch.
+    #[inline(always)] // each return after a switch is one that the processor does not predict
     pub(super) fn wait(
         mut self,
         driver: &Driver,
@@ -108,10 +108,15 @@ impl<'a, F: Future> Slot<'a, F> {
         }));
         driver.phase.set(Phase::Parked); // R2
         let posted = Posted { driver, slot };
-        // No handle of the poller is on this stack meanwhile: it would keep it alive.
-        let resumed = Greenlet::switch_in::<Ready>(&driver.poller, Event::Await(waiter), at);
+        let left = (driver.leave)(driver, waiter, at);
         drop(posted); // R1
-        let Ready = resumed.expect("a running driver is polled by somebody")?;
+        let Ready = match left {
+            Ok(resumed) => resumed?,
+            Err(refused) => {
+                driver.phase.set(Phase::Running); // as it was before the post
+                return Err(refused);
+            }
+        };
         match self
             .outcome
             .expect("a greenlet is resumed when its future is done")

@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::panic::Location;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -118,20 +118,17 @@ impl SpawnBuilder {
         T: 'static,
         F: FnOnce() -> T + 'static,
     {
-        let output = Rc::new(Cell::new(None));
-        let write = Rc::clone(&output);
         // Between polls, and before the first, main is the parent: see `unbind`.
-        let root = self.greenlet.parent(&getmain()).build(move |(): ()| {
-            write.set(Some(function()));
-            Ok(Event::Done)
-        });
-        let driver = Rc::new(Driver::new());
+        let main = getmain();
+        let greenlet = self.greenlet.parent(&main);
+        let root = greenlet.build(move |(): ()| Ok(Event::Done(function())));
+        let driver = Rc::new(Driver::new::<T>(main));
         root.attach(Rc::clone(&driver));
         Spawn {
             stage: Stage::New,
             root,
             driver,
-            output,
+            result: PhantomData,
             require_await: self.require_await,
             hooks: self.hooks,
             cancelled: Vec::new(),
@@ -173,8 +170,7 @@ pub struct Spawn<T: 'static> {
     stage: Stage,
     root: Greenlet,
     driver: Rc<Driver>,
-    /// Where the function's result is put, by the greenlet.
-    output: Rc<Cell<Option<T>>>,
+    result: PhantomData<fn() -> T>,
     require_await: bool,
     hooks: Hooks,
     /// What waited when the spawn was cancelled, to be ended after the function.
@@ -186,6 +182,33 @@ enum Stage {
     /// Something is awaited, by the greenlet; `None` means the root.
     Awaiting(Option<Greenlet>),
     Over,
+}
+
+/// What came of letting the function go on.
+enum Left<T> {
+    /// An event came from there, or an error.
+    By(Result<Event<T>>),
+    /// The root awaits, and this is what a poll of that came to.
+    Waits(Polled),
+}
+
+/// What a poll does next.
+enum Next {
+    Turn(Turn),
+    /// The root awaits: see [`Spawn::while_ready`].
+    Root {
+        is_ready: bool,
+    },
+}
+
+impl Next {
+    #[inline]
+    fn of(turn: Turn, hooks: &Hooks) -> Next {
+        match turn {
+            Turn::Resume(None) if hooks.is_empty() => Next::Root { is_ready: true },
+            turn => Next::Turn(turn),
+        }
+    }
 }
 
 /// How a poll goes on.
@@ -307,108 +330,187 @@ impl<T: 'static> Spawn<T> {
     /// Makes the greenlet that polls the parent of the root, and the one that awaits switch to.
     #[inline]
     fn bind(&self) {
-        let is_bound = self
-            .driver
-            .poller
-            .borrow()
-            .as_ref()
-            .is_some_and(Greenlet::is_current);
-        if !is_bound {
-            self.bind_to(Some(getcurrent()));
+        if !self.is_bound_to(Greenlet::is_current) {
+            self.bind_to(getcurrent());
         }
-    }
-
-    #[cold]
-    fn bind_to(&self, poller: Option<Greenlet>) {
-        let parent = poller.clone().unwrap_or_else(getmain);
-        let bound = self.root.set_parent(&parent);
-        debug_assert!(bound.is_ok(), "the poller of a driver is not below it");
-        // CAUTION: runs foreign code: it may end the previous poller.
-        drop(self.driver.poller.replace(poller));
     }
 
     /// Between polls the main greenlet is the parent: one that has polled is not kept alive.
     #[inline]
     fn unbind(&self) {
-        let is_bound_to_main = self
-            .driver
-            .poller
-            .borrow()
-            .as_ref()
-            .is_some_and(Greenlet::is_main);
-        if !is_bound_to_main {
-            self.bind_to(None);
+        if !self.is_bound_to(Greenlet::is_main) {
+            self.bind_to(getmain());
         }
     }
 
+    #[inline]
+    fn is_bound_to(&self, whom: impl FnOnce(&Greenlet) -> bool) -> bool {
+        self.driver.poller.borrow().as_ref().is_some_and(whom)
+    }
+
+    #[cold]
+    fn bind_to(&self, poller: Greenlet) {
+        let bound = self.root.set_parent(&poller);
+        debug_assert!(bound.is_ok(), "the poller of a driver is not below it");
+        // CAUTION: runs foreign code: it may end the previous poller.
+        drop(self.driver.poller.replace(Some(poller)));
+    }
+
     /// Goes on with `turn`, and with what follows, until the function waits or has ended.
-    fn run(&mut self, mut turn: Turn, cx: &mut Context<'_>) -> Poll<Result<T>> {
+    ///
+    /// All in one function, and it in the caller's: each return from here goes elsewhere than the processor predicts,
+    /// because the function has left in the middle of other calls meanwhile.
+    #[inline(always)]
+    fn run(&mut self, turn: Turn, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        self.bind();
+        // Should a panic come out of a switch, this is what is left.
+        self.stage = Stage::Over;
+        let mut last: Option<WeakGreenlet>; // who was resumed last, if not the root
+        let mut next = Next::of(turn, &self.hooks);
         loop {
-            self.root.open_gate();
-            self.bind();
-            // Should a panic come out of the switch, this is what is left.
-            self.stage = Stage::Over;
-            let mut last: Option<WeakGreenlet> = None;
-            let running = self.hooks.run(&self.driver, &self.root, turn.target());
-            self.driver.go();
-            let event = match turn {
-                Turn::Start => self.root.switch::<Event>(()),
-                Turn::Resume(None) => self.root.switch::<Event>(Ready),
-                Turn::Resume(Some(waiter)) => {
-                    last = Some(waiter.downgrade());
-                    waiter.switch_owned::<Event>(Ready)
+            let left = match next {
+                Next::Root { is_ready } => {
+                    last = None;
+                    self.while_ready(is_ready, cx)
                 }
-                Turn::Exit(exit) => self.root.throw::<Event>(exit),
-                Turn::Stray(error, who) => who.as_ref().unwrap_or(&self.root).throw::<Event>(error),
+                Next::Turn(turn) => {
+                    last = match &turn {
+                        Turn::Resume(Some(waiter)) => Some(waiter.downgrade()),
+                        _ => None,
+                    };
+                    Left::By(self.enter(turn))
+                }
             };
-            running.ends(match &event {
-                Ok(Event::Await(waiter)) => waiter.as_ref(),
-                _ => None,
-            });
-            turn = match event {
-                Ok(Event::Await(waiter)) => {
+            let (waiter, polled) = match left {
+                Left::Waits(polled) => (None, polled),
+                Left::By(Ok(Event::Await(None))) => {
+                    next = Next::Root { is_ready: false };
+                    continue;
+                }
+                Left::By(Ok(Event::Await(Some(waiter)))) => {
                     // While it is polled, the one who waits is kept suspended, and so is what is below it.
                     // That is all there is to close, unless it is not the root.
-                    if waiter.is_some() {
-                        self.root.close_gate();
-                    }
-                    let polled = if self.driver.stops.get() {
-                        Polled::Pending
-                    } else {
-                        self.driver
-                            .poll_request(waiter.as_ref().unwrap_or(&self.root), cx)
-                    };
-                    match polled {
-                        Polled::Ready => Turn::Resume(waiter),
-                        Polled::Pending => {
-                            self.root.close_gate();
-                            self.stage = Stage::Awaiting(waiter);
-                            self.unbind();
-                            return Poll::Pending;
-                        }
-                        // It was ended by what it awaits.
-                        Polled::Gone => self.after_loss()?,
-                    }
+                    self.root.close_gate();
+                    let polled = self.poll_first(&waiter, cx);
+                    (Some(waiter), polled)
                 }
-                Ok(Event::Done) => return Poll::Ready(Ok(self.finish())),
-                Err(error) if self.root.is_active() => stray(&error, last),
-                // The function is dead without a result, or could not be started.
-                Err(error) => {
-                    self.over();
-                    return Poll::Ready(Err(ended_by(error)));
+                Left::By(Ok(Event::Done(output))) if self.root.is_dead() => {
+                    return Poll::Ready(Ok(self.finish(output)));
+                }
+                Left::By(other) => {
+                    next = Next::Turn(self.after_surprise(other, last.take())?);
+                    continue;
                 }
             };
+            next = Next::of(
+                match polled {
+                    Polled::Ready => Turn::Resume(waiter),
+                    Polled::Pending => {
+                        self.root.close_gate();
+                        self.stage = Stage::Awaiting(waiter);
+                        self.unbind();
+                        return Poll::Pending;
+                    }
+                    // It was ended by what it awaits.
+                    Polled::Gone => self.after_loss()?,
+                },
+                &self.hooks,
+            );
         }
+    }
+
+    /// Lets the root go on for as long as what it awaits is ready; it awaits now, and this is ready where
+    /// `is_ready`.
+    ///
+    /// It does what [`enter`](Spawn::enter) does, for the most frequent turn and without hooks.
+    #[inline(always)] // see `run`
+    fn while_ready(&mut self, mut is_ready: bool, cx: &mut Context<'_>) -> Left<T> {
+        let (root, driver) = (&self.root, &*self.driver);
+        loop {
+            if !is_ready {
+                let polled = self.poll_first(root, cx);
+                if polled != Polled::Ready || !self.hooks.is_empty() {
+                    return Left::Waits(polled);
+                }
+            }
+            is_ready = false;
+            root.open_gate();
+            let running = driver.go();
+            let event = root.switch::<Event<T>>(Ready);
+            drop(running);
+            match event {
+                Ok(Event::Await(None)) => {}
+                event => return Left::By(event),
+            }
+        }
+    }
+
+    /// Polls what `waiter` has just begun to await.
+    #[inline]
+    fn poll_first(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        self.driver.awaits.set(self.driver.awaits.get() + 1);
+        if self.driver.stops.get() {
+            return Polled::Pending;
+        }
+        self.driver.poll_request(waiter, cx)
+    }
+
+    /// Lets the function go on until it leaves; returns what comes from there.
+    #[inline]
+    fn enter(&mut self, turn: Turn) -> Result<Event<T>> {
+        self.root.open_gate();
+        let hooks = self.hooks.run(&self.root, turn.target());
+        let running = self.driver.go();
+        let event = match turn {
+            Turn::Start => self.root.switch(()),
+            Turn::Resume(None) => self.root.switch(Ready),
+            Turn::Resume(Some(waiter)) => waiter.switch_owned(Ready),
+            Turn::Exit(exit) => self.root.throw(exit),
+            Turn::Stray(error, who) => who.as_ref().unwrap_or(&self.root).throw(error),
+        };
+        drop(running);
+        hooks.end(match &event {
+            Ok(Event::Await(waiter)) => waiter.as_ref(),
+            _ => None,
+        });
+        event
     }
 
     #[inline]
     fn over(&mut self) {
         self.driver.phase.set(Phase::Over);
         self.unbind();
+        self.end_cancelled();
+    }
+
+    #[inline]
+    fn end_cancelled(&mut self) {
+        if !self.cancelled.is_empty() {
+            self.end_cancelled_ones();
+        }
+    }
+
+    #[cold]
+    fn end_cancelled_ones(&mut self) {
         for greenlet in std::mem::take(&mut self.cancelled) {
             // CAUTION: runs foreign code.
             greenlet.end();
         }
+    }
+
+    /// Neither an await nor the end of the function arrived.
+    #[cold]
+    fn after_surprise(&mut self, event: Result<Event<T>>, last: Option<WeakGreenlet>) -> Result<Turn> {
+        let error = match event {
+            Ok(_) => Error::msg("an event of another driver"),
+            Err(error) => error,
+        };
+        if self.root.is_active() {
+            return Ok(stray(&error, last));
+        }
+        // The function is dead without a result, or could not be started.
+        self.over();
+        Err(ended_by(error))
     }
 
     /// The greenlet that waited was ended by somebody else.
@@ -424,7 +526,7 @@ impl<T: 'static> Spawn<T> {
 
     /// The function has returned.
     #[inline]
-    fn finish(&mut self) -> T {
+    fn finish(&mut self, output: T) -> T {
         self.over();
         if self.require_await && self.driver.awaits.get() == 0 {
             panic!(
@@ -433,9 +535,7 @@ impl<T: 'static> Spawn<T> {
                 self.root.made_at()
             );
         }
-        self.output
-            .take()
-            .expect("a function that has returned has left its result")
+        output
     }
 
     /// Polls what is awaited, and goes on if it is ready.
@@ -516,10 +616,7 @@ impl<T: 'static> Unpin for Spawn<T> {}
 impl<T: 'static> Drop for Spawn<T> {
     fn drop(&mut self) {
         let is_over = self.driver.phase.replace(Phase::Over) == Phase::Over;
-        for greenlet in std::mem::take(&mut self.cancelled) {
-            // CAUTION: runs foreign code.
-            greenlet.end();
-        }
+        self.end_cancelled();
         if is_over {
             return;
         }

@@ -97,8 +97,6 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     // The root awaits, mostly. Then no handle of it, or of its driver, must be on this stack meanwhile.
     Greenlet::with_attached(|driver: Option<&Driver>, id| match driver {
         Some(driver) if driver.phase.get() == Phase::Running => {
-            may_switch()?;
-            driver.awaits.set(driver.awaits.get() + 1);
             let future = pin!(future.into_future());
             Slot::new(future).wait(driver, id, None, at)
         }
@@ -121,8 +119,6 @@ fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> 
             return Err(refuse_over(&driver));
         }
     }
-    may_switch()?;
-    driver.awaits.set(driver.awaits.get() + 1);
     let future = pin!(future.into_future());
     let id = current.id();
     Slot::new(future).wait(&driver, id, Some(current), at)
