@@ -1,66 +1,283 @@
 #!/usr/bin/env python3
-"""Draws what `cargo bench` left in target/ratios/ as bars: one SVG for each benchmark, into docs/performance/.
+"""Draws the figures of docs/performance/figures.json, which `record.py` wrote: bars, as SVG, into docs/performance/; and
+tables, into docs/performance.md, between its markers `<!-- figures: NAME -->` and `<!-- end -->`.
 
-Machine, command, date and spread stand in the picture. Nothing but Python's own library is needed."""
+Machine, command, date and spread stand in each picture. Nothing but Python's own library is needed."""
 
-import csv
-import datetime
 import html
+import json
 import pathlib
-import platform
+import re
 
-here = pathlib.Path(__file__).resolve().parent
-source = here / "target" / "ratios"
-target = here.parent / "docs" / "performance"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+TARGET = ROOT / "docs" / "performance"
+FIGURES = TARGET / "figures.json"
+
+# The pictures: which groups stand in one.
+PICTURES = {
+    "switch": [
+        "ping-pong",
+        "ping-pong, 50 frames deep",
+        "generator, per value",
+        "throw there and switch back",
+        "ping-pong with a tracer",
+    ],
+    "rings": ["ring of 1,000", "ring of 10,000", "ring of 100,000"],
+    "lifecycle": ["create, run, end", "first switch", "kill of a suspended one", "create at 1,000,000"],
+    "threads": ["two threads, switches", "two threads, create, run, end"],
+}
+
+WIDTH, LEFT, RIGHT = 760, 216, 560
+
+# Both for light and dark backgrounds: the picture follows the reader's choice.
+STYLE = """
+text{font:12px system-ui,sans-serif;fill:#1f2328}.title{font-weight:600;font-size:13px}.small{font-size:11px;fill:#59636e}
+.back{fill:#fff}.bar{fill:#9aa7b5}.ours{fill:#2da44e}.spread{stroke:#1f2328;fill:none}
+.goal{stroke:#cf222e;stroke-width:2;stroke-dasharray:3 2;fill:none}
+@media(prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9198a1}.back{fill:#0d1117}.bar{fill:#59636e}
+.ours{fill:#2ea043}.spread{stroke:#e6edf3}.goal{stroke:#ff7b72}}
+"""
 
 
-def machine():
-    model = "unknown processor"
-    try:
-        for line in open("/proc/cpuinfo"):
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {platform.machine()}, {platform.system()} {platform.release()}"
+def read():
+    return json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
 
 
-def draw(name, rows):
-    groups = {}
-    for row in rows:
-        groups.setdefault(row["group"], []).append(row)
-    out, y = [], 64
-    for group, lines in groups.items():
-        out.append(f'<text x="10" y="{y}" font-weight="bold">{html.escape(group)} (ns)</text>')
-        y += 20
-        widest = max(float(line["upper_quartile"]) for line in lines)
+def short(value):
+    """With about three digits that count, and thousands apart."""
+    if value < 0.1:
+        return f"{value:.4f}"
+    if value < 10:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def spread(figure):
+    return f"{short(figure['low'])} to {short(figure['high'])}"
+
+
+def conditions(section):
+    load = f"; load before it: {section['load']:.1f}" if "load" in section else ""
+    return f"{section['machine']}; {section['date']}{load}"
+
+
+def is_ours(name):
+    return name.startswith("greenlet")
+
+
+# ---- pictures -----------------------------------------------------------------------------------------
+
+
+def wrapped(line, most=112):
+    """Lines of at most so many letters, broken at semicolons and commas."""
+    lines = [""]
+    for part in re.split(r"(?<=[;,]) ", line):
+        if len(lines[-1]) + len(part) > most and lines[-1]:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + part
+    return lines
+
+
+def picture(groups, section):
+    out, y = [], 24
+    for group in groups:
+        best = group["statistic"] == "best"
+        rounds = f"ns each, {group['statistic']} of {group['rounds']} rounds"
+        out.append(
+            f'<text class="title" x="12" y="{y}">{html.escape(group["name"])} '
+            f'<tspan class="small" font-weight="400">{rounds}</tspan></text>'
+        )
+        y += 10
+        lines = group["contenders"]
+        ours = next(line for line in lines if line["name"] == "greenlet")
+        goals = [
+            goal["nanoseconds"]
+            if "nanoseconds" in goal
+            else goal["most"] * next(line["typical"] for line in lines if line["name"] == goal["than"])
+            for goal in group["goals"]
+        ]
+        # Who takes many times longer than the others gets a bar that is cut off.
+        widest = min(max(line["high"] for line in lines), 6 * ours["typical"])
+        widest = max(widest, ours["high"], *goals, 0) if goals else max(widest, ours["high"])
+        scale = (RIGHT - LEFT) / widest
         for line in lines:
-            median, low, high = (float(line[key]) for key in ("median_ns", "lower_quartile", "upper_quartile"))
-            scale = 380 / widest
-            colour = "#2a6" if line["contender"] == "greenlet" else "#889"
-            ratio = f", greenlet is {line['ratio']} of it" if line["ratio"] else ""
-            label = f"{median:.1f} [{low:.1f} .. {high:.1f}]{ratio}"
-            out.append(f'<text x="20" y="{y}">{html.escape(line["contender"])}</text>')
-            out.append(f'<rect x="200" y="{y - 11}" width="{median * scale:.1f}" height="13" fill="{colour}"/>')
-            out.append(f'<path d="M{200 + low * scale:.1f} {y - 4.5}H{200 + high * scale:.1f}" stroke="#000"/>')
-            out.append(f'<text x="{206 + high * scale:.1f}" y="{y}" font-size="11">{html.escape(label)}</text>')
             y += 18
-        y += 14
-    head = (
-        f'<text x="10" y="20">cd benches; cargo bench --bench {name}; {datetime.date.today()}</text>'
-        f'<text x="10" y="38">{html.escape(machine())}; bars are medians, lines span half of the rounds</text>'
-    )
+            name, typical = line["name"], line["typical"]
+            is_cut = typical > widest
+            end = LEFT + min(typical, widest) * scale
+            kind = "bar ours" if is_ours(name) else "bar"
+            out.append(f'<text x="{LEFT - 8}" y="{y}" text-anchor="end">{html.escape(name)}</text>')
+            out.append(f'<rect class="{kind}" x="{LEFT}" y="{y - 11}" width="{max(end - LEFT, 1):.1f}" height="14"/>')
+            right = end
+            if is_cut:
+                # A gap near the end says that it is cut.
+                out.append(f'<path class="back" d="M{end - 18:.1f} {y + 4}l6 -16h4l-6 16z"/>')
+            else:
+                low = LEFT + max(min(line["low"], widest), 0) * scale
+                high = LEFT + min(line["high"], widest) * scale
+                out.append(
+                    f'<path class="spread" d="M{low:.1f} {y - 7}v6m0 -3H{high:.1f}m0 -3v6"/>'
+                )
+                right = max(end, high)
+            if name == "greenlet":
+                for goal in goals:
+                    x = LEFT + goal * scale
+                    out.append(f'<path class="goal" d="M{x:.1f} {y - 14}v20"/>')
+                    right = max(right, x)
+            label = short(typical)
+            if not best:
+                label += f' <tspan class="small">{spread(line)}</tspan>'
+            out.append(f'<text x="{right + 6:.1f}" y="{y}">{label}</text>')
+        y += 34
+    notes = [
+        *wrapped(f"{section['command']}; {conditions(section)}"),
+        "Thin lines: half of the rounds were between their ends. Dashed: the goal. A bar with a gap is cut off.",
+    ]
+    for note in notes:
+        out.append(f'<text class="small" x="12" y="{y}">{html.escape(note)}</text>')
+        y += 16
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{y}" font-family="sans-serif" font-size="13">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{head}{"".join(out)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}">'
+        f'<style>{STYLE.strip()}</style><rect class="back" width="100%" height="100%"/>\n' + "\n".join(out) + "\n</svg>\n"
     )
 
 
-target.mkdir(parents=True, exist_ok=True)
-for table in sorted(source.glob("*.tsv")):
-    with open(table) as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    if rows:
-        (target / f"{table.stem}.svg").write_text(draw(table.stem, rows))
-        print(target / f"{table.stem}.svg")
+# ---- tables -------------------------------------------------------------------------------------------
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] + ["---:"] * (len(head) - 1)) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def goals(section):
+    rows = []
+    for group in section["groups"]:
+        figures = {line["name"]: line for line in group["contenders"]}
+        for goal in group["goals"]:
+            ours = short(figures["greenlet"]["typical"])
+            measured = goal["measured"]
+            verdict = "met" if goal["met"] else "**missed**"
+            if "than" in goal:
+                what = f"{group['name']}, by {goal['than']}"
+                most = short(goal["most"])
+                times = f"{ours} / {short(figures[goal['than']]['typical'])} ns"
+                value = f"{short(measured['typical'])} ({spread(measured)})"
+            else:
+                what, most = group["name"], f"{goal['nanoseconds']:g} ns"
+                times, value = f"{ours} ns", f"{short(measured['typical'])} ns ({spread(measured)})"
+            rows.append([what, most, times, value, verdict])
+    return table(["what", "at most", "greenlet / other", "measured", ""], rows) + "\n\n" + stands(section)
+
+
+def stands(section):
+    return f"`{section['command']}`; {conditions(section)}."
+
+
+COLUMNS = ["raw", "greenlet", "greenlet (context)", "corosensei", "generator", "wasmtime-fiber", "native async"]
+
+
+def everyone(section):
+    rows = []
+    for group in section["groups"]:
+        figures = {line["name"]: line for line in group["contenders"]}
+        row = [group["name"]]
+        for name in COLUMNS:
+            row.append(f"{short(figures[name]['typical'])}" if name in figures else "")
+        others = [
+            f"{line['name']} {short(line['typical'])}" for line in group["contenders"] if line["name"] not in COLUMNS
+        ]
+        rows.append(row + ["; ".join(others)])
+    return table(["ns each", *COLUMNS, "others"], rows) + "\n\n" + stands(section)
+
+
+def build(section):
+    seconds = min(section["seconds"])
+    rows = [
+        [
+            f"greenlet-core and what it depends on, {section['crates']} crates, from scratch",
+            f"{seconds:.1f} s",
+            f"goal under 10 s: {'met' if seconds < 10 else '**missed**'}",
+        ]
+    ]
+    for profile, sizes in section["sizes"].items():
+        for name, what in (("core", "one greenlet of the core"), ("bridge", "one await in a greenlet")):
+            gained = (sizes[name] - sizes["without"]) / 1024
+            rows.append(
+                [f"what a program gains by {what}, stripped, profile {profile}", f"{gained:.0f} KiB", f"of {sizes[name] / 1024:.0f} KiB"]
+            )
+    return table(["what", "measured", ""], rows) + "\n\n" + stands(section)
+
+
+def instructions(section):
+    rows = [
+        [f"profile {profile}", f"{count['each']:g}", str(count["most"])] for profile, count in section["counts"].items()
+    ]
+    return table(["instructions for each switch", "executed", "allowed by the gate"], rows) + "\n\n" + stands(section)
+
+
+def bridge(section):
+    rows = []
+    for line in section["lines"]:
+        if "bytes" in line:
+            rows.append([line["what"], "", f"{line['bytes']:,} bytes", ""])
+        elif "times" in line:
+            rows.append([line["what"], short(line["native"]), "", f"{line['times']:g} times the bridge"])
+        else:
+            rows.append([line["what"], short(line["native"]), short(line["bridge"]), line["more"]])
+    return table(["ns each", "native async", "bridge", "difference"], rows) + "\n\n" + stands(section)
+
+
+def python(section, peers):
+    ours = {group["name"]: group for group in peers.get("groups", [])}
+    rows = []
+    for name, figures in section["groups"].items():
+        figure = next((line for line in ours.get(name, {}).get("contenders", []) if line["name"] == "greenlet"), None)
+        row = [name, short(figure["typical"]) if figure else ""]
+        for who in ("greenlet", "gevent", "yield"):
+            cell = ""
+            if who in figures:
+                cell = f"{short(figures[who]['typical'])} ({spread(figures[who])})"
+            row.append(cell)
+        if figure:
+            row.append(f"{figures['greenlet']['typical'] / figure['typical']:,.0f} times")
+        rows.append(row + [""] * (6 - len(row)))
+    versions = ", ".join(f"{name} {version}" for name, version in section["versions"].items())
+    head = ["ns each", "here", "Python's greenlet", "gevent", "`yield`", "greenlet by here"]
+    return table(head, rows) + f"\n\n{versions}. " + stands(section)
+
+
+def fill(text, name, made):
+    marker = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)", re.S)
+    if not marker.search(text):
+        raise SystemExit(f"{PAGE} has no place for the figures of {name}")
+    return marker.sub(lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text)
+
+
+def main():
+    recorded = read()
+    text = PAGE.read_text()
+    if "peers" in recorded:
+        peers = recorded["peers"]
+        groups = {group["name"]: group for group in peers["groups"]}
+        for name, members in PICTURES.items():
+            shown = [groups.pop(member) for member in members if member in groups]
+            if shown:
+                (TARGET / f"{name}.svg").write_text(picture(shown, peers))
+                print(TARGET.relative_to(ROOT) / f"{name}.svg")
+        if groups:
+            raise SystemExit(f"in no picture: {', '.join(groups)}")
+        text = fill(text, "goals", goals(peers))
+        text = fill(text, "everyone", everyone(peers))
+    for make in (build, instructions, bridge):
+        if make.__name__ in recorded:
+            text = fill(text, make.__name__, make(recorded[make.__name__]))
+    if "python" in recorded:
+        text = fill(text, "python", python(recorded["python"], recorded.get("peers", {})))
+    PAGE.write_text(text)
+    print(PAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -186,8 +186,8 @@ fn async_ring(members: usize) -> impl FnMut(u64) {
     }
 }
 
-fn main() {
-    let groups = vec![
+pub(crate) fn groups() -> Vec<Group> {
+    vec![
         Group::new("ring of 1,000", 1_000)
             .add("raw", || raw_ring(1_000))
             .add("greenlet", || asm::ring(1_000))
@@ -197,20 +197,22 @@ fn main() {
             .add("wasmtime-fiber", || wasmtime_ring(1_000))
             .add("native async", || async_ring(1_000))
             .goal("corosensei", 0.8),
-        // The other peers' stacks are a mapping or two each: these end at the kernel's limit.
         Group::new("ring of 10,000", 10_000)
             .add("raw", || raw_ring(10_000))
             .add("greenlet", || asm::ring(10_000))
             .add("greenlet (context)", || fcontext::ring(10_000))
             .add("corosensei", || corosensei_ring(10_000))
+            .add("generator", || generator_ring(10_000))
+            .add("wasmtime-fiber", || wasmtime_ring(10_000))
             .add("native async", || async_ring(10_000))
             .goal("corosensei", 0.8),
+        // The stacks of generator and wasmtime-fiber are two mappings each: those end at the kernel's limit.
         Group::new("ring of 100,000", 100_000)
             .add("raw", || raw_ring(100_000))
             .add("greenlet", || asm::ring(100_000))
+            .add("greenlet (context)", || fcontext::ring(100_000))
             .add("corosensei", || corosensei_ring(100_000))
             .add("native async", || async_ring(100_000))
             .goal("corosensei", 0.5),
-    ];
-    greenlet_benches::main("rings", groups);
+    ]
 }

@@ -13,11 +13,11 @@ use greenlet_benches::{Group, deep, raw, stacks};
 /// The contenders that are this library, once for each backend.
 macro_rules! ours {
     ($module:ident, $core:ident) => {
-        mod $module {
+        pub(crate) mod $module {
             use super::*;
             use $core::{Greenlet, GreenletExit, TraceEvent, Tracer, getparent, settrace};
 
-            pub(super) fn ping_pong() -> impl FnMut(u64) {
+            pub(crate) fn ping_pong() -> impl FnMut(u64) {
                 let greenlet = Greenlet::new(|mut n: u64| {
                     let main = getparent().unwrap();
                     loop {
@@ -34,7 +34,7 @@ macro_rules! ours {
                 }
             }
 
-            pub(super) fn deep_ping_pong() -> impl FnMut(u64) {
+            pub(crate) fn deep_ping_pong() -> impl FnMut(u64) {
                 let greenlet = Greenlet::new(|mut n: u64| {
                     let main = getparent().unwrap();
                     deep(&mut || -> anyhow::Result<u64> {
@@ -53,7 +53,7 @@ macro_rules! ours {
                 }
             }
 
-            pub(super) fn throw() -> impl FnMut(u64) {
+            pub(crate) fn throw() -> impl FnMut(u64) {
                 let greenlet = Greenlet::new(|_: u64| {
                     let main = getparent().unwrap();
                     loop {
@@ -71,7 +71,7 @@ macro_rules! ours {
                 }
             }
 
-            pub(super) fn traced() -> impl FnMut(u64) {
+            pub(crate) fn traced() -> impl FnMut(u64) {
                 let seen = Rc::new(Cell::new(0_u64));
                 let tracer = Tracer::new(move |event: &TraceEvent| {
                     seen.set(seen.get() + event.origin.id());
@@ -129,7 +129,7 @@ fn raw_pair(entry: raw::Entry) -> &'static Pair {
     pair
 }
 
-fn raw_ping_pong() -> impl FnMut(u64) {
+pub(crate) fn raw_ping_pong() -> impl FnMut(u64) {
     let pair = raw_pair(echo);
     let mut n = 0;
     move |round_trips| {
@@ -156,7 +156,7 @@ fn raw_deep() -> impl FnMut(u64) {
 /// What is suspended in the middle of a loop when a benchmark is over is left there.
 struct Leaked<T>(std::mem::ManuallyDrop<T>);
 
-fn corosensei_ping_pong() -> impl FnMut(u64) {
+pub(crate) fn corosensei_ping_pong() -> impl FnMut(u64) {
     let coroutine =
         corosensei::Coroutine::<u64, u64, (), _>::with_stack(stacks::Pooled::take(), |yielder, mut n| {
             loop {
@@ -189,6 +189,27 @@ fn corosensei_deep() -> impl FnMut(u64) {
                 n = coroutine.0.resume(black_box(n)).as_yield().unwrap();
             }
         });
+    }
+}
+
+/// It has no throw: what its users would write, with the same kind of error.
+fn corosensei_throw() -> impl FnMut(u64) {
+    let coroutine = corosensei::Coroutine::<anyhow::Result<u64>, u64, (), _>::with_stack(
+        stacks::Pooled::take(),
+        |yielder, _| {
+            loop {
+                let thrown = yielder.suspend(1);
+                assert!(black_box(thrown).is_err());
+            }
+        },
+    );
+    let mut coroutine = Leaked(std::mem::ManuallyDrop::new(coroutine));
+    coroutine.0.resume(Ok(0)).as_yield().unwrap();
+    move |round_trips| {
+        for _ in 0..round_trips {
+            let error = anyhow::Error::new(greenlet_core::GreenletExit::new());
+            black_box(coroutine.0.resume(Err(error)).as_yield().unwrap());
+        }
     }
 }
 
@@ -304,8 +325,8 @@ fn async_ping_pong(depth: u32) -> impl FnMut(u64) {
     }
 }
 
-fn main() {
-    let groups = vec![
+pub(crate) fn groups() -> Vec<Group> {
+    vec![
         Group::new("ping-pong", 2)
             .add("raw", raw_ping_pong)
             .add("greenlet", asm::ping_pong)
@@ -327,10 +348,10 @@ fn main() {
             .goal("corosensei", 1.0),
         Group::new("throw there and switch back", 1)
             .add("greenlet", asm::throw)
-            .add("greenlet (context)", fcontext::throw),
+            .add("greenlet (context)", fcontext::throw)
+            .add("corosensei (an error as value)", corosensei_throw),
         Group::new("ping-pong with a tracer", 2)
             .add("greenlet", asm::traced)
             .add("greenlet (context)", fcontext::traced),
-    ];
-    greenlet_benches::main("switch", groups);
+    ]
 }

@@ -1,19 +1,31 @@
 //! Measures contenders beside each other.
 //!
-//! A [`Group`] is one question ("what does a switch cost?") and its contenders. Each contender is measured by
-//! criterion, which keeps a history. But figures that were taken one after the other compare badly on a
-//! machine that has other work: so all contenders of a group then run in turns, a few milliseconds each, for many
-//! rounds, and what is reported is the median of each, its spread, and the median of the ratios *within* a round.
+//! A [`Group`] is one question ("what does a switch cost?") and its contenders. Figures that were taken one after
+//! the other compare badly on a machine that has other work: so all contenders of a group are in one process, and run
+//! in turns, a few milliseconds each, for many rounds. What is reported is the median of each, its spread, and the
+//! median of the ratios *within* a round.
 //!
-//! `cargo bench -- --test` runs everything once and measures nothing; `cargo bench -- --table` leaves criterion
-//! out; `cargo bench -- <words>` runs the groups whose names contain a word.
+//! Each group has processes of its own, so that no question depends on what was asked before. It has three of
+//! them one after the other, and the rounds are put together: where stacks and records happen to lie in memory then
+//! is part of the spread.
+//!
+//! | command | what runs |
+//! | --- | --- |
+//! | `cargo bench` | criterion, which keeps a history, then the turns; ends with the table of goals |
+//! | `cargo bench -- --table` | the turns alone |
+//! | `cargo bench -- --test` | everything once; nothing is measured |
+//! | `cargo bench -- <words>` | the groups whose names contain one of the words |
+//! | `cargo bench -- --save-baseline=<name>`, `--baseline=<name>` | criterion's, to compare with a named earlier run |
+//!
+//! The figures are left in `target/figures.json`, for `record.py`.
 
 use std::hint::black_box;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
+use serde_json::{Value, json};
 
 pub mod raw;
 pub mod stacks;
@@ -21,28 +33,42 @@ pub mod stacks;
 /// Who the others are compared with.
 pub const OURS: &str = "greenlet";
 
-/// How long a contender runs at a stretch, and how often.
+/// How long a contender runs at a stretch.
 const STRETCH: Duration = Duration::from_millis(4);
-const ROUNDS: usize = 51;
 
-/// Does something `n` times.
-pub type Run = Box<dyn FnMut(u64)>;
+/// How many processes a group has, and how many rounds each of them runs.
+const PROCESSES: usize = 3;
+const ROUNDS: usize = 17;
+
+/// Does something `n` times, and says how long what is measured of it took.
+type Run = Box<dyn FnMut(u64) -> Duration>;
 
 /// One question, and everyone who answers it.
 pub struct Group {
     name: &'static str,
     /// How many units of what the figure is given for are in one iteration: two switches in a round trip.
     units: u64,
-    /// The goals: at most this many times the named contender.
-    goals: Vec<(&'static str, f64)>,
-    /// A goal in nanoseconds.
-    limit: Option<f64>,
+    goals: Vec<Goal>,
     contenders: Vec<Contender>,
+    /// Each round is that many iterations, in one process, for that many rounds.
+    fixed: Option<(u64, usize)>,
+    /// The best round of each counts, instead of the median.
+    is_best: bool,
+    /// Why it cannot be measured here.
+    left_out: Option<String>,
 }
 
 struct Contender {
     name: &'static str,
     make: Box<dyn FnOnce() -> Run>,
+}
+
+/// What [`OURS`] is to reach.
+enum Goal {
+    /// At most this many times what another contender takes.
+    Ratio(&'static str, f64),
+    /// At most so many nanoseconds.
+    Nanoseconds(f64),
 }
 
 impl Group {
@@ -51,13 +77,31 @@ impl Group {
             name,
             units,
             goals: Vec::new(),
-            limit: None,
             contenders: Vec::new(),
+            fixed: None,
+            is_best: false,
+            left_out: None,
         }
     }
 
     /// Adds a contender: `make` prepares, and returns what is measured.
     pub fn add<F: FnMut(u64) + 'static>(
+        self,
+        name: &'static str,
+        make: impl FnOnce() -> F + 'static,
+    ) -> Group {
+        self.add_timed(name, || {
+            let mut run = make();
+            move |n| {
+                let start = Instant::now();
+                run(black_box(n));
+                start.elapsed()
+            }
+        })
+    }
+
+    /// Adds a contender that says itself how long it took: not all of what it does is measured.
+    pub fn add_timed<F: FnMut(u64) -> Duration + 'static>(
         mut self,
         name: &'static str,
         make: impl FnOnce() -> F + 'static,
@@ -71,167 +115,215 @@ impl Group {
 
     /// States a goal: [`OURS`] costs at most `ratio` times what `than` costs.
     pub fn goal(mut self, than: &'static str, ratio: f64) -> Group {
-        self.goals.push((than, ratio));
+        self.goals.push(Goal::Ratio(than, ratio));
         self
     }
 
     /// States a goal: [`OURS`] costs at most so many nanoseconds.
     pub fn limit(mut self, nanoseconds: f64) -> Group {
-        self.limit = Some(nanoseconds);
+        self.goals.push(Goal::Nanoseconds(nanoseconds));
         self
+    }
+
+    /// What was made stays: each contender makes `rounds` times `iterations` of it, in turns, in one process.
+    /// Criterion, which runs as often as it likes, is left out.
+    pub fn fixed(mut self, iterations: u64, rounds: usize) -> Group {
+        self.fixed = Some((iterations, rounds));
+        self
+    }
+
+    /// Takes the best round of each contender instead of the median. For what needs the whole machine: any other
+    /// work on it disturbs all rounds in the same direction.
+    pub fn best(mut self) -> Group {
+        self.is_best = true;
+        self
+    }
+
+    /// Leaves the group out where there is a reason.
+    pub fn unless(mut self, reason: Option<String>) -> Group {
+        self.left_out = reason;
+        self
+    }
+
+    fn processes(&self) -> usize {
+        if self.fixed.is_some() { 1 } else { PROCESSES }
     }
 }
 
-/// What was measured of one contender.
-struct Line {
-    name: &'static str,
-    median: f64,
-    /// Half of the rounds were between these.
-    quartiles: (f64, f64),
-    /// The median, over the rounds, of what OURS took by what this took.
-    ratio: Option<f64>,
-}
-
-/// Runs the groups of one benchmark, prints the table of ratios, and leaves it in `target/ratios/<name>.tsv` for
-/// `draw.py`.
-pub fn main(name: &str, groups: Vec<Group>) {
+/// Measures the groups, each in processes of its own, and prints the table.
+pub fn main(groups: Vec<Group>) {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let is_test = arguments.iter().any(|argument| argument == "--test");
-    let table_only = arguments.iter().any(|argument| argument == "--table");
+    let value = |name: &str| {
+        let mut arguments = arguments.iter();
+        arguments.find_map(|argument| argument.strip_prefix(name)?.strip_prefix('='))
+    };
+    if let Some(index) = value("--group").and_then(|index| index.parse().ok()) {
+        let group = groups.into_iter().nth(index).expect("a group of that number");
+        let baseline = (value("--save-baseline"), value("--baseline"));
+        return child(group, value("--mode").expect("a mode"), baseline);
+    }
+    let is = |name: &str| arguments.iter().any(|argument| argument == name);
     let words: Vec<&String> = arguments
         .iter()
         .filter(|argument| !argument.starts_with('-'))
         .collect();
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
-        .sample_size(20)
-        .without_plots();
+    let kept: Vec<&String> = arguments
+        .iter()
+        .filter(|argument| argument.contains("baseline="))
+        .collect();
 
-    let mut rows = String::new();
-    let mut report = String::new();
-    for group in groups {
+    let mut measured = Vec::new();
+    for (index, group) in groups.iter().enumerate() {
         if !words.is_empty() && !words.iter().any(|word| group.name.contains(word.as_str())) {
             continue;
         }
-        let mut runs: Vec<(&'static str, Run)> = group
-            .contenders
-            .into_iter()
-            .map(|contender| (contender.name, (contender.make)()))
-            .collect();
-        if is_test {
-            for (_, run) in &mut runs {
-                run(2);
-            }
-            println!("{name}: {}: runs", group.name);
+        if let Some(reason) = &group.left_out {
+            println!("\n{}: left out: {reason}", group.name);
             continue;
         }
-        if !table_only {
-            let mut figures = criterion.benchmark_group(format!("{name}/{}", group.name));
+        let run = |mode| spawn(index, mode, &kept);
+        if is("--test") {
+            run("test");
+            continue;
+        }
+        if !is("--table") && group.fixed.is_none() {
+            run("criterion");
+        }
+        let processes: Vec<Value> = (0..group.processes())
+            .map(|_| serde_json::from_str(&run("turns")).expect("what a child prints is JSON"))
+            .collect();
+        let figures = figures(group, &processes);
+        print_group(&figures);
+        measured.push(figures);
+    }
+    if is("--test") {
+        return;
+    }
+    print_goals(&measured);
+    let all = json!({ "command": command(&arguments), "groups": measured });
+    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "target", "figures.json"]
+        .iter()
+        .collect();
+    match write(&path, &all) {
+        Ok(()) => println!("\nleft in {}", path.display()),
+        Err(error) => eprintln!("the figures were not written: {error}"),
+    }
+}
+
+fn command(arguments: &[String]) -> String {
+    let mut command = String::from("cargo bench");
+    let ours: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|argument| *argument != "--bench")
+        .collect();
+    if !ours.is_empty() {
+        command += " -- ";
+        command += &ours.join(" ");
+    }
+    command
+}
+
+fn write(path: &Path, all: &Value) -> std::io::Result<()> {
+    std::fs::write(path, format!("{all:#}\n"))
+}
+
+// ---- the process of a group ----------------------------------------------------------------------------
+
+/// Runs a process for one group; what it printed, unless it was for the user.
+fn spawn(index: usize, mode: &str, more: &[&String]) -> String {
+    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    command.arg(format!("--group={index}"));
+    command.arg(format!("--mode={mode}")).args(more);
+    command.stderr(std::process::Stdio::inherit());
+    if mode != "turns" {
+        command.stdout(std::process::Stdio::inherit());
+    }
+    let output = command.output().expect("this program can be started");
+    assert!(
+        output.status.success(),
+        "group {index} has failed: {}",
+        output.status
+    );
+    String::from_utf8(output.stdout).expect("what a child prints is text")
+}
+
+fn child(group: Group, mode: &str, baseline: (Option<&str>, Option<&str>)) {
+    let mut runs: Vec<(&'static str, Run)> = group
+        .contenders
+        .into_iter()
+        .map(|contender| (contender.name, (contender.make)()))
+        .collect();
+    match mode {
+        "test" => {
+            for (contender, run) in &mut runs {
+                run(2);
+                println!("{}: {contender}: runs", group.name);
+            }
+        }
+        "criterion" => {
+            let mut criterion = Criterion::default()
+                .warm_up_time(Duration::from_millis(300))
+                .measurement_time(Duration::from_secs(1))
+                .sample_size(20)
+                .without_plots();
+            if let Some(name) = baseline.0 {
+                criterion = criterion.save_baseline(name.to_owned());
+            }
+            if let Some(name) = baseline.1 {
+                criterion = criterion.retain_baseline(name.to_owned(), false);
+            }
+            let mut figures = criterion.benchmark_group(group.name);
             figures.throughput(criterion::Throughput::Elements(group.units));
             for (contender, run) in &mut runs {
-                figures.bench_function(*contender, |bencher| bencher.iter_custom(|n| timed(run, n)));
+                figures.bench_function(*contender, |bencher| bencher.iter_custom(&mut *run));
             }
             figures.finish();
         }
-        let lines = in_turns(&mut runs, group.units);
-        let ours = lines
-            .iter()
-            .find(|line| line.name == OURS)
-            .map(|line| line.median);
-        report.push_str(&format!("\n{} (ns each)\n", group.name));
-        for line in &lines {
-            let goal = group.goals.iter().find(|(than, _)| *than == line.name);
-            let mut verdict = String::new();
-            if let (Some(ratio), Some((_, goal))) = (line.ratio, goal) {
-                let met = if ratio <= *goal { "met" } else { "MISSED" };
-                verdict = format!("  goal {goal:.2}: {met}");
-            }
-            if let (true, Some(limit), Some(ours)) = (line.name == OURS, group.limit, ours) {
-                let met = if ours <= limit { "met" } else { "MISSED" };
-                verdict = format!("  goal {limit} ns: {met}");
-            }
-            let ratio = line.ratio.map_or(String::new(), |ratio| format!("{ratio:6.2}"));
-            report.push_str(&format!(
-                "  {:<24}{:>10.2}  [{:.2} .. {:.2}]{:>8}{verdict}\n",
-                line.name, line.median, line.quartiles.0, line.quartiles.1, ratio
-            ));
-            rows.push_str(&format!(
-                "{}\t{}\t{:.3}\t{:.3}\t{:.3}\t{}\t{}\n",
-                group.name,
-                line.name,
-                line.median,
-                line.quartiles.0,
-                line.quartiles.1,
-                line.ratio.map_or(String::new(), |ratio| format!("{ratio:.3}")),
-                goal.map_or(String::new(), |(_, goal)| format!("{goal}")),
-            ));
+        _ => {
+            let times = in_turns(&mut runs, group.units, group.fixed);
+            println!("{}", json!(times));
         }
     }
-    if is_test {
-        return;
-    }
-    println!(
-        "\n{name}: medians [half of the rounds between], and {OURS} by each, as the median of the rounds' ratios"
-    );
-    println!("{report}");
-    if let Err(error) = leave(name, &rows) {
-        eprintln!("the table was not written: {error}");
-    }
+    // What is left suspended, and a million stacks, need not be ended one by one.
+    std::process::exit(0);
 }
 
-/// Writes the table to where `draw.py` looks for it.
-fn leave(name: &str, rows: &str) -> std::io::Result<()> {
-    let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "target", "ratios"].iter().collect();
-    std::fs::create_dir_all(&folder)?;
-    let mut file = std::fs::File::create(folder.join(format!("{name}.tsv")))?;
-    file.write_all(b"group\tcontender\tmedian_ns\tlower_quartile\tupper_quartile\tratio\tgoal\n")?;
-    file.write_all(rows.as_bytes())
-}
-
-/// Runs all contenders in turns.
-fn in_turns(runs: &mut [(&'static str, Run)], units: u64) -> Vec<Line> {
-    let counts: Vec<u64> = runs.iter_mut().map(|(_, run)| fitting(run)).collect();
-    let mut times = vec![Vec::with_capacity(ROUNDS); runs.len()];
-    for round in 0..ROUNDS {
+/// Runs all contenders in turns: the nanoseconds of each, round by round.
+fn in_turns(runs: &mut [(&'static str, Run)], units: u64, fixed: Option<(u64, usize)>) -> Vec<Vec<f64>> {
+    let rounds = fixed.map_or(ROUNDS, |(_, rounds)| rounds);
+    let counts: Vec<u64> = runs
+        .iter_mut()
+        .map(|(_, run)| fixed.map_or_else(|| fitting(run), |(n, _)| n))
+        .collect();
+    let mut times = vec![Vec::with_capacity(rounds); runs.len()];
+    for round in 0..rounds {
         for turn in 0..runs.len() {
             // Another one begins each round, so that nobody always follows the same one.
             let which = (turn + round) % runs.len();
             let n = counts[which];
             let run = &mut runs[which].1;
-            run((n / 8).max(1)); // what the others left in the caches is not what is measured
-            let time = timed(run, n).as_nanos() as f64;
+            if fixed.is_none() {
+                run((n / 8).max(1)); // what the others left in the caches is not what is measured
+            }
+            let time = run(n).as_nanos() as f64;
             times[which].push(time / (n * units) as f64);
         }
     }
-    let ours = runs.iter().position(|(name, _)| *name == OURS);
-    let ratios: Vec<Option<f64>> = (0..runs.len())
-        .map(|which| {
-            let ours = ours.filter(|ours| *ours != which)?;
-            let ratios = times[ours]
-                .iter()
-                .zip(&times[which])
-                .map(|(ours, other)| ours / other);
-            Some(quantile(&mut ratios.collect::<Vec<f64>>(), 0.5))
-        })
-        .collect();
-    runs.iter()
-        .zip(times.iter_mut())
-        .zip(ratios)
-        .map(|(((name, _), times), ratio)| Line {
-            name,
-            median: quantile(times, 0.5),
-            quartiles: (quantile(times, 0.25), quantile(times, 0.75)),
-            ratio,
-        })
-        .collect()
+    times
 }
 
-/// How many iterations take about a [`STRETCH`].
+/// How many iterations take about a [`STRETCH`], with what is not measured of them.
 fn fitting(run: &mut Run) -> u64 {
     let mut n = 1;
     loop {
-        let time = timed(run, n);
+        // The shortest of a few: other work on the machine is not to shorten the stretch.
+        let tries = (0..3).map(|_| {
+            let start = Instant::now();
+            run(n);
+            start.elapsed()
+        });
+        let time = tries.min().expect("there were some");
         if time >= STRETCH / 2 || n >= 1 << 40 {
             let ratio = STRETCH.as_secs_f64() / time.as_secs_f64();
             return ((n as f64 * ratio) as u64).max(1);
@@ -240,15 +332,142 @@ fn fitting(run: &mut Run) -> u64 {
     }
 }
 
-fn timed(run: &mut Run, n: u64) -> Duration {
-    let start = Instant::now();
-    run(black_box(n));
-    start.elapsed()
+// ---- what the rounds say -------------------------------------------------------------------------------
+
+/// Puts the rounds of all processes together.
+fn figures(group: &Group, processes: &[Value]) -> Value {
+    let times: Vec<Vec<f64>> = (0..group.contenders.len())
+        .map(|which| {
+            let rounds = processes
+                .iter()
+                .flat_map(|process| process[which].as_array().expect("rounds"));
+            rounds.map(|time| time.as_f64().expect("a time")).collect()
+        })
+        .collect();
+    let typical = if group.is_best { 0.0 } else { 0.5 };
+    let position = |name| group.contenders.iter().position(|other| other.name == name);
+    let ours = &times[position(OURS).expect("we take part")];
+    let contenders: Vec<Value> = group
+        .contenders
+        .iter()
+        .zip(&times)
+        .map(|(contender, times)| {
+            let mut figure = spread(times, typical);
+            figure["name"] = json!(contender.name);
+            if contender.name != OURS {
+                figure["ratio"] = ratio(ours, times, group.is_best);
+            }
+            figure
+        })
+        .collect();
+    let goals: Vec<Value> = group
+        .goals
+        .iter()
+        .map(|goal| match *goal {
+            Goal::Ratio(than, most) => {
+                let other = &contenders[position(than).expect("it takes part")];
+                let ratio = &other["ratio"];
+                let is_met = ratio["typical"].as_f64() <= Some(most);
+                json!({ "than": than, "most": most, "measured": ratio, "met": is_met })
+            }
+            Goal::Nanoseconds(most) => {
+                let ours = spread(ours, typical);
+                let is_met = ours["typical"].as_f64() <= Some(most);
+                json!({ "nanoseconds": most, "measured": ours, "met": is_met })
+            }
+        })
+        .collect();
+    json!({
+        "name": group.name,
+        "statistic": if group.is_best { "best" } else { "median" },
+        "rounds": ours.len(),
+        "processes": processes.len(),
+        "contenders": contenders,
+        "goals": goals,
+    })
 }
 
-fn quantile(values: &mut [f64], at: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[((values.len() - 1) as f64 * at) as usize]
+/// The typical value, and between what half of the rounds were.
+fn spread(values: &[f64], typical: f64) -> Value {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |share: f64| {
+        let value = sorted[((sorted.len() - 1) as f64 * share) as usize];
+        (value * 1e4).round() / 1e4
+    };
+    json!({ "typical": at(typical), "low": at(0.25), "high": at(0.75) })
+}
+
+/// What ours took by what the other took, round by round. Where the best rounds count, the typical ratio is
+/// that of the two best: the best ratio would be of a round in which the other was disturbed.
+fn ratio(ours: &[f64], other: &[f64], is_best: bool) -> Value {
+    let ratios: Vec<f64> = ours.iter().zip(other).map(|(ours, other)| ours / other).collect();
+    let mut ratio = spread(&ratios, 0.5);
+    if is_best {
+        let best = |times: &[f64]| times.iter().copied().fold(f64::INFINITY, f64::min);
+        ratio["typical"] = json!((best(ours) / best(other) * 1e4).round() / 1e4);
+    }
+    ratio
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn print_group(group: &Value) {
+    println!(
+        "\n{}: ns each, {} of {} rounds [half of the rounds between]; {OURS} by each",
+        text(&group["name"]),
+        text(&group["statistic"]),
+        group["rounds"],
+    );
+    for line in group["contenders"].as_array().into_iter().flatten() {
+        let ratio = line.get("ratio").map_or(String::new(), |ratio| {
+            let [typical, low, high] = ["typical", "low", "high"].map(|key| number(&ratio[key]));
+            format!("{typical:8.3}  [{low:.3} .. {high:.3}]")
+        });
+        println!(
+            "  {:<36}{:>10.2}  {:<24}{ratio}",
+            text(&line["name"]),
+            number(&line["typical"]),
+            format!("[{:.2} .. {:.2}]", number(&line["low"]), number(&line["high"])),
+        );
+    }
+}
+
+fn print_goals(groups: &[Value]) {
+    println!("\n{:<34}{:<36}{:>9}{:>10}", "goals", "by", "at most", "measured");
+    for group in groups {
+        for goal in group["goals"].as_array().into_iter().flatten() {
+            let (by, most) = match goal.get("than") {
+                Some(than) => (text(than), &goal["most"]),
+                None => ("nanoseconds", &goal["nanoseconds"]),
+            };
+            println!(
+                "{:<34}{by:<36}{:>9}{:>10}  {}",
+                text(&group["name"]),
+                precise(number(most)),
+                precise(number(&goal["measured"]["typical"])),
+                if goal["met"] == true { "met" } else { "MISSED" },
+            );
+        }
+    }
+    println!(
+        "What the bridge to async costs is in the other package: `cargo bench --bench bridge` in the top folder."
+    );
+}
+
+/// With about three digits that count.
+fn precise(value: f64) -> String {
+    match value {
+        value if value < 0.1 => format!("{value:.4}"),
+        value if value < 10.0 => format!("{value:.2}"),
+        _ => format!("{value:.1}"),
+    }
 }
 
 /// Calls `body` with 50 frames below it.

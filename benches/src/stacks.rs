@@ -38,6 +38,11 @@ impl Pooled {
             Pooled(free.pop().expect("just filled"))
         })
     }
+
+    /// The high end.
+    pub fn base(&self) -> *mut u8 {
+        self.0
+    }
 }
 
 impl Drop for Pooled {

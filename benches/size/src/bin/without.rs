@@ -1,0 +1,5 @@
+//! The program that the others are compared with.
+
+fn main() {
+    println!("hello");
+}
