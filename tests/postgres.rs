@@ -1,24 +1,32 @@
 //! The bridge over a real PostgreSQL server: transactions at once, rollbacks, lost connections, timeouts.
-//! Without a `DATABASE_URL` of one these tests say that they were left out.
+//! Without a `DATABASE_URL` of one, these tests say that they were left out; `sqlite.rs` needs none.
 
 use std::io::{self, Write};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use futures::future::join_all;
 use greenlet::{GreenletExit, await_, greenlet_spawn, try_await_};
 use sqlx::{Connection, Executor, PgConnection, Row};
 
+/// Says on the terminal that a test was left out, and the how-manieth of how many that is.
+fn left_out<T>(_: &T) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let nth = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    let all = include_str!("postgres.rs").matches("\n#[test]\n").count();
+    // The type of a test's closure is called after the test.
+    let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
+    let line = format!("left out, {nth} of {all}: {name}, which wants a PostgreSQL DATABASE_URL\n");
+    // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
+    io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 /// Runs a test with the URL, on a current-thread runtime, with a table of its own.
 fn with_database<F: Future<Output = ()>>(table: &str, test: impl FnOnce(Rc<str>) -> F) {
     let url = match std::env::var("DATABASE_URL") {
         Ok(url) if url.starts_with("postgres") => Rc::<str>::from(url),
-        _ => {
-            // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
-            let left_out = format!("left out: a test of {table} wants a PostgreSQL DATABASE_URL\n");
-            io::stderr().write_all(left_out.as_bytes()).unwrap();
-            return;
-        }
+        _ => return left_out(&test),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
