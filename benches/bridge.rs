@@ -256,7 +256,6 @@ fn main() {
         "nanoseconds", "native", "bridge", "difference"
     );
     runtime.block_on(LocalSet::new().run_until(async {
-        memory().await;
         costs().await;
         tasks("1 ready", 1, || number(1)).await;
         tasks("1 that yields", 1, yield_now).await;
@@ -265,6 +264,7 @@ fn main() {
             Ok(url) if url.starts_with("postgres") => repaint(&url).await,
             _ => println!("left out: the repaint loop wants a PostgreSQL DATABASE_URL"),
         }
+        memory().await; // last: it leaves the allocator with much to tidy up
     }));
     std::io::stdout().flush().unwrap();
 }

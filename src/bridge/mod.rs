@@ -52,7 +52,7 @@ mod spawn;
 mod stream;
 pub mod testing;
 mod wait;
-mod watchdog;
+pub mod watchdog;
 
 pub use block_on::block_on_greenlet;
 pub use error::{NoDriver, StrayMessage};
@@ -69,4 +69,4 @@ pub use spans::SpanHooks;
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
 pub use stream::{Items, SpawnStream, StreamIter, iter_stream, stream_from};
 pub use wait::{await_, try_await_};
-pub use watchdog::{Overrun, Stop, Watchdog};
+pub use watchdog::Watchdog;

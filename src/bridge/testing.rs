@@ -166,28 +166,28 @@ impl<T: 'static> fmt::Debug for Stepper<T> {
 
 /// Makes the witnesses whose destructors [`end_at_each_await`] counts.
 #[derive(Clone, Debug, Default)]
-pub struct Probe {
+pub struct Witnesses {
     made: Rc<Cell<usize>>,
     dropped: Rc<Cell<usize>>,
 }
 
-impl Probe {
+impl Witnesses {
     /// Makes something that is to be dropped before the function has ended, to be held by the code under test.
-    pub fn witness(&self) -> Witness {
+    pub fn make(&self) -> Witness {
         self.made.set(self.made.get() + 1);
-        Witness { probe: self.clone() }
+        Witness { all: self.clone() }
     }
 }
 
-/// Something whose drop is counted: see [`Probe::witness`].
+/// Something whose drop is counted: see [`Witnesses::make`].
 #[derive(Debug)]
 pub struct Witness {
-    probe: Probe,
+    all: Witnesses,
 }
 
 impl Drop for Witness {
     fn drop(&mut self) {
-        self.probe.dropped.set(self.probe.dropped.get() + 1);
+        self.all.dropped.set(self.all.dropped.get() + 1);
     }
 }
 
@@ -209,10 +209,10 @@ impl Drop for Witness {
 /// use greenlet::bridge::testing::end_at_each_await;
 /// use greenlet::try_await_;
 ///
-/// let awaits = end_at_each_await(|probe| {
-///     let probe = probe.clone();
+/// let awaits = end_at_each_await(|witnesses| {
+///     let witnesses = witnesses.clone();
 ///     move || -> anyhow::Result<()> {
-///         let _transaction = probe.witness();
+///         let _transaction = witnesses.make();
 ///         try_await_(async {})?; // the first statement
 ///         try_await_(async {}) // the second
 ///     }
@@ -220,7 +220,7 @@ impl Drop for Witness {
 /// assert_eq!(awaits, 2);
 /// ```
 #[track_caller]
-pub fn end_at_each_await<T, F>(mut make: impl FnMut(&Probe) -> F) -> u64
+pub fn end_at_each_await<T, F>(mut make: impl FnMut(&Witnesses) -> F) -> u64
 where
     T: 'static,
     F: FnOnce() -> T + 'static,
@@ -229,8 +229,8 @@ where
     loop {
         let mut has_returned = false;
         for end in [End::Drop, End::Cancel] {
-            let probe = Probe::default();
-            let function = make(&probe);
+            let witnesses = Witnesses::default();
+            let function = make(&witnesses);
             has_returned = assert_no_leaks(|| {
                 let mut stepper = Stepper::new(function);
                 let has_returned = reach(&mut stepper, nth);
@@ -242,8 +242,8 @@ where
                 has_returned
             });
             assert_eq!(
-                probe.dropped.get(),
-                probe.made.get(),
+                witnesses.dropped.get(),
+                witnesses.made.get(),
                 "witnesses dropped and made, when the function was ended at its await number {nth} by {end:?}"
             );
         }

@@ -72,7 +72,7 @@ struct Running {
 ///
 /// ```
 /// use std::time::Duration;
-/// use greenlet::{Stop, Watchdog};
+/// use greenlet::watchdog::{Stop, Watchdog};
 ///
 /// let _watchdog = Watchdog::new(Duration::from_secs(1), |overrun| match overrun.stop {
 ///     None => eprintln!("{} still runs, after {:?}", overrun.greenlet, overrun.time),

@@ -121,7 +121,7 @@ fn an_exit_is_an_error_that_is_not_retried_and_can_be_taken_out() {
         let error = TokioIo::new(server).read_to_string(&mut text).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Other);
         assert!(AwaitFailed::of(&error).unwrap().is::<GreenletExit>());
-        AwaitFailed::unwrap(error)
+        AwaitFailed::into_error(error)
     });
     assert!(poll(&mut spawned).is_pending());
     let error = ready(poll(&mut spawned.cancel())).unwrap();

@@ -63,27 +63,27 @@ fn a_step_says_that_a_future_is_pending_and_counts_wakes() {
 
 #[test]
 fn every_await_is_ended_by_a_drop_and_by_a_cancel_in_nested_greenlets_too() {
-    let awaits = end_at_each_await(|probe| {
-        let (captured, probe) = (probe.witness(), probe.clone());
+    let awaits = end_at_each_await(|witnesses| {
+        let (captured, witnesses) = (witnesses.make(), witnesses.clone());
         move || -> anyhow::Result<()> {
             let _captured = captured;
-            let in_future = probe.witness();
+            let in_future = witnesses.make();
             try_await_(async move {
                 let _held = in_future;
                 tokio::task::yield_now().await;
             })?;
-            let inner = probe.clone();
+            let inner = witnesses.clone();
             let child = Greenlet::new(move |(): ()| {
-                let _local = inner.witness();
+                let _local = inner.make();
                 try_await_(async {})?;
                 let nested = inner.clone();
                 try_await_(greenlet_spawn(move || {
-                    let _local = nested.witness();
+                    let _local = nested.make();
                     try_await_(async {})
                 }))?
             });
             child.switch::<()>(())?;
-            let _last = probe.witness();
+            let _last = witnesses.make();
             try_await_(async {})
         }
     });
@@ -93,10 +93,10 @@ fn every_await_is_ended_by_a_drop_and_by_a_cancel_in_nested_greenlets_too() {
 #[test]
 fn what_is_left_over_is_found() {
     let caught = catch_unwind(|| {
-        end_at_each_await(|probe| {
-            let probe = probe.clone();
+        end_at_each_await(|witnesses| {
+            let witnesses = witnesses.clone();
             move || {
-                let leaked = std::mem::ManuallyDrop::new(probe.witness());
+                let leaked = std::mem::ManuallyDrop::new(witnesses.make());
                 await_(async {});
                 drop(std::mem::ManuallyDrop::into_inner(leaked));
             }

@@ -10,6 +10,82 @@ use std::io;
 
 use anyhow::Error;
 
+/// What the adapters have in common: the traits of their I/O differ in name alone here.
+#[cfg(any(feature = "tokio", feature = "futures-io"))]
+macro_rules! common {
+    ($adapter:ident) => {
+        impl<T> $adapter<T> {
+            /// Wraps asynchronous I/O.
+            pub fn new(inner: T) -> $adapter<T> {
+                $adapter(inner)
+            }
+
+            /// Borrows what is wrapped.
+            pub fn get_ref(&self) -> &T {
+                &self.0
+            }
+
+            /// Borrows what is wrapped.
+            pub fn get_mut(&mut self) -> &mut T {
+                &mut self.0
+            }
+
+            /// Gives back what is wrapped. There is no buffer that could be lost.
+            pub fn into_inner(self) -> T {
+                self.0
+            }
+        }
+
+        impl<T: AsyncBufRead + Unpin> BufRead for $adapter<T> {
+            #[track_caller]
+            fn fill_buf(&mut self) -> io::Result<&[u8]> {
+                let is_at_end = flatten(try_await_(poll_fn(|cx| {
+                    Pin::new(&mut self.0)
+                        .poll_fill_buf(cx)
+                        .map_ok(<[u8]>::is_empty)
+                })))?;
+                if is_at_end {
+                    return Ok(&[]);
+                }
+                // What was filled a moment ago is there still: the first poll could not lend it out.
+                match Pin::new(&mut self.0).poll_fill_buf(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(filled) => filled,
+                    Poll::Pending => Err(io::Error::other(
+                        "an `AsyncBufRead` has lost what it had filled without being told to consume it",
+                    )),
+                }
+            }
+
+            fn consume(&mut self, amount: usize) {
+                Pin::new(&mut self.0).consume(amount);
+            }
+        }
+
+        impl<T: AsyncWrite + Unpin> Write for $adapter<T> {
+            #[track_caller]
+            fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+                flatten(try_await_(poll_fn(|cx| {
+                    Pin::new(&mut self.0).poll_write(cx, buffer)
+                })))
+            }
+
+            #[track_caller]
+            fn write_vectored(&mut self, buffers: &[io::IoSlice<'_>]) -> io::Result<usize> {
+                flatten(try_await_(poll_fn(|cx| {
+                    Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
+                })))
+            }
+
+            #[track_caller]
+            fn flush(&mut self) -> io::Result<()> {
+                flatten(try_await_(poll_fn(|cx| {
+                    Pin::new(&mut self.0).poll_flush(cx)
+                })))
+            }
+        }
+    };
+}
+
 #[cfg(feature = "futures-io")]
 mod futures;
 #[cfg(feature = "tokio")]
@@ -48,7 +124,8 @@ impl AwaitFailed {
         Some(&failed.0)
     }
 
-    /// Takes the error of the await out, so that an exit can be passed on as what it is.
+    /// Takes the error of the await out, so that an exit can be passed on as what it is. Any other I/O error
+    /// stays one.
     ///
     /// # Examples
     ///
@@ -57,9 +134,9 @@ impl AwaitFailed {
     /// use greenlet::AwaitFailed;
     ///
     /// let other = io::Error::from(io::ErrorKind::NotFound);
-    /// assert!(AwaitFailed::unwrap(other).is::<io::Error>());
+    /// assert!(AwaitFailed::into_error(other).is::<io::Error>());
     /// ```
-    pub fn unwrap(error: io::Error) -> Error {
+    pub fn into_error(error: io::Error) -> Error {
         if Self::of(&error).is_none() {
             return error.into();
         }

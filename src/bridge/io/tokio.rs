@@ -37,27 +37,7 @@ use crate::bridge::try_await_;
 #[derive(Clone, Debug, Default)]
 pub struct TokioIo<T>(T);
 
-impl<T> TokioIo<T> {
-    /// Wraps asynchronous I/O.
-    pub fn new(inner: T) -> TokioIo<T> {
-        TokioIo(inner)
-    }
-
-    /// Borrows what is wrapped.
-    pub fn get_ref(&self) -> &T {
-        &self.0
-    }
-
-    /// Borrows what is wrapped.
-    pub fn get_mut(&mut self) -> &mut T {
-        &mut self.0
-    }
-
-    /// Gives back what is wrapped. There is no buffer that could be lost.
-    pub fn into_inner(self) -> T {
-        self.0
-    }
-}
+common!(TokioIo);
 
 impl<T: AsyncRead + Unpin> Read for TokioIo<T> {
     #[track_caller]
@@ -67,50 +47,6 @@ impl<T: AsyncRead + Unpin> Read for TokioIo<T> {
             ready!(Pin::new(&mut self.0).poll_read(cx, &mut buffer))?;
             Ok(buffer.filled().len()).into()
         })))
-    }
-}
-
-impl<T: AsyncBufRead + Unpin> BufRead for TokioIo<T> {
-    #[track_caller]
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        let is_at_end = flatten(try_await_(poll_fn(|cx| {
-            Pin::new(&mut self.0).poll_fill_buf(cx).map_ok(<[u8]>::is_empty)
-        })))?;
-        if is_at_end {
-            return Ok(&[]);
-        }
-        // What was filled a moment ago is there still: the first poll could not lend it out.
-        match Pin::new(&mut self.0).poll_fill_buf(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(filled) => filled,
-            Poll::Pending => Err(io::Error::other(
-                "an `AsyncBufRead` has lost what it had filled without being told to consume it",
-            )),
-        }
-    }
-
-    fn consume(&mut self, amount: usize) {
-        Pin::new(&mut self.0).consume(amount);
-    }
-}
-
-impl<T: AsyncWrite + Unpin> Write for TokioIo<T> {
-    #[track_caller]
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        flatten(try_await_(poll_fn(|cx| {
-            Pin::new(&mut self.0).poll_write(cx, buffer)
-        })))
-    }
-
-    #[track_caller]
-    fn write_vectored(&mut self, buffers: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        flatten(try_await_(poll_fn(|cx| {
-            Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
-        })))
-    }
-
-    #[track_caller]
-    fn flush(&mut self) -> io::Result<()> {
-        flatten(try_await_(poll_fn(|cx| Pin::new(&mut self.0).poll_flush(cx))))
     }
 }
 
