@@ -1,0 +1,176 @@
+//! AddressSanitizer finds bugs inside greenlets, and says where. Each bug ends a process, so it is made in a
+//! child. The rest of the suite, run with the sanitizer, says that it finds none where there are none.
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::ptr;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use anyhow::Result;
+
+use crate::tests::this_binary;
+use crate::{Greenlet, asan, getparent};
+
+const CHILD: &str = "GREENLET_TEST_ASAN_CHILD";
+
+/// Runs `bug` in a child, and returns what the sanitizer says of it. `None` in a build without it.
+fn report_of(test: &str, bug: impl FnOnce()) -> Option<String> {
+    if !asan::is_present() {
+        eprintln!("SKIPPED: {test}: not built with AddressSanitizer");
+        return None;
+    }
+    if std::env::var_os(CHILD).is_some() {
+        bug();
+        panic!("nobody has noticed");
+    }
+    let output = this_binary()
+        .args(["--exact", &format!("tests::asan::{test}"), "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    Some(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn up(number: usize) -> Result<usize> {
+    getparent().unwrap().switch(number)
+}
+
+#[inline(never)]
+fn writes_behind_an_array(index: usize) {
+    let mut array = black_box([0_u8; 24]);
+    // SAFETY: none: it is outside for 24. The sanitizer is to stop it.
+    unsafe {
+        (&raw mut array)
+            .cast::<u8>()
+            .add(black_box(index))
+            .write_volatile(1)
+    };
+    black_box(&array);
+}
+
+#[test]
+fn an_overrun_on_the_stack_of_a_greenlet_is_reported() {
+    let report = report_of("an_overrun_on_the_stack_of_a_greenlet_is_reported", || {
+        let child = Greenlet::new(|mut index: usize| -> Result<()> {
+            loop {
+                writes_behind_an_array(index);
+                index = up(index)?;
+            }
+        });
+        for index in [0_usize, 23, 24] {
+            child.switch::<usize>(index).unwrap();
+        }
+    });
+    let Some(report) = report else { return };
+    assert!(
+        report.contains("AddressSanitizer: stack-buffer-overflow"),
+        "{report}"
+    );
+    assert!(report.contains("writes_behind_an_array"), "{report}");
+    // The variable, and the way to the greenlet's first frame, and not to who switched to it.
+    assert!(report.contains("'array'"), "{report}");
+    assert!(report.contains("backend::"), "{report}");
+}
+
+#[test]
+fn a_use_after_free_in_a_greenlet_is_reported() {
+    let report = report_of("a_use_after_free_in_a_greenlet_is_reported", || {
+        let child = Greenlet::new(|number: usize| {
+            let value = Box::into_raw(Box::new(number));
+            let number = up(number)?;
+            // SAFETY: it came from a box. The read is a bug, which the sanitizer is to stop.
+            unsafe {
+                drop(Box::from_raw(value));
+                Ok(black_box(value).read_volatile() + number)
+            }
+        });
+        for number in [1_usize, 2] {
+            child.switch::<usize>(number).unwrap();
+        }
+    });
+    let Some(report) = report else { return };
+    assert!(
+        report.contains("AddressSanitizer: heap-use-after-free"),
+        "{report}"
+    );
+    assert!(
+        report.contains("a_use_after_free_in_a_greenlet_is_reported"),
+        "{report}"
+    );
+}
+
+/// (Not by `black_box`, which is inline assembly: a function that has any stays on the real stack.)
+#[inline(never)]
+fn leaves_a_local() -> *const u8 {
+    static PLACE: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+    let mut local = 7;
+    PLACE.store(&raw mut local, Ordering::Relaxed);
+    PLACE.load(Ordering::Relaxed)
+}
+
+// Each greenlet has a fake stack of its own, which is there again when it is come back to.
+#[test]
+fn a_use_after_return_in_a_greenlet_is_reported() {
+    let report = report_of("a_use_after_return_in_a_greenlet_is_reported", || {
+        let child = Greenlet::new(|number: usize| {
+            let local = leaves_a_local();
+            let number = up(number)?;
+            // SAFETY: none: the frame is gone. The sanitizer is to stop it.
+            Ok(number + usize::from(unsafe { local.read_volatile() }))
+        });
+        for number in [1_usize, 2] {
+            child.switch::<usize>(number).unwrap();
+        }
+    });
+    let Some(report) = report else { return };
+    assert!(
+        report.contains("AddressSanitizer: stack-use-after-return"),
+        "{report}"
+    );
+    assert!(report.contains("leaves_a_local"), "{report}");
+}
+
+// What a panic skips on a stack, and what a greenlet leaves there when it ends, is no obstacle to the next.
+#[test]
+fn frames_that_were_left_are_forgotten() {
+    #[inline(never)]
+    fn panics_deep(depth: usize) -> usize {
+        let frame = black_box([depth; 64]);
+        if depth == 0 {
+            std::panic::resume_unwind(Box::new("a panic"));
+        }
+        panics_deep(depth - 1) + black_box(&frame)[0]
+    }
+    #[inline(never)]
+    fn writes_all(size: usize) {
+        // One frame over all of them, without marks of its own but at its ends.
+        let mut frame = black_box([0_u8; 30_000]);
+        frame[..size].fill(1);
+        black_box(&frame);
+    }
+    let seen = Rc::new(Cell::new(0));
+    for _ in 0..20 {
+        let child = Greenlet::new(|depth: usize| Ok(panics_deep(depth)));
+        let caught =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| child.switch::<usize>(30_usize)));
+        assert!(caught.is_err() && child.is_dead());
+        let count = Rc::clone(&seen);
+        let child = Greenlet::new(move |size: usize| {
+            writes_all(size);
+            count.set(count.get() + 1);
+            Ok(size)
+        });
+        assert_eq!(child.switch::<usize>(30_000_usize).unwrap(), 30_000);
+    }
+    assert_eq!(seen.get(), 20);
+}
+
+// A local may stand on the sanitizer's fake stack; the answer is about the real one.
+#[test]
+fn the_usage_of_the_running_greenlet_is_that_of_its_stack() {
+    let child = Greenlet::new(|(): ()| Ok(crate::getcurrent().stack_usage().unwrap()));
+    let usage = child.switch::<crate::StackUsage>(()).unwrap();
+    assert!(usage.used > 0 && usage.used < usage.size, "{usage:?}");
+}
