@@ -66,6 +66,7 @@
 //! | `tracing` | `SpanHooks`: leaves and re-enters `tracing` spans around each await |
 //! | `signal` | `dump_on_signal`: a signal prints the greenlets of all threads |
 //! | `valgrind` | tells Valgrind of every stack |
+//! | `asan` | tells AddressSanitizer of every switch |
 
 pub mod bridge;
 mod generator;

@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
 
+use crate::asan;
 use crate::backend::{Entry, Word};
 use crate::switch;
 use crate::thread::Hub;
@@ -90,6 +91,7 @@ pub(crate) struct Start;
 
 impl Entry for Start {
     unsafe fn enter(word: *const (), data: Word) -> ! {
+        asan::enter();
         // SAFETY: every switch of the library carries the words of a parcel.
         let first = unsafe { Parcel::from_words(word, data) };
         // SAFETY: T1: the greenlet that was started is current.

@@ -5,6 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::asan;
 use crate::greenlet::Greenlet;
 use crate::stack;
 use crate::thread::{Hub, KEEP_AGES};
@@ -126,7 +127,7 @@ impl Greenlet {
         node.stack.set(Some(stack));
         let here = 0_u8;
         let end: *const u8 = if self.is_current() {
-            &raw const here
+            asan::on_stack(&raw const here)
         } else {
             node.resume_point()
         };

@@ -30,6 +30,7 @@
 //! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
 //! | `switch` | the transfer of control: the only place where stacks are switched |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
+//! | `asan` | tells AddressSanitizer of every switch (feature `asan`) |
 //! | `thread` | what is kept for each thread |
 //! | `tree`, `state`, `transfer`, `value`, `error`, `exit`, `unwind` | records, states, what is carried, and how it fails |
 //! | `thread_bound` | a value of one thread inside an error of any |
@@ -37,6 +38,7 @@
 //! | `stack` | where stacks come from |
 //! | `backend` | the bare switch: assembly, or the `context` crate |
 
+mod asan;
 mod backend;
 mod builder;
 #[cfg(doctest)]

@@ -28,6 +28,7 @@ use std::panic::catch_unwind;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
 
+use crate::asan;
 use crate::backend;
 use crate::error::NoBacktrace;
 use crate::greenlet::Greenlet;
@@ -92,6 +93,7 @@ impl Greenlet {
 struct Inquiry {
     /// Where the asker goes on (Q2); its own switch writes it.
     back: *mut u8,
+    asker: *const Node,
     /// Where the target's resume point belongs: open gate or closed.
     slot: *const Cell<*mut u8>,
     answer: Option<Backtrace>,
@@ -112,6 +114,7 @@ fn ask(hub: &Hub, node: &Rc<Node>) -> Option<Backtrace> {
     };
     let mut inquiry = Inquiry {
         back: ptr::null_mut(),
+        asker: hub.current(),
         slot,
         answer: None,
     };
@@ -119,15 +122,15 @@ fn ask(hub: &Hub, node: &Rc<Node>) -> Option<Backtrace> {
     let inquiry = &raw mut inquiry;
     let mut ask = ManuallyDrop::new(Ask(inquiry));
     let (word, data) = Parcel::new(&mut ask).into_words();
-    let asker = hub.current();
     hub.set_current(Rc::as_ptr(node));
     // SAFETY: B1: `to` was just taken out, so it is not used again, and the target is of this thread.
     // B2: this stack is left until the answer comes back. The words are those of a parcel, which is
     // what every suspended greenlet waits for; what comes back are no words of a parcel, and not looked at.
     unsafe {
+        let left = asan::leave();
         backend::switch(&raw mut (*inquiry).back, to, word, data);
+        asan::arrive(left);
     }
-    hub.set_current(asker);
     // SAFETY: Q3; the answer was written, and control is back, so nobody else looks at it.
     unsafe { (*inquiry).answer.take() }
 }
@@ -161,7 +164,10 @@ fn answer_one(inquiry: *mut Inquiry) -> Parcel {
         (*inquiry).answer = answer;
         let back = NonNull::new_unchecked((*inquiry).back);
         let slot = (*(*inquiry).slot).as_ptr();
+        Hub::get().set_current((*inquiry).asker);
+        let left = asan::leave();
         let (word, data) = backend::switch(slot, back, ptr::null(), backend::Word::uninit());
+        asan::arrive(left);
         Parcel::from_words(word, data)
     }
 }

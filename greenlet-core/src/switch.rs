@@ -30,6 +30,7 @@ use std::rc::Rc;
 
 use anyhow::Error;
 
+use crate::asan;
 use crate::backend::{self, ResumePoint};
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::entry::Start;
@@ -208,7 +209,9 @@ unsafe fn depart(origin: &Node, to: ResumePoint, parcel: Parcel, at: &'static Lo
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
     unsafe {
+        let left = asan::leave();
         let (word, data) = backend::switch(origin.resume.as_ptr(), to, word, data);
+        asan::arrive(left);
         Parcel::from_words(word, data)
     }
 }
@@ -223,6 +226,7 @@ unsafe fn depart(origin: &Node, to: ResumePoint, parcel: Parcel, at: &'static Lo
 #[inline(always)]
 unsafe fn depart_for_good(to: ResumePoint, parcel: Parcel) -> ! {
     let (word, data) = parcel.into_words();
+    asan::leave_for_good();
     // SAFETY: S1, S2, S3.
     unsafe { backend::switch_final(to, word, data) }
 }

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::asan;
 use crate::end;
 use crate::errand::{self, Inbox};
 use crate::greenlet::Greenlet;
@@ -100,6 +101,7 @@ pub(crate) struct Hub {
     /// The stack of the greenlet that finished last: it was still running on it when it gave it back.
     retired: Cell<Option<Stack>>,
     pub(crate) stacks: RefCell<StackCache>,
+    pub(crate) fibers: asan::Fibers,
     pub(crate) signal_stack: SignalStack,
     pub(crate) tracer: RefCell<Option<Tracer>>,
     /// Where the outermost `no_switch` section began.
@@ -155,6 +157,7 @@ impl Hub {
             owed: RefCell::new(VecDeque::new()),
             retired: Cell::new(None),
             stacks: RefCell::new(StackCache::new()),
+            fibers: asan::Fibers::new(),
             signal_stack: SignalStack::none(),
             tracer: RefCell::new(None),
             forbidden_since: Cell::new(None),
@@ -473,6 +476,7 @@ impl Drop for ExitGuard {
         hub.raise_flag(slow::EXITING);
         end::end_all(hub);
         hub.retire(None);
+        hub.fibers.bury();
         let tracer = hub.tracer.borrow_mut().take();
         drop(tracer);
         hub.stacks.borrow_mut().release();

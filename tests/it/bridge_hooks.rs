@@ -123,12 +123,13 @@ fn the_watchdog_names_the_greenlet_and_the_lines_between_which_it_ran_too_long()
         });
     futures::executor::block_on(spawned);
     drop(watchdog);
-    let all: Vec<greenlet::watchdog::Overrun> = reports.iter().collect();
+    let mut all: Vec<greenlet::watchdog::Overrun> = reports.iter().collect();
+    // On a busy machine the other two may take long, too.
+    all.retain(|overrun| overrun.after.is_some_and(|after| after.line() == first));
     let finished: Vec<_> = all.iter().filter(|overrun| overrun.stop.is_some()).collect();
     assert_eq!(finished.len(), 1, "{all:?}");
     let overrun = finished[0];
     assert_eq!(overrun.greenlet, "'busy'");
-    assert_eq!(overrun.after.unwrap().line(), first);
     assert!(matches!(overrun.stop, Some(greenlet::watchdog::Stop::Await(place)) if place.line() == last));
     assert!(overrun.time >= Duration::from_millis(60));
     // Whether the watchdog's own thread came to look in time is the system's affair; at most once.

@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
+use crate::asan;
 use crate::backend::{self, Entry, Word};
 use crate::stack::{Stack, StackCache};
 
@@ -26,6 +27,7 @@ struct Enter;
 
 impl Entry for Enter {
     unsafe fn enter(word: *const (), data: Word) -> ! {
+        asan::enter();
         assert_eq!(word.addr(), 1);
         // SAFETY: `resume` passes the coroutine, which outlives its run.
         let coroutine = unsafe { &*data.assume_init().cast_const().cast::<Coroutine>() };
@@ -33,6 +35,7 @@ impl Entry for Enter {
         body(coroutine);
         coroutine.is_done.set(true);
         let outside = NonNull::new(coroutine.outside.get()).unwrap();
+        asan::leave_for_good_for(None);
         // SAFETY: B1: `resume` wrote it, and is suspended there.
         unsafe { backend::switch_final(outside, ptr::without_provenance(3), Word::uninit()) }
     }
@@ -58,7 +61,12 @@ impl Coroutine {
         let word = ptr::without_provenance(1);
         let data = Word::new((&raw const *self).cast_mut().cast());
         // SAFETY: B1: taken out, so used once; B2: this stack waits.
-        let (word, _) = unsafe { backend::switch(self.outside.as_ptr(), inside, word, data) };
+        let (word, _) = unsafe {
+            let left = asan::leave_for((*self.stack.as_ptr()).as_ref());
+            let back = backend::switch(self.outside.as_ptr(), inside, word, data);
+            asan::arrive(left);
+            back
+        };
         word.addr()
     }
 
@@ -68,7 +76,10 @@ impl Coroutine {
         // SAFETY: as in `resume`.
         let (word, data) = unsafe {
             let word = ptr::without_provenance(word);
-            backend::switch(self.inside.as_ptr(), outside, word, Word::uninit())
+            let left = asan::leave_for(None);
+            let back = backend::switch(self.inside.as_ptr(), outside, word, Word::uninit());
+            asan::arrive(left);
+            back
         };
         assert_eq!(word.addr(), 1);
         // SAFETY: `resume` passes the coroutine each time.

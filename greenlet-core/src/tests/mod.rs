@@ -1,5 +1,11 @@
 //! Tests that need what is private: the bare switch, and stacks.
 
+#[cfg(all(
+    feature = "asan",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod asan;
 mod backend;
 mod stack;
 
