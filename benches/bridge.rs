@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use greenlet::{await_, greenlet_spawn};
+use greenlet::{Spawn, SpawnBuilder, await_, greenlet_spawn};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::task::{LocalSet, spawn_local, yield_now};
 
@@ -71,6 +71,10 @@ fn bridged(awaits: u64) -> u64 {
     (0..awaits).map(|n| await_(number(n))).sum()
 }
 
+fn spawn_in_place<T: 'static>(function: impl FnOnce() -> T + 'static) -> Spawn<T> {
+    SpawnBuilder::new().poll_in_place(true).spawn(function)
+}
+
 async fn costs() {
     const N: usize = 20_000;
     let n = N as u64;
@@ -79,6 +83,13 @@ async fn costs() {
         N,
         || boxed_native(n),
         || greenlet_spawn(move || bridged(n)),
+    )
+    .await;
+    pair(
+        "the same, polled in place",
+        N,
+        || boxed_native(n),
+        || spawn_in_place(move || bridged(n)),
     )
     .await;
     pair(
@@ -128,11 +139,30 @@ async fn costs() {
     }
 }
 
+async fn calls_in_place() {
+    const N: usize = 10_000;
+    pair(
+        "a call with 1 await of it, in place",
+        N,
+        || async {
+            for _ in 0..N {
+                black_box(boxed_native(black_box(1)).await);
+            }
+        },
+        || async {
+            for _ in 0..N {
+                black_box(spawn_in_place(|| bridged(black_box(1))).await);
+            }
+        },
+    )
+    .await;
+}
+
 const TASKS: usize = 1_000;
 
 /// A thousand tasks at once, each of which awaits so often what `future` makes, by hand, on the bridge, and on
 /// threads of their own.
-async fn tasks<F>(name: &str, awaits: usize, future: fn() -> F)
+async fn tasks<F>(name: &str, awaits: usize, in_place: bool, future: fn() -> F)
 where
     F: Future + Send + 'static,
 {
@@ -150,7 +180,8 @@ where
         },
         || {
             let task = move || (0..awaits).for_each(|_| drop(await_(future())));
-            join_all((0..TASKS).map(|_| spawn_local(greenlet_spawn(task))))
+            let spawn = move || SpawnBuilder::new().poll_in_place(in_place).spawn(task);
+            join_all((0..TASKS).map(|_| spawn_local(spawn())))
         },
     )
     .await;
@@ -257,9 +288,11 @@ fn main() {
     );
     runtime.block_on(LocalSet::new().run_until(async {
         costs().await;
-        tasks("1 ready", 1, || number(1)).await;
-        tasks("1 that yields", 1, yield_now).await;
-        tasks("10 that yield", 10, yield_now).await;
+        calls_in_place().await;
+        tasks("1 ready", 1, false, || number(1)).await;
+        tasks("1 ready, in place", 1, true, || number(1)).await;
+        tasks("1 that yields", 1, false, yield_now).await;
+        tasks("10 that yield", 10, false, yield_now).await;
         match std::env::var("DATABASE_URL") {
             Ok(url) if url.starts_with("postgres") => repaint(&url).await,
             _ => println!("left out: the repaint loop wants a PostgreSQL DATABASE_URL"),

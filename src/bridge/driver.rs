@@ -3,10 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
-use greenlet_core::Greenlet;
+use greenlet_core::{Greenlet, may_switch};
 
 use super::request::Request;
 
@@ -17,6 +20,8 @@ pub(super) enum Phase {
     Parked,
     /// It is being polled, and one of its greenlets runs.
     Running,
+    /// As that, but the root polls what it awaits, in place: nobody posts meanwhile.
+    Polling,
     /// Its function has ended, or it was dropped.
     Over,
 }
@@ -39,6 +44,12 @@ pub(super) struct Driver {
     pub(super) refusals: Cell<u32>,
     /// Whether to stop at each await before what is awaited is polled: for tests.
     pub(super) stops: Cell<bool>,
+    /// Whether the root polls first what it awaits: see [`Driver::poll_in_place`].
+    pub(super) in_place: Cell<bool>,
+    /// The task's waker, for such polls. Borrowed as long as one lasts, which may be suspended itself.
+    waker: RefCell<Option<Waker>>,
+    /// What was posted was polled in place just before, with the waker of this poll.
+    pub(super) is_polled: Cell<bool>,
 }
 
 impl Driver {
@@ -53,6 +64,9 @@ impl Driver {
             awaits: Cell::new(0),
             refusals: Cell::new(0),
             stops: Cell::new(false),
+            in_place: Cell::new(false),
+            waker: RefCell::new(None),
+            is_polled: Cell::new(false),
         }
     }
 
@@ -63,6 +77,64 @@ impl Driver {
         self.request.set(None);
         self.phase.set(Phase::Running);
         Running(self)
+    }
+
+    /// Keeps the waker for polls in place.
+    #[inline]
+    pub(super) fn keep_waker(&self, waker: &Waker) {
+        if self.in_place.get() {
+            self.renew_waker(waker);
+        }
+    }
+
+    fn renew_waker(&self, waker: &Waker) {
+        let Ok(mut kept) = self.waker.try_borrow_mut() else {
+            // Such a poll has been left half-way, by a switch of its own: it goes on to use an older waker.
+            self.in_place.set(false);
+            return;
+        };
+        if !kept.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
+            // CAUTION: runs foreign code: clones a waker, and drops one.
+            *kept = Some(waker.clone());
+        }
+    }
+
+    /// Polls what the root awaits on the root's own stack.
+    ///
+    /// The context is made of a waker that is borrowed from here, not of the executor's, which may end sooner: the
+    /// poll may switch away, and the driver's poll may end meanwhile.
+    #[inline]
+    pub(super) fn poll_in_place<F: Future>(&self, future: Pin<&mut F>) -> Result<Poll<F::Output>> {
+        let waker = self.waker.borrow();
+        let Some(waker) = &*waker else {
+            return Ok(Poll::Pending);
+        };
+        may_switch()?;
+        // What is awaited inside of a poll finds no driver, here as elsewhere.
+        self.phase.set(Phase::Polling);
+        let polling = Polling(self);
+        // CAUTION: runs foreign code.
+        let polled = future.poll(&mut Context::from_waker(waker));
+        drop(polling);
+        if polled.is_ready() {
+            self.awaits.set(self.awaits.get() + 1);
+        } else {
+            self.is_polled.set(self.in_place.get());
+        }
+        Ok(polled)
+    }
+}
+
+/// A poll in place. The root goes on as before, also if it panics; unless the poll has left, and the driver's has
+/// ended meanwhile.
+struct Polling<'a>(&'a Driver);
+
+impl Drop for Polling<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.0.phase.get() == Phase::Polling {
+            self.0.phase.set(Phase::Running);
+        }
     }
 }
 

@@ -35,7 +35,7 @@ impl NoDriver {
     }
 
     /// Says whether no [`greenlet_spawn`](crate::greenlet_spawn) is around the code that awaits. The
-    /// poll of a future that is being awaited is outside, too: it runs on the executor's stack.
+    /// poll of a future that is being awaited is outside, too.
     pub fn is_outside(&self) -> bool {
         matches!(self.kind, Kind::Outside)
     }

@@ -19,7 +19,7 @@
 //!
 //! The future is polled by the driver (the [`Spawn`]), on the executor's own stack and with the task's
 //! own context: wakers, timers, budgets and task-locals work as in any other future, and a greenlet's
-//! stack need not be large enough for them. The greenlet is resumed once for each await, when the future
+//! stack need not be large enough for them. (An option polls on that stack first: [`SpawnBuilder::poll_in_place`].) The greenlet is resumed once for each await, when the future
 //! is ready. Nothing is allocated for an await.
 //!
 //! # Examples

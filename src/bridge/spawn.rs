@@ -73,6 +73,7 @@ where
 pub struct SpawnBuilder {
     greenlet: Builder,
     require_await: bool,
+    in_place: bool,
     hooks: Hooks,
 }
 
@@ -90,7 +91,7 @@ impl SpawnBuilder {
     }
 
     /// Sets the size of the stack: see [`Builder::stack_size`]. Futures are not polled on this stack, so
-    /// it need hold the synchronous code only.
+    /// it need hold the synchronous code only; unless [`poll_in_place`](SpawnBuilder::poll_in_place) says so.
     pub fn stack_size(mut self, bytes: usize) -> SpawnBuilder {
         self.greenlet = self.greenlet.stack_size(bytes);
         self
@@ -101,6 +102,35 @@ impl SpawnBuilder {
     /// It finds code that was meant to await and blocks the thread instead: a synchronous driver, say.
     pub fn require_await(mut self, required: bool) -> SpawnBuilder {
         self.require_await = required;
+        self
+    }
+
+    /// Lets the function poll what it awaits itself, on its own stack, before it leaves for the driver.
+    ///
+    /// An await of what is ready then needs no switch. It is for functions that mostly await
+    /// what is ready: buffered I/O, channels, caches. The rest is as before: what is not ready is polled by the
+    /// driver from then on. In return:
+    ///
+    /// - the stack has to be large enough for the polls of what is awaited, and the part of it that they touch stays in
+    ///   memory while the function waits: see [`stack_size`](SpawnBuilder::stack_size);
+    /// - such a poll runs in the function's greenlet, inside of its hooks and `tracing` spans;
+    /// - its context is made of the task's waker, and has nothing else that an executor may have put there.
+    ///
+    /// In greenlets that the function makes, it changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet::{SpawnBuilder, await_, getcurrent};
+    ///
+    /// let spawned = SpawnBuilder::new().poll_in_place(true).spawn(|| {
+    ///     let me = getcurrent();
+    ///     await_(async { me.is_current() })
+    /// });
+    /// assert!(futures::executor::block_on(spawned));
+    /// ```
+    pub fn poll_in_place(mut self, in_place: bool) -> SpawnBuilder {
+        self.in_place = in_place;
         self
     }
 
@@ -123,6 +153,7 @@ impl SpawnBuilder {
         let greenlet = self.greenlet.parent(&main);
         let root = greenlet.build(move |(): ()| Ok(Event::Done(function())));
         let driver = Rc::new(Driver::new::<T>(main));
+        driver.in_place.set(self.in_place);
         root.attach(Rc::clone(&driver));
         Spawn {
             stage: Stage::New,
@@ -300,6 +331,9 @@ impl<T: 'static> Spawn<T> {
     /// Whether to stop at each await before it is polled: see [`testing`](super::testing).
     pub(super) fn stop_at_awaits(&self, stops: bool) {
         self.driver.stops.set(stops);
+        if stops {
+            self.driver.in_place.set(false);
+        }
     }
 
     /// How often something was awaited.
@@ -363,6 +397,7 @@ impl<T: 'static> Spawn<T> {
     #[inline(always)]
     fn run(&mut self, turn: Turn, cx: &mut Context<'_>) -> Poll<Result<T>> {
         self.bind();
+        self.driver.keep_waker(cx.waker());
         // Should a panic come out of a switch, this is what is left.
         self.stage = Stage::Over;
         let mut last: Option<WeakGreenlet>; // who was resumed last, if not the root
@@ -449,7 +484,7 @@ impl<T: 'static> Spawn<T> {
     #[inline]
     fn poll_first(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
         self.driver.awaits.set(self.driver.awaits.get() + 1);
-        if self.driver.stops.get() {
+        if self.driver.stops.get() || self.driver.is_polled.take() {
             return Polled::Pending;
         }
         self.driver.poll_request(waiter, cx)

@@ -5,6 +5,7 @@
 use std::future::IntoFuture;
 use std::panic::Location;
 use std::pin::pin;
+use std::task::Poll;
 
 use anyhow::{Error, Result};
 use greenlet_core::{Greenlet, Value, getcurrent, getparent, may_switch, raise};
@@ -97,7 +98,16 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     // The root awaits, mostly. Then no handle of it, or of its driver, must be on this stack meanwhile.
     Greenlet::with_attached(|driver: Option<&Driver>, id| match driver {
         Some(driver) if driver.phase.get() == Phase::Running => {
-            let future = pin!(future.into_future());
+            let mut future = pin!(future.into_future());
+            if driver.in_place.get() {
+                if let Poll::Ready(output) = driver.poll_in_place(future.as_mut())? {
+                    return Ok(output);
+                }
+                // The poll may have left, and the driver have ended meanwhile.
+                if driver.phase.get() != Phase::Running {
+                    return Err(refusal(driver));
+                }
+            }
             Slot::new(future).wait(driver, id, None, at)
         }
         _ => try_await_below(future, at),
@@ -111,17 +121,22 @@ fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> 
     let Some(driver) = current.nearest_attached::<Driver>() else {
         return Err(NoDriver::outside().into());
     };
-    match driver.phase.get() {
-        Phase::Running => {}
-        Phase::Parked => return Err(NoDriver::outside().into()),
-        Phase::Over => {
-            drop(current);
-            return Err(refuse_over(&driver));
-        }
+    if driver.phase.get() != Phase::Running {
+        drop(current);
+        return Err(refusal(&driver));
     }
     let future = pin!(future.into_future());
     let id = current.id();
     Slot::new(future).wait(&driver, id, Some(current), at)
+}
+
+/// The answer to an await where the driver does not run.
+#[cold]
+fn refusal(driver: &Driver) -> Error {
+    match driver.phase.get() {
+        Phase::Over => refuse_over(driver),
+        Phase::Running | Phase::Parked | Phase::Polling => NoDriver::outside().into(),
+    }
 }
 
 /// How often a function whose driver is over may try to await before it is unwound.

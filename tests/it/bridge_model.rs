@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use greenlet::{Greenlet, Spawn, greenlet_spawn, try_await_};
+use greenlet::{Greenlet, Spawn, SpawnBuilder, greenlet_spawn, try_await_};
 
 use crate::support::{Log, NoLeaks};
 
@@ -242,8 +242,9 @@ fn one_run(seed: u64) {
             let parts = random(&mut rng, 4, &mut made, &mut ops);
             let log = Log::new();
             let (gates, written) = (gates.clone(), log.clone());
+            let options = SpawnBuilder::new().poll_in_place(rng.bool());
             Live {
-                spawn: greenlet_spawn(move || run(parts, &gates, &written)),
+                spawn: options.spawn(move || run(parts, &gates, &written)),
                 model: Model {
                     ops,
                     at: 0,
