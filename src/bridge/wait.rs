@@ -28,8 +28,8 @@ use super::request::Slot;
 /// - If there is no driver: the message says so, and where.
 /// - With the panic of the future, if it panics.
 ///
-/// Inside a destructor use [`try_await_`]: during a panic nothing can be awaited, and a second panic would
-/// abort the process.
+/// Inside a destructor use [`try_await_`]: while the stack unwinds, by a panic or because the spawn was dropped, nothing can
+/// be awaited, this cannot return, and a panic out of the destructor aborts the process. The message says where.
 ///
 /// # Examples
 ///
@@ -57,6 +57,10 @@ fn refuse(error: Error) -> ! {
     match error.downcast_ref::<NoDriver>() {
         // A mistake of the program.
         Some(missing) if missing.is_outside() => panic!("{error}"),
+        // It cannot be refused in silence, and an end on its way would abort without a word.
+        _ if std::thread::panicking() => {
+            panic!("{error}; it was awaited in a destructor, where only `try_await_` can return that")
+        }
         // The end of the greenlet, on its way.
         _ => raise(error),
     }

@@ -397,6 +397,20 @@ fn executors_nest_inside_of_a_spawned_function() {
 }
 
 #[test]
+fn the_nearest_driver_serves_a_greenlet_below() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        let polled_in = greenlet::block_on_greenlet(|| {
+            let child = Greenlet::new(|(): ()| Ok(await_(async { getcurrent().id() })));
+            child.switch::<u64>(()).unwrap()
+        });
+        // The inner driver is polled by the outer function, and polls there.
+        polled_in == getcurrent().id()
+    });
+    assert!(ready(poll(&mut outer)));
+}
+
+#[test]
 fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
