@@ -8,8 +8,8 @@ mod bridge;
 mod bridge_attacks;
 mod bridge_executors;
 mod bridge_hooks;
-#[cfg(all(feature = "tokio", feature = "futures-io"))]
 mod bridge_in_place;
+#[cfg(all(feature = "tokio", feature = "futures-io"))]
 mod bridge_io;
 mod bridge_model;
 #[cfg(feature = "tokio")]
