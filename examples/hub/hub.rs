@@ -6,7 +6,8 @@
 //!        └───────── switch ────────────┘
 //! ```
 //!
-//! An operation is tried first, and waited for if it would block: mio tells of changes, once.
+//! An operation is tried first, and waited for if it would block: mio tells of changes, once, and the loop
+//! remembers what nobody waited for.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -17,24 +18,41 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use greenlet::{Greenlet, getcurrent, getmain};
+use greenlet::{Greenlet, GreenletExit, getcurrent, getmain};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 /// What a task waits for on a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy)]
 pub(crate) enum Direction {
     Read,
     Write,
 }
 
-/// The token of the waker; sockets have the others.
-const REMOTE: Token = Token(0);
+/// One direction of a socket.
+#[derive(Default)]
+enum Side {
+    /// Nothing has changed since the last look.
+    #[default]
+    Quiet,
+    /// Something has changed, and nobody has looked yet.
+    Changed,
+    /// The other side has ended it: it will not block again, and there will be no more changes.
+    Ended,
+    /// A task waits for a change.
+    Waiting(Greenlet),
+}
+
+/// The token of the waker; those of sockets are their places in the hub's list.
+const REMOTE: Token = Token(usize::MAX);
 
 pub(crate) struct Hub {
     poll: RefCell<Poll>,
     ready: RefCell<VecDeque<Greenlet>>,
-    sockets: RefCell<HashMap<(Token, Direction), Greenlet>>,
+    /// Two sides for each socket.
+    sockets: RefCell<Vec<[Side; 2]>>,
+    /// Places in the list of sockets that are free again.
+    free: RefCell<Vec<usize>>,
     timers: RefCell<BTreeMap<(Instant, u64), Greenlet>>,
     /// Those that wait for a signal of another thread.
     signals: RefCell<HashMap<u64, Greenlet>>,
@@ -66,6 +84,7 @@ impl Hub {
             poll: RefCell::new(poll),
             ready: RefCell::default(),
             sockets: RefCell::default(),
+            free: RefCell::default(),
             timers: RefCell::default(),
             signals: RefCell::default(),
             next: Cell::new(1),
@@ -82,12 +101,16 @@ impl Hub {
     }
 
     /// Starts a task, which runs when the loop comes to it.
-    pub(crate) fn spawn(&self, task: impl FnOnce() -> Result<()> + 'static) -> Greenlet {
-        let task = Greenlet::builder().parent(&getmain()).build(move |(): ()| {
-            if let Err(error) = task() {
+    pub(crate) fn spawn(&self, name: &str, task: impl FnOnce() -> Result<()> + 'static) -> Greenlet {
+        let builder = Greenlet::builder().name(name).parent(&getmain());
+        let task = builder.build(move |(): ()| {
+            task().or_else(|error| {
+                if error.is::<GreenletExit>() {
+                    return Err(error); // it is to end
+                }
                 eprintln!("a task failed: {error:#}");
-            }
-            Ok(())
+                Ok(())
+            })
         });
         self.ready.borrow_mut().push_back(task.clone());
         task
@@ -97,7 +120,7 @@ impl Hub {
     pub(crate) fn run<R: 'static>(&self, first: impl FnOnce() -> Result<R> + 'static) -> Result<R> {
         let outcome = Rc::new(RefCell::new(None));
         let slot = outcome.clone();
-        let first = self.spawn(move || {
+        let first = self.spawn("first", move || {
             let result = first();
             slot.replace(Some(result));
             Ok(())
@@ -127,12 +150,14 @@ impl Hub {
             for event in &events {
                 if event.token() == REMOTE {
                     self.answer_signals();
+                    continue;
                 }
-                if event.is_readable() || event.is_read_closed() || event.is_error() {
-                    self.make_ready(event.token(), Direction::Read);
+                let (is_broken, Token(place)) = (event.is_error(), event.token());
+                if event.is_readable() || event.is_read_closed() || is_broken {
+                    self.change(place, Direction::Read, event.is_read_closed() || is_broken);
                 }
-                if event.is_writable() || event.is_write_closed() || event.is_error() {
-                    self.make_ready(event.token(), Direction::Write);
+                if event.is_writable() || event.is_write_closed() || is_broken {
+                    self.change(place, Direction::Write, event.is_write_closed() || is_broken);
                 }
             }
             self.answer_timers();
@@ -145,9 +170,17 @@ impl Hub {
         Some(time.saturating_duration_since(Instant::now()))
     }
 
-    fn make_ready(&self, token: Token, direction: Direction) {
-        let task = self.sockets.borrow_mut().remove(&(token, direction));
-        self.ready.borrow_mut().extend(task);
+    /// Notes what mio says of one side of a socket.
+    fn change(&self, place: usize, direction: Direction, has_ended: bool) {
+        let side = &mut self.sockets.borrow_mut()[place][direction as usize];
+        let next = match side {
+            _ if has_ended => Side::Ended,
+            Side::Waiting(_) => Side::Quiet, // who waits will look
+            _ => Side::Changed,
+        };
+        if let Side::Waiting(task) = mem::replace(side, next) {
+            self.ready.borrow_mut().push_back(task);
+        }
     }
 
     fn answer_signals(&self) {
@@ -166,42 +199,40 @@ impl Hub {
     }
 
     /// Registers a socket for everything, once.
-    pub(crate) fn register(&self, socket: &mut impl Source) -> io::Result<Token> {
-        let number = usize::try_from(self.next_number()).expect("fewer sockets than addresses");
+    pub(crate) fn register(self: &Rc<Self>, socket: &mut impl Source) -> io::Result<Registration> {
+        let free = self.free.borrow_mut().pop();
+        let place = free.unwrap_or_else(|| {
+            let mut sockets = self.sockets.borrow_mut();
+            sockets.push(Default::default());
+            sockets.len() - 1
+        });
+        let registration = Registration {
+            hub: self.clone(),
+            place,
+        };
         let interests = Interest::READABLE | Interest::WRITABLE;
         self.poll
             .borrow()
             .registry()
-            .register(socket, Token(number), interests)?;
-        Ok(Token(number))
-    }
-
-    /// Does `operation`; suspends the running task as long as it would block.
-    pub(crate) fn wait_for<R>(
-        &self,
-        token: Token,
-        direction: Direction,
-        mut operation: impl FnMut() -> io::Result<R>,
-    ) -> Result<R> {
-        loop {
-            match operation() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.sockets.borrow_mut().insert((token, direction), getcurrent());
-                    getmain().switch::<()>(())?;
-                }
-                outcome => return Ok(outcome?),
-            }
-        }
+            .register(socket, Token(place), interests)?;
+        Ok(registration)
     }
 
     /// Suspends the running task for a time.
+    #[track_caller]
     pub(crate) fn sleep(&self, time: Duration) -> Result<()> {
-        let moment = (Instant::now() + time, self.next_number());
+        self.sleep_until(Instant::now() + time)
+    }
+
+    #[track_caller]
+    pub(crate) fn sleep_until(&self, time: Instant) -> Result<()> {
+        let moment = (time, self.next_number());
         self.timers.borrow_mut().insert(moment, getcurrent());
         getmain().switch(())
     }
 
     /// Suspends the running task until another thread has raised the signal.
+    #[track_caller]
     pub(crate) fn wait_for_signal(&self, signal: u64) -> Result<()> {
         self.signals.borrow_mut().insert(signal, getcurrent());
         getmain().switch(())
@@ -211,8 +242,67 @@ impl Hub {
     pub(crate) fn clear(&self) {
         // Taken out first, and dropped with nothing borrowed: what ends may come back here.
         drop(self.ready.take());
-        drop(self.sockets.take());
+        let sides: Vec<Side> = self
+            .sockets
+            .borrow_mut()
+            .iter_mut()
+            .flatten()
+            .map(mem::take)
+            .collect();
+        drop(sides);
         drop(self.timers.take());
         drop(self.signals.take());
+    }
+}
+
+/// A socket's place in a hub. Drop it after the socket.
+pub(crate) struct Registration {
+    hub: Rc<Hub>,
+    place: usize,
+}
+
+impl Registration {
+    /// Does `operation`; suspends the running task as long as it would block.
+    #[track_caller]
+    pub(crate) fn wait_for<R>(
+        &self,
+        direction: Direction,
+        mut operation: impl FnMut() -> io::Result<R>,
+    ) -> Result<R> {
+        loop {
+            match operation() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(direction)?,
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    /// Suspends the running task until there is a change that it has not seen.
+    ///
+    /// For one who knows that the operation would block now: it saves a call of the system.
+    #[track_caller]
+    pub(crate) fn wait(&self, direction: Direction) -> Result<()> {
+        let before = {
+            let side = &mut self.hub.sockets.borrow_mut()[self.place][direction as usize];
+            match side {
+                Side::Ended => return Ok(()),
+                Side::Changed => {
+                    *side = Side::Quiet;
+                    return Ok(());
+                }
+                Side::Quiet | Side::Waiting(_) => mem::replace(side, Side::Waiting(getcurrent())),
+            }
+        };
+        // One task waits for a side. If there was another one, it is let go of, with nothing borrowed.
+        drop(before);
+        getmain().switch(())
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let sides = mem::take(&mut self.hub.sockets.borrow_mut()[self.place]);
+        self.hub.free.borrow_mut().push(self.place);
+        drop(sides);
     }
 }

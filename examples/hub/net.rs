@@ -7,15 +7,15 @@ use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 
 use anyhow::Result;
-use mio::Token;
 use mio::net::{TcpListener, TcpStream};
 
-use crate::hub::{Direction, Hub};
+use crate::hub::{Direction, Hub, Registration};
 
 pub(crate) struct Lines {
-    hub: Rc<Hub>,
     socket: TcpStream,
-    token: Token,
+    registration: Registration,
+    /// The last read got all that there was.
+    is_drained: Cell<bool>,
     incoming: RefCell<Vec<u8>>,
     outgoing: RefCell<Vec<u8>>,
     is_flushing: Cell<bool>,
@@ -23,52 +23,52 @@ pub(crate) struct Lines {
 
 impl Lines {
     fn new(hub: &Rc<Hub>, mut socket: TcpStream) -> Result<Lines> {
-        socket.set_nodelay(true)?;
-        let token = hub.register(&mut socket)?;
+        let registration = hub.register(&mut socket)?;
         Ok(Lines {
-            hub: hub.clone(),
             socket,
-            token,
+            registration,
+            is_drained: Cell::new(false),
             incoming: RefCell::default(),
             outgoing: RefCell::default(),
             is_flushing: Cell::new(false),
         })
     }
 
+    #[track_caller]
     pub(crate) fn connect(hub: &Rc<Hub>, address: SocketAddr) -> Result<Lines> {
-        let mut socket = TcpStream::connect(address)?;
-        let token = hub.register(&mut socket)?;
+        let lines = Lines::new(hub, TcpStream::connect(address)?)?;
+        let socket = &lines.socket;
         // It is connected when it knows its peer.
-        hub.wait_for(token, Direction::Write, || match socket.peer_addr() {
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => match socket.take_error()? {
-                Some(error) => Err(error),
-                None => Err(io::ErrorKind::WouldBlock.into()),
-            },
-            outcome => outcome,
-        })?;
+        lines
+            .registration
+            .wait_for(Direction::Write, || match socket.peer_addr() {
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => match socket.take_error()? {
+                    Some(error) => Err(error),
+                    None => Err(io::ErrorKind::WouldBlock.into()),
+                },
+                outcome => outcome,
+            })?;
         socket.set_nodelay(true)?;
-        Ok(Lines {
-            hub: hub.clone(),
-            socket,
-            token,
-            incoming: RefCell::default(),
-            outgoing: RefCell::default(),
-            is_flushing: Cell::new(false),
-        })
+        Ok(lines)
     }
 
     /// The next line, without its end; `None` at the end of the stream.
+    #[track_caller]
     pub(crate) fn read(&self) -> Result<Option<String>> {
         loop {
             if let Some(line) = self.take_line()? {
                 return Ok(Some(line));
             }
+            if self.is_drained.get() {
+                self.registration.wait(Direction::Read)?;
+            }
             let mut chunk = [0; 1024];
             let read = || (&self.socket).read(&mut chunk);
-            let count = self.hub.wait_for(self.token, Direction::Read, read)?;
+            let count = self.registration.wait_for(Direction::Read, read)?;
             if count == 0 {
                 return Ok(None);
             }
+            self.is_drained.set(count < chunk.len());
             self.incoming.borrow_mut().extend(&chunk[..count]);
         }
     }
@@ -83,8 +83,12 @@ impl Lines {
     }
 
     /// Writes a line. While another task writes to the same stream, it is left to that one.
+    #[track_caller]
     pub(crate) fn write(&self, line: &str) -> Result<()> {
-        self.outgoing.borrow_mut().extend(line.bytes().chain([b'\n']));
+        let mut outgoing = self.outgoing.borrow_mut();
+        outgoing.extend_from_slice(line.as_bytes());
+        outgoing.push(b'\n');
+        drop(outgoing);
         if self.is_flushing.replace(true) {
             return Ok(());
         }
@@ -102,7 +106,7 @@ impl Lines {
             }
             while !rest.is_empty() {
                 let write = || (&self.socket).write(rest);
-                let count = self.hub.wait_for(self.token, Direction::Write, write)?;
+                let count = self.registration.wait_for(Direction::Write, write)?;
                 rest = &rest[count..];
             }
         }
@@ -120,12 +124,13 @@ pub(crate) fn listen(
     mut listener: TcpListener,
     serve: impl Fn(Rc<Lines>) -> Result<()> + 'static,
 ) -> Result<()> {
-    let token = hub.register(&mut listener)?;
+    let registration = hub.register(&mut listener)?;
     let serve = Rc::new(serve);
     loop {
-        let (socket, _) = hub.wait_for(token, Direction::Read, || listener.accept())?;
+        let (socket, _) = registration.wait_for(Direction::Read, || listener.accept())?;
+        socket.set_nodelay(true)?;
         let lines = Rc::new(Lines::new(hub, socket)?);
         let serve = serve.clone();
-        hub.spawn(move || serve(lines));
+        hub.spawn("connection", move || serve(lines));
     }
 }

@@ -34,21 +34,21 @@ where
 
 /// Sends each line back.
 pub(crate) fn hub_echo() -> Result<Server> {
-    serve_on_hub(|| {
-        |lines: Rc<Lines>| {
-            while let Some(line) = lines.read()? {
-                lines.write(&line)?;
-            }
-            Ok(())
-        }
-    })
+    serve_on_hub(|| |lines: Rc<Lines>| echo(&lines))
+}
+
+pub(crate) fn echo(lines: &Lines) -> Result<()> {
+    while let Some(line) = lines.read()? {
+        lines.write(&line)?;
+    }
+    Ok(())
 }
 
 type Room = BTreeMap<String, Rc<Lines>>;
 
 /// The rooms of the chat, by name.
 #[derive(Clone, Default)]
-struct Rooms(Rc<RefCell<HashMap<String, Room>>>);
+pub(crate) struct Rooms(Rc<RefCell<HashMap<String, Room>>>);
 
 impl Rooms {
     /// Tells all of a room but one.
@@ -77,7 +77,7 @@ impl Rooms {
 }
 
 /// A client is asked, says which room it wants and what it is called, and then talks to the room until it says `/quit`.
-fn chat(rooms: &Rooms, lines: &Rc<Lines>) -> Result<()> {
+pub(crate) fn chat(rooms: &Rooms, lines: &Rc<Lines>) -> Result<()> {
     lines.write("* which room?")?;
     let (Some(room), Some(name)) = (lines.read()?, lines.read()?) else {
         return Ok(());

@@ -1,0 +1,97 @@
+//! The clients of the servers, on a hub of their own.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::channel::channel;
+use crate::hub::Hub;
+use crate::net::Lines;
+
+/// Runs `count` clients at once, in a hub of their own, until all have ended.
+///
+/// They connect one after the other, each when `greet` has seen the one before served, so that they do not overrun
+/// the queue of the listener. The time that is returned is that of what comes afterwards.
+pub(crate) fn run_clients(
+    count: usize,
+    address: SocketAddr,
+    greet: fn(&Lines) -> Result<()>,
+    client: impl Fn(usize, &Rc<Hub>, &Lines) -> Result<()> + 'static,
+) -> Result<Duration> {
+    let hub = Hub::new()?;
+    let inside = hub.clone();
+    let client = Rc::new(client);
+    let outcome = hub.run(move || {
+        let mut connected = Vec::new();
+        for _ in 0..count {
+            let lines = Lines::connect(&inside, address).context("connecting")?;
+            greet(&lines).context("greeting")?;
+            connected.push(lines);
+        }
+        let start = Instant::now();
+        let (done, results) = channel(&inside);
+        for (n, lines) in connected.into_iter().enumerate() {
+            let (client, hub, done) = (client.clone(), inside.clone(), done.clone());
+            inside.spawn(&format!("client {n}"), move || {
+                done.send(client(n, &hub, &lines).with_context(|| format!("client {n}")));
+                Ok(())
+            });
+        }
+        drop(done);
+        let mut ended = 0;
+        while let Some(result) = results.recv()? {
+            result?;
+            ended += 1;
+        }
+        ensure!(ended == count, "{ended} of {count} clients came to their ends");
+        Ok(start.elapsed())
+    });
+    hub.clear();
+    outcome
+}
+
+pub(crate) fn greet_echo(lines: &Lines) -> Result<()> {
+    lines.write("hello")?;
+    ensure!(lines.read()?.as_deref() == Some("hello"), "no echo");
+    Ok(())
+}
+
+pub(crate) fn greet_chat(lines: &Lines) -> Result<()> {
+    ensure!(lines.read()?.as_deref() == Some("* which room?"), "no welcome");
+    Ok(())
+}
+
+/// Sends lines one by one, and wants each back.
+pub(crate) fn echo_client(lines: &Lines, n: usize, rounds: usize) -> Result<()> {
+    for round in 0..rounds {
+        let line = format!("line {round} of client {n}");
+        lines.write(&line)?;
+        let back = lines.read()?.context("the server has closed")?;
+        ensure!(back == line, "{back} came back for {line}");
+    }
+    lines.close();
+    Ok(())
+}
+
+/// Enters a room of the chat, waits until all of the room are there, says something, and hears the others.
+pub(crate) fn chat_client(hub: &Hub, lines: &Lines, n: usize, in_room: usize) -> Result<()> {
+    lines.write(&format!("room{}", n / in_room))?;
+    lines.write(&format!("client{n}"))?;
+    let mut present = 0;
+    while present < in_room {
+        let line = lines.read()?.context("the server has closed")?;
+        present = line.strip_prefix("* here: ").context(line.clone())?.parse()?;
+    }
+    lines.write(&format!("hello from {n}"))?;
+    let mut heard = 0;
+    while heard < in_room - 1 {
+        let line = lines.read()?.context("the server has closed")?;
+        heard += usize::from(line.contains(": hello from "));
+    }
+    hub.sleep(Duration::from_millis(1))?;
+    lines.write("/quit")?;
+    while lines.read()?.is_some() {}
+    Ok(())
+}
