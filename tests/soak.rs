@@ -11,7 +11,7 @@ use std::sync::Barrier;
 
 use anyhow::{Result, bail};
 use fastrand::Rng;
-use greenlet::{Greenlet, GreenletExit, State, getparent, stack};
+use greenlet::{Greenlet, GreenletExit, State, getparent, stack, stacks_in_use};
 
 /// How many greenlets are alive at once, on both threads together. A debug build has fewer: it is slower, and
 /// with guards that take two mappings each the kernel refuses more than 32,000.
@@ -177,7 +177,7 @@ impl Soak {
     /// As many bodies run, and as many stacks are in use, as there are members.
     fn check(&self) -> Result<()> {
         let (members, bodies) = (self.members.len(), self.alive.get());
-        let stacks = stack::stats().in_use_here;
+        let stacks = stacks_in_use();
         if bodies != members as isize || stacks != members {
             bail!("{members} members, {bodies} bodies, {stacks} stacks");
         }

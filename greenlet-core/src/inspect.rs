@@ -31,7 +31,7 @@ pub fn greenlets() -> Vec<Greenlet> {
 }
 
 /// How many stacks the greenlets of the calling thread have at the moment. A greenlet has one from its
-/// first switch until it ends.
+/// first switch until it ends. A counter is read; [`stack::stats`] knows more, of all threads, and asks the kernel.
 ///
 /// # Examples
 ///

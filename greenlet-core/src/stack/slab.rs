@@ -22,11 +22,12 @@
 //! - **M2** Every stack cut from a slab is cut once; from then on its `Stack` owns its range.
 //! - **M3** No stack is given out without its guard.
 //! - **M4** Slabs are listed, for whoever has an address and wants to know what is there. The list only
-//!   ever grows at its head, and its records are never changed or freed: a signal handler can read it.
+//!   ever grows at its head, and its records are never freed, or changed but for a counter: a signal handler can
+//!   read it.
 
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -49,6 +50,8 @@ pub(super) struct Slabs {
     /// The lowest address that is not cut yet, and how many stacks there are room for.
     next: *mut u8,
     left: usize,
+    /// The slab that they are in, as it is listed.
+    slab: Option<&'static Slab>,
     /// How many stacks have been cut.
     cut: usize,
     /// How many stacks the next slab is to hold.
@@ -63,6 +66,7 @@ impl Slabs {
         Slabs {
             next: ptr::null_mut(),
             left: 0,
+            slab: None,
             cut: 0,
             grow_by: FIRST_SLAB,
         }
@@ -77,6 +81,9 @@ impl Slabs {
         let start = self.next;
         self.left -= count;
         self.cut += count;
+        if let Some(slab) = self.slab {
+            slab.cut.fetch_add(count, Ordering::Relaxed);
+        }
         self.next = start.wrapping_add(count * stride(class));
         Ok(Unguarded { start, count, class })
     }
@@ -96,7 +103,7 @@ impl Slabs {
                     self.next = start.as_ptr();
                     self.left = count;
                     self.grow_by = count.saturating_mul(2);
-                    list(start.as_ptr(), count, class);
+                    self.slab = Some(list(start.as_ptr(), count, class));
                     return Ok(());
                 }
                 // Memory may be limited (address space, overcommit): a smaller slab may still do.
@@ -126,17 +133,23 @@ fn guard_offset(class: Class) -> usize {
 pub(super) struct Slab {
     start: *mut u8,
     count: usize,
+    /// How many stacks have been cut from it: the lowest ones.
+    cut: AtomicUsize,
     class: Class,
     before: *const Slab,
 }
 
+// SAFETY: nothing is written through its pointers; the stacks have their owners (M2).
+unsafe impl Sync for Slab {}
+
 static SLABS: AtomicPtr<Slab> = AtomicPtr::new(ptr::null_mut());
 
 /// Enters a new slab into the list. It is leaked, as the slab is (M1).
-fn list(start: *mut u8, count: usize, class: Class) {
+fn list(start: *mut u8, count: usize, class: Class) -> &'static Slab {
     let slab = Box::into_raw(Box::new(Slab {
         start,
         count,
+        cut: AtomicUsize::new(0),
         class,
         before: ptr::null(),
     }));
@@ -145,7 +158,8 @@ fn list(start: *mut u8, count: usize, class: Class) {
         // SAFETY: not in the list yet, so nobody else sees it.
         unsafe { (*slab).before = head };
         match SLABS.compare_exchange_weak(head, slab, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => return,
+            // SAFETY: it is never freed, and from now on never changed but for its counter.
+            Ok(_) => return unsafe { &*slab },
             Err(now) => head = now,
         }
     }
@@ -179,14 +193,24 @@ impl Slab {
         start..start + self.len()
     }
 
-    /// The usable pages of each stack in it, cut or not: where they start, and their length in bytes.
+    /// The usable pages of each stack cut from it: where they start, and their length in bytes.
     pub(super) fn stacks(&self) -> impl Iterator<Item = (*mut u8, usize)> + use<> {
         let (start, class) = (self.start, self.class);
         let pages = move |index| {
             let base = start.wrapping_add((index + 1) * stride(class));
             (base.wrapping_sub(class.usable()), class.usable())
         };
-        (0..self.count).map(pages)
+        (0..self.cut.load(Ordering::Relaxed)).map(pages)
+    }
+
+    /// Where the part begins that has been cut into stacks, and its length in bytes.
+    pub(super) fn cut_part(&self) -> (*mut u8, usize) {
+        (self.start, self.cut.load(Ordering::Relaxed) * stride(self.class))
+    }
+
+    /// Says whether the page at `offset` bytes from the start is a stack's: no guard, and no spare one.
+    pub(super) fn is_usable(&self, offset: usize) -> bool {
+        offset % stride(self.class) > guard_offset(self.class)
     }
 
     /// The reserved address space, in bytes.

@@ -20,8 +20,6 @@ pub struct Stats {
     /// greenlet refused to end. All threads together; of each other thread, the stack of the greenlet
     /// that ended last counts too.
     pub in_use: usize,
-    /// The same, of the calling thread alone.
-    pub in_use_here: usize,
     /// Stacks that wait to be used again, at hand in threads or in the pool. All threads together.
     pub idle: usize,
     /// Address space that is reserved for stacks, in bytes. It never shrinks.
@@ -35,9 +33,11 @@ pub struct Stats {
 
 /// Counts the stacks of the process.
 ///
-/// The kernel is asked for each page that is reserved, so this is for tests, and for a look now and
-/// then: some 100 µs for a thousand stacks of the default size. The counts are of one moment only if no
-/// other thread starts or ends greenlets meanwhile.
+/// The kernel is asked about each page of each stack that there is, so this is for tests, and for a look now
+/// and then. It takes 0.1 ms for 1,000 stacks of 64 KiB, 20 ms for 100,000 of them, and 0.25 ms for 1,000 of the
+/// default size (on a 2-core x86_64 machine; several times that where guards are made by `mprotect`). The counts are of one
+/// moment only if no other thread starts or ends greenlets meanwhile. For the count of the calling thread,
+/// [`stacks_in_use`](crate::stacks_in_use) costs next to nothing.
 ///
 /// # Examples
 ///
@@ -45,11 +45,11 @@ pub struct Stats {
 /// use greenlet_core::{Greenlet, getparent, stack};
 ///
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
-/// assert_eq!(stack::stats().in_use_here, 0); // pending: it has none yet
+/// assert_eq!(stack::stats().in_use, 0); // pending: it has none yet
 /// waiting.switch::<()>(())?;
-/// assert_eq!(stack::stats().in_use_here, 1);
-/// drop(waiting);
-/// assert_eq!(stack::stats().in_use_here, 0);
+/// let stats = stack::stats();
+/// assert_eq!(stats.in_use, 1);
+/// assert!(0 < stats.resident_bytes && stats.resident_bytes < stats.mapped_bytes);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn stats() -> Stats {
@@ -57,11 +57,10 @@ pub fn stats() -> Stats {
     let in_use = counted() - hub.idle_but_counted();
     Stats {
         in_use,
-        in_use_here: hub.stacks_in_use(),
         idle: pool::made().saturating_sub(in_use),
         mapped_bytes: slab::slabs().map(Slab::len).sum(),
         mappings: slab::slabs().count(),
-        resident_bytes: slab::slabs().flat_map(Slab::stacks).map(resident_bytes).sum(),
+        resident_bytes: slab::slabs().map(resident_bytes).sum(),
     }
 }
 
@@ -72,9 +71,37 @@ pub(crate) fn high_water(stack: &Stack) -> usize {
     (len - untouched * page_size()).min(stack.size())
 }
 
-/// The memory of one stack.
-fn resident_bytes((start, len): (*mut u8, usize)) -> usize {
-    pages(start, len).filter(|is_resident| *is_resident).count() * page_size()
+/// The memory of the stacks in a slab.
+fn resident_bytes(slab: &Slab) -> usize {
+    resident_pages(slab).unwrap_or_else(|| {
+        let resident = |(start, len)| pages(start, len).filter(|is_resident| *is_resident).count();
+        slab.stacks().map(resident).sum()
+    }) * page_size()
+}
+
+/// The same, in pages. It asks for many stacks at once, guards and all, which is four times as fast. `None` where
+/// the kernel, or an emulator, does not answer for guards.
+fn resident_pages(slab: &Slab) -> Option<usize> {
+    const AT_ONCE: usize = 4096;
+    let page = page_size();
+    let (start, len) = slab.cut_part();
+    let mut answer = [0_u8; AT_ONCE];
+    let mut count = 0;
+    for offset in (0..len).step_by(AT_ONCE * page) {
+        let len = (len - offset).min(AT_ONCE * page);
+        // SAFETY: it writes a byte for each page of the range to `answer`, which has room for that.
+        let status =
+            unsafe { libc::mincore(start.wrapping_add(offset).cast(), len, answer.as_mut_ptr().cast()) };
+        if status != 0 {
+            return None;
+        }
+        for (index, state) in answer[..len / page].iter().enumerate() {
+            if state & 1 != 0 && slab.is_usable(offset + index * page) {
+                count += 1;
+            }
+        }
+    }
+    Some(count)
 }
 
 /// For each page of a stack, whether it has memory. Guards are left out: not every kernel, or emulator,
