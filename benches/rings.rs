@@ -4,6 +4,7 @@
 //! other, on pooled stacks, which is as good as it gets.
 
 use std::cell::{Cell, RefCell};
+use std::hint::black_box;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -63,7 +64,8 @@ unsafe extern "C" fn member(mut n: u64, me: *mut ()) -> ! {
     }
 }
 
-fn raw_ring(members: usize) -> impl FnMut(u64) {
+fn raw_ring(stacks: Vec<*mut u8>) -> impl FnMut(u64) {
+    let members = stacks.len();
     let ring: &'static [Member] = (0..=members)
         .map(|_| Member {
             resume: Cell::new(std::ptr::null_mut()),
@@ -71,7 +73,7 @@ fn raw_ring(members: usize) -> impl FnMut(u64) {
         })
         .collect::<Vec<Member>>()
         .leak();
-    for (index, base) in stacks::map(members).into_iter().enumerate() {
+    for (index, base) in stacks.into_iter().enumerate() {
         let me = &ring[index + 1];
         me.next.set(&raw const ring[(index + 2) % (members + 1)]);
         let data = (&raw const *me).cast_mut().cast();
@@ -88,14 +90,43 @@ fn raw_ring(members: usize) -> impl FnMut(u64) {
 }
 
 /// A `for` loop over the members: two switches a hop.
-fn corosensei_ring(members: usize) -> impl FnMut(u64) {
-    let mut ring: Vec<_> = (0..members)
-        .map(|_| {
-            let coroutine = corosensei::Coroutine::<u64, u64, (), _>::with_stack(
-                stacks::Pooled::take(),
-                |yielder, mut n| {
+fn corosensei_ring(stacks: Vec<stacks::Pooled>) -> impl FnMut(u64) {
+    let mut ring: Vec<_> = stacks
+        .into_iter()
+        .map(|stack| {
+            let coroutine = corosensei::Coroutine::<u64, u64, (), _>::with_stack(stack, |yielder, mut n| {
+                loop {
+                    n = yielder.suspend(n + 1);
+                }
+            });
+            std::mem::ManuallyDrop::new(coroutine)
+        })
+        .collect();
+    let mut n = 0;
+    move |laps| {
+        for _ in 0..laps {
+            for coroutine in &mut ring {
+                n = coroutine.resume(n).as_yield().unwrap();
+            }
+        }
+    }
+}
+
+fn pooled(members: usize) -> Vec<stacks::Pooled> {
+    (0..members).map(|_| stacks::Pooled::take()).collect()
+}
+
+/// The members say who is next, as ours do: the trampoline's loop does not know it before one has come back.
+fn corosensei_told(members: usize) -> impl FnMut(u64) {
+    let mut ring: Vec<_> = pooled(members)
+        .into_iter()
+        .enumerate()
+        .map(|(index, stack)| {
+            let coroutine = corosensei::Coroutine::<u64, (u64, usize), (), _>::with_stack(
+                stack,
+                move |yielder, mut n| {
                     loop {
-                        n = yielder.suspend(n + 1);
+                        n = yielder.suspend((n + 1, black_box(index + 1)));
                     }
                 },
             );
@@ -105,8 +136,9 @@ fn corosensei_ring(members: usize) -> impl FnMut(u64) {
     let mut n = 0;
     move |laps| {
         for _ in 0..laps {
-            for coroutine in &mut ring {
-                n = coroutine.resume(n).as_yield().unwrap();
+            let mut next = 0;
+            while let Some(coroutine) = ring.get_mut(next) {
+                (n, next) = coroutine.resume(n).as_yield().unwrap();
             }
         }
     }
@@ -189,29 +221,44 @@ fn async_ring(members: usize) -> impl FnMut(u64) {
 pub(crate) fn groups() -> Vec<Group> {
     vec![
         Group::new("ring of 1,000", 1_000)
-            .add("raw", || raw_ring(1_000))
+            .add("raw", || raw_ring(stacks::map(1_000)))
+            .add("raw (staggered)", || raw_ring(stacks::map_staggered(1_000)))
             .add("greenlet", || asm::ring(1_000))
             .add("greenlet (context)", || fcontext::ring(1_000))
-            .add("corosensei", || corosensei_ring(1_000))
+            .add("corosensei", || corosensei_ring(pooled(1_000)))
+            .add("corosensei (staggered)", || {
+                corosensei_ring(stacks::Pooled::staggered(1_000))
+            })
+            .add("corosensei (told who is next)", || corosensei_told(1_000))
             .add("generator", || generator_ring(1_000))
             .add("wasmtime-fiber", || wasmtime_ring(1_000))
             .add("native async", || async_ring(1_000))
             .goal("corosensei", 0.8),
         Group::new("ring of 10,000", 10_000)
-            .add("raw", || raw_ring(10_000))
+            .add("raw", || raw_ring(stacks::map(10_000)))
+            .add("raw (staggered)", || raw_ring(stacks::map_staggered(10_000)))
             .add("greenlet", || asm::ring(10_000))
             .add("greenlet (context)", || fcontext::ring(10_000))
-            .add("corosensei", || corosensei_ring(10_000))
+            .add("corosensei", || corosensei_ring(pooled(10_000)))
+            .add("corosensei (staggered)", || {
+                corosensei_ring(stacks::Pooled::staggered(10_000))
+            })
+            .add("corosensei (told who is next)", || corosensei_told(10_000))
             .add("generator", || generator_ring(10_000))
             .add("wasmtime-fiber", || wasmtime_ring(10_000))
             .add("native async", || async_ring(10_000))
             .goal("corosensei", 0.8),
         // The stacks of generator and wasmtime-fiber are two mappings each: those end at the kernel's limit.
         Group::new("ring of 100,000", 100_000)
-            .add("raw", || raw_ring(100_000))
+            .add("raw", || raw_ring(stacks::map(100_000)))
+            .add("raw (staggered)", || raw_ring(stacks::map_staggered(100_000)))
             .add("greenlet", || asm::ring(100_000))
             .add("greenlet (context)", || fcontext::ring(100_000))
-            .add("corosensei", || corosensei_ring(100_000))
+            .add("corosensei", || corosensei_ring(pooled(100_000)))
+            .add("corosensei (staggered)", || {
+                corosensei_ring(stacks::Pooled::staggered(100_000))
+            })
+            .add("corosensei (told who is next)", || corosensei_told(100_000))
             .add("native async", || async_ring(100_000))
             .goal("corosensei", 0.5),
     ]

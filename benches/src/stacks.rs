@@ -1,11 +1,15 @@
 //! Stacks for the peers that bring none: one mapping, 17 pages apart (an odd number, see the core's `stack/slab.rs`),
-//! without guards. That is the best that can be done for them.
+//! without guards. That is what their users would do by hand.
+//!
+//! All of these begin at the same place in a page, so what many of them need at a switch competes for a few sets
+//! of the caches. Staggered ones begin on up to 32 different lines, as ours do.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 
 const PAGE: usize = 4096;
 const STRIDE: usize = 17 * PAGE;
+/// Less than there is, by what is lost where they are staggered.
 const SIZE: usize = 16 * PAGE;
 
 /// Maps `count` stacks; the addresses of their bases. Never unmapped.
@@ -20,6 +24,12 @@ pub fn map(count: usize) -> Vec<*mut u8> {
     (1..=count)
         .map(|index| start.cast::<u8>().wrapping_add(index * STRIDE))
         .collect()
+}
+
+/// The same, but the bases differ by up to half a page. Aligned to 64.
+pub fn map_staggered(count: usize) -> Vec<*mut u8> {
+    let lower = |base: *mut u8| base.wrapping_sub(base.addr() / PAGE % 32 * 64);
+    map(count).into_iter().map(lower).collect()
 }
 
 /// A stack from a pool of this thread, for corosensei.
@@ -37,6 +47,11 @@ impl Pooled {
             }
             Pooled(free.pop().expect("just filled"))
         })
+    }
+
+    /// Staggered ones, that are not from the pool (but would go to it).
+    pub fn staggered(count: usize) -> Vec<Pooled> {
+        map_staggered(count).into_iter().map(Pooled).collect()
     }
 
     /// The high end.
