@@ -31,6 +31,9 @@ impl Recording {
         let names = self.names();
         let number = |name: &str| names.iter().position(|other| *other == name).unwrap_or(0) + 1;
         let mut trace = Trace::new();
+        trace.add(format_args!(
+            r#""ph":"M","name":"process_name","pid":1,"args":{{"name":"greenlets"}}"#
+        ));
         for (index, name) in names.iter().enumerate() {
             let (tid, name) = (index + 1, quoted(name));
             trace.add(format_args!(
@@ -43,27 +46,35 @@ impl Recording {
         let mut running = self.first();
         let mut since = Duration::ZERO;
         let mut cause: Option<&Event> = None;
-        let transfers = self
-            .events()
-            .iter()
-            .filter(|event| event.kind() != EventKind::Note);
-        for (flow, event) in transfers.enumerate() {
-            trace.block(number(running), since, event.time(), cause);
-            let (from, to) = (number(event.origin()), number(event.target()));
-            // An arrow begins inside the block that it leaves: at its end, there would be no block.
-            let leaves = event.time().saturating_sub(Duration::from_nanos(1)).max(since);
-            let common = format!(r#""name":"switch","cat":"switch","id":{flow},"pid":1"#);
+        let mut arrows = 0;
+        let mut has_note = false;
+        for event in self.events() {
+            if event.kind() == EventKind::Note {
+                has_note = true;
+                continue;
+            }
+            let tid = number(running);
+            // Blocks of one row do not touch, or rounding could make them overlap.
+            let is_same_row = event.target() == running;
+            let end = event
+                .time()
+                .saturating_sub(Duration::from_nanos(is_same_row.into()));
+            trace.block(tid, since, end, arrows, cause);
+            // The arrow to the next block. After a note, Perfetto would have it begin there.
+            let leaves = if has_note {
+                since
+            } else {
+                end.saturating_sub(MARGIN).max(since)
+            };
+            arrows += 1;
             trace.add(format_args!(
-                r#""ph":"s","tid":{from},"ts":{},{common}"#,
-                micros(leaves)
+                r#""ph":"s","tid":{tid},"ts":{},{}"#,
+                micros(leaves),
+                Trace::flow(arrows)
             ));
-            trace.add(format_args!(
-                r#""ph":"f","bp":"e","tid":{to},"ts":{},{common}"#,
-                micros(event.time())
-            ));
-            (running, since, cause) = (event.target(), event.time(), Some(event));
+            (running, since, cause, has_note) = (event.target(), event.time(), Some(event), false);
         }
-        trace.block(number(running), since, self.length(), cause);
+        trace.block(number(running), since, self.length(), arrows, cause);
         for event in self.events() {
             if let Some(text) = event.text() {
                 let (tid, at, text) = (number(event.origin()), micros(event.time()), quoted(text));
@@ -75,6 +86,10 @@ impl Recording {
         trace.finish()
     }
 }
+
+/// How long before the end of a block its arrow begins. At the end itself there would be no block; and who reads the
+/// file cuts off, of times and durations, what is below a nanosecond after it has computed with them.
+const MARGIN: Duration = Duration::from_nanos(10);
 
 struct Trace {
     json: String,
@@ -92,8 +107,13 @@ impl Trace {
         write!(self.json, "{comma}\n{{{fields}}}").expect("a String takes all that is written");
     }
 
-    /// The time in which one greenlet ran.
-    fn block(&mut self, tid: usize, from: Duration, to: Duration, cause: Option<&Event>) {
+    /// The fields of an arrow, of its beginning and of its end.
+    fn flow(number: usize) -> String {
+        format!(r#""name":"switch","cat":"switch","id":{number},"pid":1"#)
+    }
+
+    /// The time in which one greenlet ran, and the end of the arrow that leads to it.
+    fn block(&mut self, tid: usize, from: Duration, to: Duration, flow: usize, cause: Option<&Event>) {
         let (ts, duration) = (micros(from), micros(to.saturating_sub(from)));
         let args = match cause {
             None => String::new(),
@@ -115,6 +135,11 @@ impl Trace {
         self.add(format_args!(
             r#""ph":"X","cat":"run","name":"{name}","pid":1,"tid":{tid},"ts":{ts},"dur":{duration}{args}"#
         ));
+        // After its block: who reads the file takes what has the same time in the order of the file.
+        if cause.is_some() {
+            let flow = Trace::flow(flow);
+            self.add(format_args!(r#""ph":"f","bp":"e","tid":{tid},"ts":{ts},{flow}"#));
+        }
     }
 
     fn finish(mut self) -> String {

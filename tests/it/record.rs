@@ -1,5 +1,6 @@
 //! The recorder: what it writes down, how it compares, what it draws; and the leak check.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Result, bail};
@@ -312,7 +313,8 @@ fn a_chrome_trace_is_json_and_its_blocks_fill_the_time() {
     let of = |phase: &str| -> Vec<&serde_json::Value> {
         events.iter().filter(|event| event["ph"] == phase).collect()
     };
-    assert_eq!(of("M")[2]["args"]["name"], "a \"quoted\" \\ \n");
+    assert_eq!(of("M")[0]["args"]["name"], "greenlets");
+    assert_eq!(of("M")[3]["args"]["name"], "a \"quoted\" \\ \n");
     assert_eq!(of("i")[0]["name"], "here");
     assert_eq!((of("s").len(), of("f").len()), (4, 4));
 
@@ -346,6 +348,77 @@ fn a_chrome_trace_is_json_and_its_blocks_fill_the_time() {
     }
     let length = recording.length().as_nanos() as f64 / 1000.0;
     assert!((end - length).abs() < 0.01, "{end} of {length}");
+}
+
+/// What Perfetto makes of a trace, as its importer does it: whole nanoseconds, rounded down; in the order of time,
+/// and in the order of the file where that is the same; an arrow joins what is topmost in its rows, where what has
+/// ended is taken away only when something begins. Returns the number of blocks, and the arrows between them.
+fn perfetto(json: &str) -> (usize, Vec<(usize, usize)>) {
+    let json: serde_json::Value = serde_json::from_str(json).unwrap();
+    let nanoseconds = |value: &serde_json::Value| (value.as_f64().unwrap() * 1000.0) as u64;
+    let events = json["traceEvents"].as_array().unwrap().iter();
+    let mut events: Vec<_> = events.filter(|event| event["ph"] != "M").collect();
+    events.sort_by_key(|event| nanoseconds(&event["ts"]));
+    let mut rows: HashMap<u64, Vec<(Option<usize>, u64)>> = HashMap::new();
+    let (mut blocks, mut begun, mut arrows) = (0, HashMap::new(), Vec::new());
+    for event in events {
+        let row = rows.entry(event["tid"].as_u64().unwrap()).or_default();
+        let now = nanoseconds(&event["ts"]);
+        let phase = event["ph"].as_str().unwrap();
+        if phase == "X" || phase == "i" {
+            row.retain(|(_, end)| now < *end);
+        }
+        let topmost = row.last().and_then(|(block, _)| *block);
+        match phase {
+            "X" => {
+                assert!(row.is_empty(), "two blocks at a time in a row: {event}");
+                row.push((Some(blocks), now + nanoseconds(&event["dur"])));
+                blocks += 1;
+            }
+            "i" => {
+                assert_eq!(event["s"], "t");
+                row.push((None, now));
+            }
+            "s" => {
+                let from = topmost.expect("an arrow begins in a block");
+                assert_eq!(begun.insert(event["id"].as_u64().unwrap(), from), None);
+            }
+            "f" => {
+                assert_eq!(event["bp"], "e");
+                let from = begun.remove(&event["id"].as_u64().unwrap());
+                let to = topmost.expect("an arrow ends in a block");
+                arrows.push((from.expect("an arrow has a beginning"), to));
+            }
+            other => panic!("it does not know {other}"),
+        }
+    }
+    assert!(begun.is_empty(), "arrows without an end");
+    (blocks, arrows)
+}
+
+#[test]
+fn in_perfetto_an_arrow_leads_from_each_block_to_the_next() {
+    let ((), recording) = record(|| {
+        let a = named("a", |()| {
+            loop {
+                pause()?;
+                if false {
+                    return Ok(());
+                }
+            }
+        });
+        for n in 0..500 {
+            a.switch::<()>(()).unwrap();
+            if n % 100 == 0 {
+                note("a hundred");
+                getcurrent().switch::<()>(()).unwrap(); // two blocks of one row
+            }
+        }
+    });
+    let (blocks, arrows) = perfetto(&recording.to_chrome_trace());
+    assert_eq!(blocks, 1 + 2 * 500 + 5 + 2, "the last two: how `a` is ended");
+    let expected: Vec<(usize, usize)> = (1..blocks).map(|n| (n - 1, n)).collect();
+    assert_eq!(arrows, expected);
 }
 
 #[test]
