@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, NoDriver, SwitchForbidden, Unwinding, await_, getcurrent, getparent,
-    greenlet_spawn, no_switch, try_await_,
+    Awaiting, Greenlet, GreenletExit, NoDriver, StrayMessage, SwitchForbidden, Unwinding, await_, getcurrent,
+    getparent, greenlet_spawn, no_switch, try_await_,
 };
 
 use crate::support::{Drops, Log, Witness};
@@ -402,9 +402,33 @@ fn a_foreign_greenlet_that_ends_into_the_driver_is_reported_to_the_function() {
     let foreign = Greenlet::new(|(): ()| Ok(5_u16));
     let mut spawned = greenlet_spawn(move || {
         let error = foreign.switch::<u16>(()).unwrap_err();
+        let error: StrayMessage = error.downcast().unwrap();
         await_(async { error.to_string() })
     });
     assert!(ready(poll(&mut spawned)).contains("u16"));
+}
+
+#[test]
+fn a_foreign_greenlet_is_reported_to_the_greenlet_that_went_on_last() {
+    for polls in 0..2 {
+        let handle = Handle::default();
+        let (future, ready_later) = (handle.future(), handle.ready.clone());
+        ready_later.set(polls == 0);
+        let foreign = Greenlet::new(|(): ()| Ok(5_u16));
+        let mut spawned = greenlet_spawn(move || {
+            let below = Greenlet::new(move |(): ()| {
+                await_(future); // from here on it is the driver that lets it go on
+                let error = foreign.switch::<u16>(()).unwrap_err();
+                Ok(error.is::<StrayMessage>())
+            });
+            below.switch::<bool>(()).unwrap()
+        });
+        for _ in 0..polls {
+            assert!(poll(&mut spawned).is_pending());
+        }
+        ready_later.set(true);
+        assert!(ready(poll(&mut spawned)), "after {polls} polls");
+    }
 }
 
 #[test]

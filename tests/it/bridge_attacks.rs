@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, NoDriver, Spawn, Tracer, WeakGreenlet, await_, getcurrent, getmain,
-    getparent, greenlet_spawn, no_switch, settrace, try_await_,
+    Awaiting, Greenlet, GreenletExit, NoDriver, Spawn, StrayMessage, Tracer, WeakGreenlet, await_,
+    getcurrent, getmain, getparent, greenlet_spawn, no_switch, settrace, try_await_,
 };
 
 use crate::bridge::{Handle, poll, ready};
@@ -194,6 +194,36 @@ fn a_tracer_cannot_post_between_an_await_and_its_poll() {
     handle.ready.set(true);
     assert_eq!(ready(poll(&mut spawned)), 2);
     assert_eq!(log.take(), ["outside: true"]);
+}
+
+#[test]
+fn the_end_of_another_function_is_not_taken_for_the_own() {
+    let _no_leaks = NoLeaks::watch();
+    let mut first = greenlet_spawn(|| {
+        drop(getmain().switch::<()>("for nobody"));
+        1_u32
+    });
+    let root = first.greenlet().downgrade();
+    let got = Rc::new(Cell::new(0));
+    let put = got.clone();
+    settrace(Some(Tracer::new(move |event| {
+        if event.target.is_main() {
+            settrace(None);
+            // In the middle of the first driver's turn, on its stack.
+            let root = root.upgrade().unwrap();
+            let mut second = greenlet_spawn(move || {
+                // It returns, into the greenlet that polls both.
+                let stray = root.switch::<u32>(()).unwrap_err();
+                assert!(stray.is::<StrayMessage>());
+                2_u32
+            });
+            put.set(ready(poll(&mut second)));
+        }
+        Ok(())
+    })));
+    let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut first)));
+    assert!(polled.is_err(), "its result has gone elsewhere");
+    assert_eq!(got.get(), 2);
 }
 
 #[test]
@@ -504,6 +534,22 @@ fn the_poll_of_a_spawn_in_a_section_without_switches_changes_nothing() {
     let mut cx = Context::from_waker(Waker::noop());
     assert!(ready(no_switch(|| Pin::new(&mut spawned).poll(&mut cx))).is_err());
     assert_eq!(ready(poll(&mut spawned)).unwrap(), 1);
+
+    // The same where it is a panic; also when the function waits, and could go on.
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut spawned = greenlet_spawn(move || await_(future));
+    for polls in 0..2 {
+        let refused = catch_unwind(AssertUnwindSafe(|| no_switch(|| poll(&mut spawned))));
+        assert!(refused.is_err());
+        assert_eq!(handle.polls.get(), polls);
+        handle.ready.set(polls > 0);
+        if polls == 0 {
+            assert!(poll(&mut spawned).is_pending());
+            handle.ready.set(true);
+        }
+    }
+    assert_eq!(ready(poll(&mut spawned)), 2);
 }
 
 #[test]

@@ -112,6 +112,32 @@ fn blocking_parks_until_another_thread_wakes() {
 }
 
 #[test]
+fn blocking_polls_once_for_each_wake_up() {
+    let (send, wakers) = mpsc::channel::<std::task::Waker>();
+    let is_woken = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let set = is_woken.clone();
+    let wakes = std::thread::spawn(move || {
+        let waker = wakers.recv().unwrap();
+        std::thread::sleep(Duration::from_millis(20)); // in which a loop that does not park polls a lot
+        set.store(true, std::sync::atomic::Ordering::SeqCst);
+        waker.wake();
+    });
+    let polls = block_on_greenlet(move || {
+        let mut polls = 0;
+        await_(std::future::poll_fn(|cx| {
+            polls += 1;
+            if is_woken.load(std::sync::atomic::Ordering::SeqCst) {
+                return Poll::Ready(polls);
+            }
+            let _ = send.send(cx.waker().clone());
+            Poll::Pending
+        }))
+    });
+    wakes.join().unwrap();
+    assert_eq!(polls, 2);
+}
+
+#[test]
 fn blocking_takes_a_wake_up_that_came_before_it_parked() {
     let mut polls = 0;
     let counted = block_on_greenlet(move || {
