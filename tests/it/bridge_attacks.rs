@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, NoDriver, Spawn, StrayMessage, Tracer, WeakGreenlet, await_,
-    getcurrent, getmain, getparent, greenlet_spawn, no_switch, settrace, try_await_,
+    Awaiting, Generator, Greenlet, GreenletExit, NoDriver, Spawn, StrayMessage, Tracer, WeakGreenlet, await_,
+    getcurrent, getmain, getparent, greenlet_spawn, no_switch, scope, settrace, try_await_,
 };
 
 use crate::bridge::{Handle, poll, ready};
@@ -424,6 +424,48 @@ fn executors_nest_inside_of_a_spawned_function() {
         inner + await_(async { 40 })
     });
     assert_eq!(ready(poll(&mut outer)), 42);
+}
+
+#[test]
+fn generators_and_scopes_inside_of_a_spawned_function_await() {
+    for polls in 1..=3 {
+        let _no_leaks = NoLeaks::watch();
+        let drops = Drops::new();
+        let watched = drops.clone();
+        let handles = [Handle::default(), Handle::default()];
+        let [first, second] = handles.clone().map(|handle| handle.future());
+        let mut spawned = greenlet_spawn(move || {
+            let local = watched.witness();
+            let doubled = Generator::new(move |out| {
+                let _local = local;
+                out.yield_(2 * await_(first))?;
+                out.yield_(0)
+            });
+            let mut sum: u32 = doubled.map(Result::unwrap).sum();
+            let borrowed = watched.witness();
+            scope(|s| {
+                let adds = s.greenlet(|(): ()| {
+                    let _borrowed = &borrowed;
+                    sum += try_await_(second)?;
+                    Ok(())
+                });
+                adds.switch::<()>(())
+            })
+            .unwrap();
+            sum
+        });
+        for n in 1..=polls {
+            let polled = poll(&mut spawned);
+            if n == 3 {
+                assert_eq!(ready(polled), 2 * 2 + 2);
+            } else {
+                assert!(polled.is_pending());
+                handles[n - 1].ready.set(true);
+            }
+        }
+        drop(spawned);
+        assert_eq!(drops.count(), if polls == 1 { 1 } else { 2 });
+    }
 }
 
 #[test]
