@@ -99,6 +99,16 @@ impl Driver {
         }
     }
 
+    /// Lets go of the waker: whoever has a handle of the root does not keep the task.
+    #[inline]
+    pub(super) fn forget_waker(&self) {
+        if self.in_place.get() {
+            let kept = self.waker.try_borrow_mut().ok().and_then(|mut kept| kept.take());
+            // CAUTION: runs foreign code.
+            drop(kept);
+        }
+    }
+
     /// Polls what the root awaits on the root's own stack.
     ///
     /// The context is made of a waker that is borrowed from here, not of the executor's, which may end sooner: the

@@ -514,6 +514,7 @@ impl<T: 'static> Spawn<T> {
     #[inline]
     fn over(&mut self) {
         self.driver.phase.set(Phase::Over);
+        self.driver.forget_waker();
         self.unbind();
         self.end_cancelled();
     }
@@ -656,6 +657,7 @@ impl<T: 'static> Drop for Spawn<T> {
             return;
         }
         if self.root.is_dead() {
+            self.driver.forget_waker();
             return;
         }
         // First what waits, then what it was called from, up to the root.
@@ -668,6 +670,7 @@ impl<T: 'static> Drop for Spawn<T> {
             }
             self.root.end();
         });
+        self.driver.forget_waker();
     }
 }
 

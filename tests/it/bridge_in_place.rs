@@ -14,7 +14,7 @@ use greenlet::{
 };
 
 use crate::bridge::{Handle, poll, ready};
-use crate::support::{Drops, NoLeaks};
+use crate::support::{Drops, Log, NoLeaks};
 
 #[track_caller]
 fn spawn<T: 'static>(function: impl FnOnce() -> T + 'static) -> Spawn<T> {
@@ -189,6 +189,42 @@ fn a_drop_and_a_cancel_drop_all_once() {
     }
 }
 
+#[test]
+fn who_has_a_handle_does_not_keep_the_waker() {
+    for is_dropped in [false, true] {
+        let _no_leaks = NoLeaks::watch();
+        let mut spawned = spawn(move || {
+            await_(async {});
+            if is_dropped {
+                await_(pending::<()>());
+            }
+        });
+        let greenlet = spawned.greenlet().clone();
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
+        let polled = std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&waker));
+        assert_eq!(polled.is_pending(), is_dropped);
+        if is_dropped {
+            drop(spawned);
+        }
+        drop(waker);
+        assert!(greenlet.is_dead());
+        assert_eq!(Arc::strong_count(&wakes), 1, "dropped: {is_dropped}");
+    }
+}
+
+#[test]
+fn a_stream_in_place_hands_over_one_item_at_a_time() {
+    let _no_leaks = NoLeaks::watch();
+    let stream = SpawnBuilder::new().poll_in_place(true).stream(|items| {
+        for n in 1..=3 {
+            items.give(await_(async { n * n }));
+        }
+    });
+    let all: Vec<u32> = futures::executor::block_on(futures::StreamExt::collect(stream));
+    assert_eq!(all, [1, 4, 9]);
+}
+
 /// A poll in place that leaves: to the greenlet that polls the driver, which has it come back with an error, and then waits
 /// in the middle of it.
 fn half_way(between: impl Future<Output = ()>, end: Poll<bool>) -> impl Future<Output = bool> {
@@ -201,7 +237,7 @@ fn half_way(between: impl Future<Output = ()>, end: Poll<bool>) -> impl Future<O
         assert!(stray.is_err());
         let waited = try_await_(between);
         cx.waker().wake_by_ref(); // the older one: it must still be there
-        if end.is_pending() && waited.is_ok() {
+        if end.is_pending() {
             return Poll::Pending;
         }
         Poll::Ready(waited.is_ok())
@@ -214,9 +250,14 @@ fn a_driver_that_is_dropped_in_the_middle_of_such_a_poll_leaves_nothing_dangling
         let _no_leaks = NoLeaks::watch();
         let drops = Drops::new();
         let watched = drops.clone();
+        let written = Log::new();
+        let log = written.clone();
         let mut spawned = spawn(move || {
             let _local = watched.witness();
-            try_await_(half_way(pending(), end)).is_ok_and(|is_ok| is_ok)
+            log.add(match try_await_(half_way(pending(), end)) {
+                Ok(is_ok) => format!("ready: {is_ok}"),
+                Err(error) => format!("over: {}", error.downcast::<NoDriver>().unwrap().is_over()),
+            });
         });
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(wakes.clone());
@@ -228,6 +269,14 @@ fn a_driver_that_is_dropped_in_the_middle_of_such_a_poll_leaves_nothing_dangling
         drop(waker); // the task is gone, but for what the driver keeps
         drop(spawned);
         assert_eq!(drops.count(), 1);
+        assert_eq!(
+            written.take(),
+            [if end.is_ready() {
+                "ready: false"
+            } else {
+                "over: true"
+            }]
+        );
         assert_eq!(wakes.count(), 1);
         assert_eq!(Arc::strong_count(&wakes), 1);
     }
