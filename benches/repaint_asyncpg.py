@@ -16,7 +16,7 @@ import time
 import asyncpg
 import greenlet
 
-ROUNDS = 41
+ROUNDS = 201
 ROWS = 100
 
 
