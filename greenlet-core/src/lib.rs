@@ -38,6 +38,7 @@
 //! | `stack` | where stacks come from |
 //! | `backend` | the bare switch: assembly, or the `context` crate |
 
+mod ahead;
 mod asan;
 mod backend;
 mod builder;

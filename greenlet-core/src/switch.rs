@@ -30,6 +30,7 @@ use std::rc::Rc;
 
 use anyhow::Error;
 
+use crate::ahead;
 use crate::asan;
 use crate::backend::{self, ResumePoint};
 use crate::end::COUNT_OF_LAST_HANDLE;
@@ -49,13 +50,19 @@ use crate::tree::Node;
 use crate::unwind;
 use crate::value::Value;
 
+/// Says whether a switch to `target`, which is suspended at `to` if that is not null, can take the fast path.
+#[inline(always)] // part of the fast path: three looks, none of which waits for another
+fn is_open(hub: &Hub, target: &Node, to: *mut u8) -> bool {
+    (hub.is_plain() && !to.is_null() && !std::thread::panicking()) || ahead::passes(target, to)
+}
+
 /// Hands a value over to `target` and returns what comes back, to be given to [`receive`].
 #[inline(always)] // the fast path: a call would cost as much as the switch
 pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
     let origin = hub.current();
-    let to = target.resume.get();
-    if !hub.is_plain() || to.is_null() || std::thread::panicking() {
+    let to = target.resume_ahead();
+    if !is_open(hub, target, to) {
         return transfer(target, Content::Parcel(parcel), at, Manners::Polite);
     }
     hub.set_current(Rc::as_ptr(target));
@@ -68,8 +75,8 @@ pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location
 pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
     let origin = hub.current();
-    let to = target.node().resume.get();
-    if !hub.is_plain() || to.is_null() || std::thread::panicking() {
+    let to = target.node().resume_ahead();
+    if !is_open(hub, target.node(), to) {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
         return transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
@@ -98,22 +105,20 @@ pub(crate) fn hand_over_in(
     let hub = Hub::get();
     let origin = hub.current();
     let to = match &*place.borrow() {
-        Some(target) if hub.is_plain() && !std::thread::panicking() => {
-            let to = target.node().resume.get();
-            if !to.is_null() {
-                hub.set_current(Rc::as_ptr(target.node()));
-                target.node().resume.set(ptr::null_mut());
+        Some(target) => {
+            let to = target.node().resume_ahead();
+            if !is_open(hub, target.node(), to) {
+                return Err(parcel);
             }
+            hub.set_current(Rc::as_ptr(target.node()));
+            target.node().resume.set(ptr::null_mut());
             to
         }
-        _ => ptr::null_mut(),
-    };
-    let Some(to) = NonNull::new(to) else {
-        return Err(parcel);
+        None => return Err(parcel),
     };
     // SAFETY: T1: there was a handle, so `origin` points to a living node; S1; S3: no count of the target
     // is needed, it is active.
-    Ok(unsafe { depart(&*origin, to, parcel, at) })
+    Ok(unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) })
 }
 
 /// Hands a value over to `child`, whose parent the running greenlet is. Where that is another one, or the
@@ -133,8 +138,8 @@ pub(crate) fn hand_over_to_child(
         Some(parent) => Rc::as_ptr(parent.node()),
         None => return Err(parcel),
     };
-    let to = child.resume.get();
-    if !hub.is_plain() || hub.current() != parent || to.is_null() || std::thread::panicking() {
+    let to = child.resume_ahead();
+    if hub.current() != parent || !is_open(hub, child, to) {
         return Err(parcel);
     }
     hub.set_current(child);
@@ -153,13 +158,15 @@ pub(crate) fn hand_over_to_parent(
 ) -> Parcel {
     let hub = Hub::get();
     let to = match &*child.parent.borrow() {
-        Some(parent) if hub.is_plain() && hub.is_current(child) && !std::thread::panicking() => {
-            let to = parent.node().resume.get();
-            if !to.is_null() {
+        Some(parent) if hub.is_current(child) => {
+            let to = parent.node().resume_ahead();
+            if is_open(hub, parent.node(), to) {
                 hub.set_current(Rc::as_ptr(parent.node()));
                 parent.node().resume.set(ptr::null_mut());
+                to
+            } else {
+                ptr::null_mut()
             }
-            to
         }
         _ => ptr::null_mut(),
     };
@@ -385,7 +392,7 @@ fn refusal(hub: &Hub) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
 #[inline]
 pub fn may_switch() -> Result<(), Error> {
     let hub = Hub::get();
-    if hub.is_plain() && !std::thread::panicking() {
+    if hub.is_free() && !std::thread::panicking() {
         return Ok(());
     }
     refusal(hub).map_or(Ok(()), |refuse| Err(refuse(None)))
@@ -451,7 +458,7 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
     let node = unsafe { &*hub.current() };
     // SAFETY: T1.
     let has_handle = unsafe { count_of(node) } > 1;
-    if hub.is_plain() && has_handle {
+    if hub.is_free() && has_handle {
         let parent = match &*node.parent.borrow() {
             Some(parent) => NonNull::new(parent.node().resume.replace(ptr::null_mut()))
                 .map(|to| (to, Rc::as_ptr(parent.node()))),

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::ahead::{self, Ahead};
 use crate::asan;
 use crate::end;
 use crate::errand::{self, Inbox};
@@ -55,6 +56,9 @@ pub(crate) mod slow {
     /// (rule DE-15). Raised where a handle is dropped, lowered at each departure: so that switches
     /// need not look at the count.
     pub(crate) const UNHELD: u32 = 64;
+    /// Many greenlets take turns (see `ahead.rs`). Alone it is no reason to leave the fast path, but to take the
+    /// longer one of two.
+    pub(crate) const CROWDED: u32 = 128;
 }
 
 /// The reasons that there are for a thread: bits of [`slow`].
@@ -110,6 +114,7 @@ pub(crate) struct Hub {
     pub(crate) closed_gates: Cell<usize>,
     /// How many more switches the greenlet that is being ended with its thread may try in vain.
     pub(crate) patience: Cell<u32>,
+    pub(crate) ahead: Ahead,
     /// What other threads ask of this one. From the set-up until the thread ends.
     pub(crate) inbox: RefCell<Option<Arc<Inbox>>>,
     /// When each greenlet was made, by its id: of those that were made while ages are kept.
@@ -163,6 +168,7 @@ impl Hub {
             forbidden_since: Cell::new(None),
             closed_gates: Cell::new(0),
             patience: Cell::new(0),
+            ahead: Ahead::new(),
             inbox: RefCell::new(None),
             births: RefCell::new(BTreeMap::new()),
         }
@@ -261,6 +267,12 @@ impl Hub {
         self.slow.get() == 0
     }
 
+    /// Says whether the rules have nothing to say about a switch.
+    #[inline]
+    pub(crate) fn is_free(&self) -> bool {
+        self.slow.get() & !slow::CROWDED == 0
+    }
+
     pub(crate) fn raise_flag(&self, flag: u32) {
         self.slow.raise(flag);
     }
@@ -306,6 +318,9 @@ impl Hub {
         if node.is_main {
             self.main.set(ptr::null());
             self.current.set(ptr::null());
+        }
+        if self.has_flag(slow::CROWDED) {
+            self.ahead.forget(node);
         }
         let mut nodes = self.nodes.borrow_mut();
         let index = node.index.get();
@@ -378,7 +393,7 @@ impl Hub {
     #[inline]
     pub(crate) fn retire(&self, stack: Option<Stack>) {
         if let Some(previous) = self.retired.replace(stack) {
-            self.stacks.borrow_mut().give(previous);
+            self.give_stack(previous);
         }
     }
 
@@ -389,7 +404,7 @@ impl Hub {
             if stack.size() == size {
                 return Ok(stack);
             }
-            self.stacks.borrow_mut().give(stack);
+            self.give_stack(stack);
         }
         let at_hand = self.stacks.borrow_mut().take(size);
         match at_hand {
@@ -398,12 +413,22 @@ impl Hub {
         }
     }
 
+    #[inline]
+    fn give_stack(&self, stack: Stack) {
+        let mut stacks = self.stacks.borrow_mut();
+        if stacks.give(stack) {
+            ahead::adapt(self, stacks.in_use());
+        }
+    }
+
     /// Gives out a stack from the pool. Every thread comes here for its first one.
     #[cold]
     #[inline(never)]
     fn fetch_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
         overflow::watch(self);
-        self.stacks.borrow_mut().fetch(size)
+        let mut stacks = self.stacks.borrow_mut();
+        ahead::adapt(self, stacks.in_use());
+        stacks.fetch(size)
     }
 
     /// The base of the stack that was retired last; null if there is none. Only to compare with.

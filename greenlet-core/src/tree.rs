@@ -15,6 +15,8 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::panic::Location;
 use std::rc::Rc;
 
+use crate::ahead::Soon;
+use crate::backend;
 use crate::entry::Body;
 use crate::greenlet::Greenlet;
 use crate::local::Locals;
@@ -31,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) resume: Cell<*mut u8>,
     /// Where the greenlet switched away the last time. `None` before that.
     pub(crate) parked_at: Cell<Option<&'static Location<'static>>>,
+    /// Whose memory to fetch when the greenlet is switched to.
+    pub(crate) soon: Cell<Soon>,
     pub(crate) lifecycle: Lifecycle,
     pub(crate) gate: Cell<Gate>,
     /// Whether nothing may resume the greenlet, not even to end it: see `Greenlet::keep_suspended`.
@@ -97,6 +101,7 @@ impl Node {
         let node = Rc::new(Node {
             resume: Cell::new(std::ptr::null_mut()),
             parked_at: Cell::new(None),
+            soon: Cell::new(Soon::NOBODY),
             lifecycle: Lifecycle::new(if is_main { State::Active } else { State::Pending }),
             gate: Cell::new(Gate::Open),
             kept: Cell::new(Kept::No),
@@ -126,6 +131,12 @@ impl Node {
             Some(name) => format!("greenlet '{name}'"),
             None => format!("greenlet {} made at {}", self.id, self.made_at),
         }
+    }
+
+    /// What `resume` is, read in a way that the processor can foresee.
+    #[inline(always)] // part of the fast path
+    pub(crate) fn resume_ahead(&self) -> *mut u8 {
+        backend::off_frame_pointer(&self.resume).get()
     }
 
     /// Where the greenlet goes on, its gate closed or not. Null if it is not suspended.

@@ -128,16 +128,18 @@ impl StackCache {
         Ok(stack)
     }
 
-    /// Takes back a stack that nothing runs on any more.
+    /// Takes back a stack that nothing runs on any more. Says whether others were passed on to the pool for it.
     #[inline]
-    pub(crate) fn give(&mut self, stack: Stack) {
+    pub(crate) fn give(&mut self, stack: Stack) -> bool {
         self.in_use.decrement();
         let free = &mut self.free[stack.class.index()];
         free.push(stack);
         if free.len() > CACHE_MAX {
             // Those that have been idle for longest.
             share(free.drain(..BATCH));
+            return true;
         }
+        false
     }
 
     /// How many of the stacks that this thread was given are in use.

@@ -36,7 +36,9 @@ fn every_stack_has_a_guard_right_below_it() {
                 assert_ne!(found.map(|(base, _)| base), Some(stack.base().as_ptr()));
             }
         }
-        stacks.into_iter().for_each(|stack| cache.give(stack));
+        for stack in stacks {
+            cache.give(stack);
+        }
     }
     cache.release();
 }
@@ -60,7 +62,9 @@ fn stacks_are_an_odd_number_of_pages_apart() {
         apart.iter().filter(|&&pages| pages == stride).count() > 50,
         "{apart:?}"
     );
-    stacks.into_iter().for_each(|stack| cache.give(stack));
+    for stack in stacks {
+        cache.give(stack);
+    }
     cache.release();
 }
 
