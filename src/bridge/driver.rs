@@ -75,6 +75,7 @@ impl Driver {
     #[inline]
     pub(super) fn go(&self) -> Running<'_> {
         self.request.set(None);
+        self.is_polled.set(false);
         self.phase.set(Phase::Running);
         Running(self)
     }
@@ -88,15 +89,21 @@ impl Driver {
     }
 
     fn renew_waker(&self, waker: &Waker) {
-        let Ok(mut kept) = self.waker.try_borrow_mut() else {
-            // Such a poll has been left half-way, by a switch of its own: it goes on to use an older waker.
-            self.in_place.set(false);
+        let is_kept = |kept: &Option<Waker>| kept.as_ref().is_some_and(|kept| kept.will_wake(waker));
+        if is_kept(&self.waker.borrow()) {
             return;
-        };
-        if !kept.as_ref().is_some_and(|kept| kept.will_wake(waker)) {
-            // CAUTION: runs foreign code: clones a waker, and drops one.
-            *kept = Some(waker.clone());
         }
+        // CAUTION: runs foreign code, here and where the older one is dropped.
+        let renewed = waker.clone();
+        let older = match self.waker.try_borrow_mut() {
+            Ok(mut kept) => kept.replace(renewed),
+            Err(_) => {
+                // A poll in place was left half-way, by a switch of its own: it goes on to use the older one.
+                self.in_place.set(false);
+                return;
+            }
+        };
+        drop(older);
     }
 
     /// Lets go of the waker: whoever has a handle of the root does not keep the task.

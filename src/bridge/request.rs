@@ -114,6 +114,7 @@ impl<'a, F: Future> Slot<'a, F> {
             Ok(resumed) => resumed?,
             Err(refused) => {
                 driver.phase.set(Phase::Running); // as it was before the post
+                driver.is_polled.set(false);
                 return Err(refused);
             }
         };

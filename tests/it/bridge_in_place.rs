@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use greenlet::{
-    Greenlet, NoDriver, Spawn, SpawnBuilder, SwitchForbidden, await_, getcurrent, getmain, greenlet_spawn,
-    no_switch, try_await_,
+    Greenlet, NoDriver, Spawn, SpawnBuilder, StrayMessage, SwitchForbidden, Tracer, await_, getcurrent,
+    getmain, greenlet_spawn, no_switch, settrace, try_await_,
 };
 
 use crate::bridge::{Handle, poll, ready};
@@ -223,6 +223,30 @@ fn a_stream_in_place_hands_over_one_item_at_a_time() {
     });
     let all: Vec<u32> = futures::executor::block_on(futures::StreamExt::collect(stream));
     assert_eq!(all, [1, 4, 9]);
+}
+
+#[test]
+fn what_was_polled_in_place_and_got_lost_does_not_pass_for_what_follows() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut spawned = spawn(move || {
+        settrace(Some(Tracer::new(|event| {
+            if event.target.is_main() {
+                settrace(None);
+                anyhow::bail!("lost on its way to the driver");
+            }
+            Ok(())
+        })));
+        let error = try_await_(pending::<()>()).unwrap_err();
+        assert!(error.is::<StrayMessage>());
+        let below = Greenlet::new(move |(): ()| Ok(await_(future)));
+        below.switch::<u32>(()).unwrap()
+    });
+    assert!(poll(&mut spawned).is_pending());
+    assert_eq!(handle.polls.get(), 1, "it has to know whom to wake");
+    handle.ready.set(true);
+    assert_eq!(ready(poll(&mut spawned)), 2);
 }
 
 /// A poll in place that leaves: to the greenlet that polls the driver, which has it come back with an error, and then waits
