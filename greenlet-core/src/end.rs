@@ -164,7 +164,10 @@ fn deliver(greenlet: &Greenlet, message: Message) -> Control {
         Location::caller(),
         Manners::Firm,
     );
-    match switch::open(back) {
+    let Some(message) = switch::open_unless_exit(back) else {
+        return Control::Ordinary;
+    };
+    match message {
         Message::Value(value) => drop(value),
         Message::Error(error) => report::call(&Unraisable::of_error(greenlet.clone(), error)),
         Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet.clone(), payload)),

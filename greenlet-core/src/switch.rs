@@ -63,11 +63,36 @@ pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location
     let origin = hub.current();
     let to = target.resume_ahead();
     if !is_open(hub, target, to) {
-        return transfer(target, Content::Parcel(parcel), at, Manners::Polite);
+        return enter(target, parcel, at);
     }
     hub.set_current(Rc::as_ptr(target));
     target.resume.set(ptr::null_mut());
     // SAFETY: T1; S1.
+    unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
+}
+
+/// Starts `target` with a value, if it is pending and a switch to it is an ordinary one. Everything else is
+/// left to [`transfer`], which starts greenlets too, but has much to ask before.
+#[cold]
+#[inline(never)]
+fn enter(target: &Rc<Node>, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+    let hub = Hub::get();
+    let content = Content::Parcel(parcel);
+    let is_ordinary = hub.is_free() && !std::thread::panicking();
+    if !is_ordinary || !target.lifecycle.is_pending() || !target.has_open_gates() {
+        return transfer(target, content, at, Manners::Polite);
+    }
+    let origin = hub.current();
+    if let Err(error) = start(hub, target, &content) {
+        return Control::local(Message::Error(error.with(unsent(content))));
+    }
+    let Content::Parcel(parcel) = content else {
+        unreachable!("it was made a few lines above")
+    };
+    hub.set_current(Rc::as_ptr(target));
+    let to = target.resume.replace(ptr::null_mut());
+    // SAFETY: T1: a pending greenlet has an ancestor that runs or is suspended, so the hub is set up;
+    // S1: `start` has just prepared it; S3.
     unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
 }
 
@@ -590,6 +615,17 @@ fn receive_other<R: 'static>(parcel: Parcel) -> Result<R, Error> {
         Message::Panic(payload) => std::panic::resume_unwind(payload),
         Message::Force => unwind::force(),
     }
+}
+
+/// As [`open`], but an exit that left a greenlet as a value is dropped, without a box for it: that is how
+/// nearly all greenlets answer to being ended.
+pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
+    if parcel.is::<GreenletExit>() {
+        // SAFETY: just looked.
+        drop(unsafe { parcel.take::<GreenletExit>() });
+        return None;
+    }
+    Some(open(parcel))
 }
 
 /// Takes what arrived out of the sender's frame (and first answers what is no message), then does what there is to do before it is delivered.

@@ -158,6 +158,17 @@ impl Node {
         lineage(self).find(|node| node.gate.get() != Gate::Open || node.kept.get() != Kept::No)
     }
 
+    /// Says whether there is no such node.
+    pub(crate) fn has_open_gates(self: &Rc<Node>) -> bool {
+        let is_open = |node: &Node| node.gate.get() == Gate::Open && node.kept.get() == Kept::No;
+        let parent = self.parent.borrow();
+        match parent.as_ref().map(Greenlet::node) {
+            // Most greenlets: the lineage ends here.
+            Some(parent) if parent.is_main => is_open(self) && is_open(parent),
+            _ => self.closed_gate().is_none(),
+        }
+    }
+
     /// The first greenlet from this one upwards that is not dead. `None` where even main is, when the
     /// thread has ended.
     pub(crate) fn nearest_living(self: &Rc<Node>) -> Option<Rc<Node>> {
