@@ -586,17 +586,14 @@ fn living_parent(node: &Rc<Node>) -> Rc<Node> {
 /// Takes what arrived as a value of the type that is asked for.
 #[inline(always)]
 pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
-    if parcel.is_surely::<R>() {
-        // SAFETY: just looked.
-        return Ok(unsafe { parcel.take() });
+    // The second look is not left to the cold path: where sender and receiver were compiled into different
+    // units, as they often are by default, their descriptors differ (P3), and it is this that decides, every time.
+    // One way out for both, so that the compiler need not look at the result again.
+    if !parcel.is_surely::<R>() && !parcel.is::<R>() {
+        return receive_other(parcel);
     }
-    // Not left to the cold path: where sender and receiver were compiled into different units, as they often
-    // are by default, their descriptors differ (P3), and it is this that decides, every time.
-    if parcel.is::<R>() {
-        // SAFETY: just looked.
-        return Ok(unsafe { parcel.take() });
-    }
-    receive_other(parcel)
+    // SAFETY: just looked.
+    Ok(unsafe { parcel.take() })
 }
 
 /// Takes what arrived when it is not, or does not seem to be, a plain value of the type asked for.
