@@ -192,6 +192,7 @@ fn waits_for_news() -> Result<()> {
 }
 
 #[test]
+#[inline(never)] // its name is looked for
 fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
     let reader = Greenlet::builder()
         .name("reader")
