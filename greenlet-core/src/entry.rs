@@ -20,10 +20,9 @@ use anyhow::Result;
 
 use crate::asan;
 use crate::backend::{Entry, Word};
-use crate::exit::GreenletExit;
 use crate::switch;
 use crate::thread::Hub;
-use crate::transfer::{Content, Message, Parcel, TypeInfo};
+use crate::transfer::{Content, Parcel, TypeInfo};
 use crate::unwind;
 
 /// The function of a pending greenlet, whatever its types.
@@ -75,12 +74,12 @@ where
                 switch::finish_with_value(Parcel::new(&mut value))
             }
             // An exit becomes an ordinary value where it leaves a greenlet (rule EX-2).
-            Ok(Err(error)) => match error.downcast::<GreenletExit>() {
+            Ok(Err(error)) => match unwind::exit_of(error) {
                 Ok(exit) => {
                     let mut exit = ManuallyDrop::new(exit); // E1
                     switch::finish_with_value(Parcel::new(&mut exit))
                 }
-                Err(error) => switch::finish(Content::Message(Message::Error(error))),
+                Err(message) => switch::finish(Content::Message(message)),
             },
             Err(payload) => switch::finish(Content::Message(unwind::caught(payload))),
         }

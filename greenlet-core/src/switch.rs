@@ -296,16 +296,17 @@ pub(crate) fn transfer(
         content
     };
 
-    let Some(living) = target.nearest_living() else {
-        let error = ThreadExiting::new(unsent(content)).into();
-        return Control::local(Message::Error(error));
-    };
     let content = match content {
         // A dead greenlet eats an exit and passes it up as a value (rule TH-8).
+        // CAUTION: runs foreign code (the exit's contexts are dropped): so it comes first.
         Content::Message(Message::Error(error)) if target.lifecycle.is_dead() => {
             Content::Message(exit_to_value(error))
         }
         content => content,
+    };
+    let Some(living) = target.nearest_living() else {
+        let error = ThreadExiting::new(unsent(content)).into();
+        return Control::local(Message::Error(error));
     };
 
     if hub.is_current(&living) {
@@ -565,11 +566,15 @@ fn settle_before_the_end(hub: &Hub) {
     // is about to end.
     let Err(payload) = settled else { return };
     let greenlet = Greenlet::from_node(hub.current_node());
-    match unwind::caught_in_place(payload) {
-        Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet, payload)),
-        Message::Error(error) => report::call(&Unraisable::of_error(greenlet, error)),
-        Message::Force | Message::Value(_) => {}
-    }
+    let report = match unwind::caught_in_place(payload) {
+        Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
+        Message::Error(error) => Unraisable::of_error(greenlet, error),
+        Message::Force | Message::Value(_) => return,
+    };
+    report::call(&report);
+    // CAUTION: runs foreign code (the destructor of what was reported).
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(report)));
+    std::mem::forget(dropped); // what even that leaves is leaked, or there were no end
 }
 
 fn living_parent(node: &Rc<Node>) -> Rc<Node> {

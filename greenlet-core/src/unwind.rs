@@ -7,13 +7,13 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
 use crate::exit::GreenletExit;
-use crate::switch;
 use crate::transfer::Message;
+use crate::value::Value;
 
 /// The payload of [`raise`].
 struct Raised(Error);
@@ -55,12 +55,29 @@ pub(crate) fn force() -> ! {
 /// What a caught unwinding leaves for the parent.
 pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
     let payload = match payload.downcast::<Raised>() {
-        Ok(raised) => return switch::exit_to_value(raised.0),
+        Ok(raised) => {
+            return match exit_of(raised.0) {
+                Ok(exit) => Message::Value(Value::new(exit)),
+                Err(message) => message,
+            };
+        }
         Err(payload) => payload,
     };
     match payload.downcast::<Forced>() {
-        Ok(_) => switch::exit_to_value(GreenletExit::ended().into()),
+        Ok(_) => Message::Value(Value::new(GreenletExit::ended())),
         Err(payload) => Message::Panic(payload),
+    }
+}
+
+/// Takes the exit out of an error that leaves its greenlet, or says what goes to the parent in its place.
+///
+/// The contexts of the exit are dropped here, in the greenlet's last frames, which nothing may unwind.
+pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
+    // CAUTION: runs foreign code.
+    match catch_unwind(AssertUnwindSafe(|| error.downcast::<GreenletExit>())) {
+        Ok(Ok(exit)) => Ok(exit),
+        Ok(Err(error)) => Err(Message::Error(error)),
+        Err(payload) => Err(caught(payload)),
     }
 }
 

@@ -109,11 +109,10 @@ impl Driver {
     /// Lets go of the waker: whoever has a handle of the root does not keep the task.
     #[inline]
     pub(super) fn forget_waker(&self) {
-        if self.in_place.get() {
-            let kept = self.waker.try_borrow_mut().ok().and_then(|mut kept| kept.take());
-            // CAUTION: runs foreign code.
-            drop(kept);
-        }
+        // Whether or not it polls in place: it may have done so before (`renew_waker`).
+        let kept = self.waker.try_borrow_mut().ok().and_then(|mut kept| kept.take());
+        // CAUTION: runs foreign code.
+        drop(kept);
     }
 
     /// Polls what the root awaits on the root's own stack.
@@ -130,13 +129,15 @@ impl Driver {
         // What is awaited inside of a poll finds no driver, here as elsewhere.
         self.phase.set(Phase::Polling);
         let polling = Polling(self);
+        self.awaits.set(self.awaits.get() + 1); // also if the poll panics
         // CAUTION: runs foreign code.
         let polled = future.poll(&mut Context::from_waker(waker));
+        // Where it left half-way, whom it has told to wake it may have been woken, in vain: it is polled once more.
+        let has_stayed = self.phase.get() == Phase::Polling;
         drop(polling);
-        if polled.is_ready() {
-            self.awaits.set(self.awaits.get() + 1);
-        } else {
-            self.is_polled.set(self.in_place.get());
+        if polled.is_pending() {
+            self.awaits.set(self.awaits.get() - 1); // it is posted, which counts
+            self.is_polled.set(has_stayed);
         }
         Ok(polled)
     }

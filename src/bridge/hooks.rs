@@ -95,9 +95,9 @@ impl Hooks {
 
     /// Runs `end`, which ends the function.
     pub(super) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
-        self.resume(root);
+        let _resumed = self.run(root, None);
+        // CAUTION: runs foreign code, and may unwind: whoever ends the function may be ended meanwhile.
         end();
-        self.suspend(root);
     }
 }
 
@@ -124,7 +124,7 @@ impl Resumed<'_> {
 
 impl Drop for Resumed<'_> {
     fn drop(&mut self) {
-        // A panic came out of the function.
+        // A panic came out of the function; or it has been ended.
         self.hooks.suspend(self.root);
     }
 }

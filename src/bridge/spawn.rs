@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 
 use anyhow::{Error, Result};
 use greenlet_core::{
-    Builder, Greenlet, GreenletExit, TypeMismatch, WeakGreenlet, getcurrent, getmain, may_switch,
+    Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, getcurrent, getmain, may_switch,
 };
 
 use super::driver::{Driver, Event, Phase, Ready};
@@ -363,17 +363,19 @@ impl<T: 'static> Spawn<T> {
 
     /// Makes the greenlet that polls the parent of the root, and the one that awaits switch to.
     #[inline]
-    fn bind(&self) {
-        if !self.is_bound_to(Greenlet::is_current) {
-            self.bind_to(getcurrent());
+    fn bind(&self) -> Result<(), ParentError> {
+        if self.is_bound_to(Greenlet::is_current) {
+            return Ok(());
         }
+        self.bind_to(getcurrent())
     }
 
     /// Between polls the main greenlet is the parent: one that has polled is not kept alive.
     #[inline]
     fn unbind(&self) {
         if !self.is_bound_to(Greenlet::is_main) {
-            self.bind_to(getmain());
+            // Refused only while main is kept suspended. Then the poller is kept alive.
+            drop(self.bind_to(getmain()));
         }
     }
 
@@ -383,11 +385,11 @@ impl<T: 'static> Spawn<T> {
     }
 
     #[cold]
-    fn bind_to(&self, poller: Greenlet) {
-        let bound = self.root.set_parent(&poller);
-        debug_assert!(bound.is_ok(), "the poller of a driver is not below it");
+    fn bind_to(&self, poller: Greenlet) -> Result<(), ParentError> {
+        self.root.set_parent(&poller)?;
         // CAUTION: runs foreign code: it may end the previous poller.
         drop(self.driver.poller.replace(Some(poller)));
+        Ok(())
     }
 
     /// Goes on with `turn`, and with what follows, until the function waits or has ended.
@@ -396,10 +398,10 @@ impl<T: 'static> Spawn<T> {
     /// because the function has left in the middle of other calls meanwhile.
     #[inline(always)]
     fn run(&mut self, turn: Turn, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        self.bind();
-        self.driver.keep_waker(cx.waker());
         // Should a panic come out of a switch, this is what is left.
         self.stage = Stage::Over;
+        self.bind()?; // whoever polls may stand below the root, as long as that is pending
+        self.driver.keep_waker(cx.waker());
         let mut last: Option<WeakGreenlet>; // who was resumed last, if not the root
         let mut next = Next::of(turn, &self.hooks);
         loop {

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Awaiting, Generator, Greenlet, GreenletExit, NoDriver, Spawn, StrayMessage, Tracer, WeakGreenlet, await_,
-    getcurrent, getmain, getparent, greenlet_spawn, no_switch, scope, settrace, try_await_,
+    Awaiting, Generator, Greenlet, GreenletExit, NoDriver, ParentError, Spawn, StrayMessage, Tracer,
+    WeakGreenlet, await_, getcurrent, getmain, getparent, greenlet_spawn, no_switch, scope, settrace,
+    try_await_,
 };
 
 use crate::bridge::{Handle, poll, ready};
@@ -621,5 +622,37 @@ fn greenlets_that_hold_each_other_end_with_the_spawn() {
             drop(spawned);
         }
         assert_eq!(drops.count(), 2);
+    }
+}
+
+#[test]
+fn a_poller_below_the_function_that_it_would_start_is_refused() {
+    let _no_leaks = NoLeaks::watch();
+    let spawned = greenlet_spawn(|| unreachable!("it has nobody to return to"));
+    let root = spawned.greenlet().clone();
+    let poller = Greenlet::builder().parent(&root).build(move |(): ()| {
+        let result: anyhow::Result<()> = ready(poll(&mut spawned.into_result()));
+        Ok(result.unwrap_err().downcast::<ParentError>().unwrap().is_cycle())
+    });
+    drop(root);
+    assert!(poller.switch::<bool>(()).unwrap());
+}
+
+#[test]
+fn a_function_is_not_run_while_main_which_it_returns_to_in_between_is_kept_suspended() {
+    for has_begun in [false, true] {
+        let _no_leaks = NoLeaks::watch();
+        let handle = Handle::default();
+        let future = handle.future();
+        let poller = Greenlet::new(move |(): ()| {
+            let mut spawned = greenlet_spawn(|| await_(future)).into_result();
+            if has_begun {
+                assert!(poll(&mut spawned).is_pending());
+                handle.ready.set(true);
+            }
+            let result = getmain().keep_suspended(|| ready(poll(&mut spawned)));
+            Ok(result.unwrap_err().is::<ParentError>())
+        });
+        assert!(poller.switch::<bool>(()).unwrap());
     }
 }

@@ -1,9 +1,11 @@
 //! Hooks on resume and suspend; spans; the watchdog.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use greenlet::{Greenlet, SpawnBuilder, SpawnHooks, Watchdog, await_, try_await_};
+use greenlet::{Greenlet, SpawnBuilder, SpawnHooks, Watchdog, await_, getmain, try_await_};
 
 use crate::bridge::{Handle, poll, ready};
 use crate::support::{Log, NoLeaks};
@@ -197,4 +199,40 @@ fn spans_are_left_while_the_function_waits_and_entered_again() {
     assert_eq!(log.take(), ["a in inner", "a in outer", "a in spawn"]);
     drop(b); // ends it inside of its spans
     assert_eq!(current(), "around");
+}
+
+/// Counts those that are resumed and not suspended.
+struct Depth(Rc<Cell<i32>>);
+
+impl SpawnHooks for Depth {
+    fn resume(&mut self, _: &Greenlet) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn suspend(&mut self, _: &Greenlet) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+#[test]
+fn hooks_are_suspended_where_the_drop_of_the_future_is_unwound() {
+    let depth = Rc::new(Cell::new(0));
+    let counted = depth.clone();
+    let dropper = Greenlet::new(move |(): ()| {
+        let mut spawned = SpawnBuilder::new().hooks(Depth(counted)).spawn(|| {
+            drop(try_await_(std::future::pending::<()>()));
+            for _ in 0..2 {
+                // It stops even its forced end, so the one who drops it is what is unwound.
+                let stopped = catch_unwind(|| drop(getmain().switch::<()>("from the clean-up")));
+                drop(stopped);
+            }
+        });
+        assert!(poll(&mut spawned).is_pending());
+        drop(spawned);
+        Ok(())
+    });
+    assert_eq!(dropper.switch::<&str>(()).unwrap(), "from the clean-up");
+    dropper.end();
+    assert!(dropper.is_dead());
+    assert_eq!(depth.get(), 0);
 }

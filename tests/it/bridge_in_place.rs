@@ -325,3 +325,63 @@ fn a_poll_that_goes_on_under_another_waker_loses_no_wake_up() {
         std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&wakers[1]))
     ));
 }
+
+#[test]
+fn a_wake_up_that_came_in_the_middle_of_such_a_poll_is_not_lost() {
+    let _no_leaks = NoLeaks::watch();
+    let (event, between) = (Handle::default(), Handle::default());
+    let (waited_for, waits) = (event.future(), between.future());
+    let mut spawned = spawn(move || {
+        let (mut waited_for, mut waits) = (waited_for, Some(waits));
+        await_(poll_fn(move |cx| {
+            let polled = std::pin::Pin::new(&mut waited_for).poll(cx);
+            if let Some(waits) = waits.take() {
+                assert!(getmain().switch::<()>("who is this for?").is_err());
+                await_(waits);
+            }
+            polled
+        }))
+    });
+    let waker = Waker::from(Arc::new(Wakes::default()));
+    let mut poll = || std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&waker));
+    assert!(poll().is_pending());
+    // The task is woken for this, under the same waker, and finds that something else is awaited.
+    event.ready.set(true);
+    assert!(poll().is_pending());
+    between.ready.set(true);
+    assert_eq!(ready(poll()), 2);
+}
+
+#[test]
+fn an_older_waker_is_let_go_of_too() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let between = handle.future();
+    let mut spawned = spawn(move || {
+        let waits = half_way(async { assert_eq!(between.await, 2) }, Poll::Pending);
+        await_(waits)
+    });
+    let greenlet = spawned.greenlet().clone();
+    let wakes = [(); 2].map(|()| Arc::new(Wakes::default()));
+    for (nth, wakes) in wakes.iter().enumerate() {
+        let waker = Waker::from(wakes.clone());
+        let polled = std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&waker));
+        assert_eq!(polled.is_ready(), nth == 1);
+        handle.ready.set(true);
+    }
+    assert!(greenlet.is_dead());
+    for wakes in &wakes {
+        assert_eq!(Arc::strong_count(wakes), 1);
+    }
+}
+
+#[test]
+fn an_await_whose_poll_panics_has_been_one() {
+    let _no_leaks = NoLeaks::watch();
+    let mut spawned = spawn(|| {
+        let caught = catch_unwind(|| await_(async { std::panic::resume_unwind(Box::new(7_u8)) }));
+        let payload: Result<(), _> = caught;
+        payload.is_err()
+    });
+    assert!(ready(poll(&mut spawned)));
+}

@@ -1,5 +1,9 @@
 //! `GreenletExit`: an error on its way through a greenlet, a value when it has left it.
 
+use std::cell::RefCell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use anyhow::{Context, Error, Result, anyhow, bail};
 use greenlet::{Greenlet, GreenletExit, Tracer, TypeMismatch, Value, getcurrent, raise, settrace};
 
@@ -291,4 +295,103 @@ fn a_pending_parent_that_takes_no_exit_dies_of_the_mismatch() {
     assert_eq!(error.expected(), "i32");
     assert!(error.into_value().unwrap().is_exit());
     assert!(parent.is_dead());
+}
+
+/// A context that does something when it is dropped.
+struct Doing(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl fmt::Display for Doing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a context")
+    }
+}
+
+impl Drop for Doing {
+    fn drop(&mut self) {
+        self.0.take().expect("it is dropped once")();
+    }
+}
+
+fn exit_under(action: impl FnOnce() + Send + Sync + 'static) -> Error {
+    Error::new(GreenletExit::new()).context(Doing(Some(Box::new(action))))
+}
+
+// EX-2: the context is dropped where the exit becomes a value, in the last frames of the greenlet.
+#[test]
+fn a_panic_of_a_context_that_is_dropped_with_an_exit_goes_on_in_the_parent() {
+    let _no_leaks = NoLeaks::watch();
+    for is_raised in [false, true] {
+        let child = Greenlet::new(move |(): ()| -> Result<()> {
+            let error = exit_under(|| std::panic::resume_unwind(Box::new(7_u8)));
+            if is_raised {
+                raise(error);
+            }
+            Err(error)
+        });
+        let caught = catch_unwind(AssertUnwindSafe(|| child.switch::<Value>(())));
+        assert_eq!(caught.unwrap_err().downcast_ref::<u8>(), Some(&7));
+        assert!(child.is_dead());
+    }
+}
+
+// EX-2, DE-6
+#[test]
+fn a_greenlet_can_be_ended_while_a_context_is_dropped_with_its_exit() {
+    let _no_leaks = NoLeaks::watch();
+    let child = Greenlet::new(|(): ()| -> Result<()> {
+        Err(exit_under(|| {
+            for _ in 0..5 {
+                drop(up::<()>(()));
+            }
+        }))
+    });
+    child.switch::<()>(()).unwrap();
+    child.end();
+    assert!(child.is_dead());
+}
+
+thread_local! {
+    static GETS_IT: RefCell<Option<Greenlet>> = const { RefCell::new(None) };
+}
+
+// TH-8
+#[test]
+fn a_context_that_is_dropped_with_an_exit_may_end_the_one_who_gets_it() {
+    let _no_leaks = NoLeaks::watch();
+    for is_ended in [false, true] {
+        let parent = Greenlet::new(|(): ()| up::<Value>(()));
+        parent.switch::<()>(()).unwrap();
+        let dead = Greenlet::builder().parent(&parent).build(|(): ()| Ok(()));
+        dead.end();
+        GETS_IT.set(Some(parent));
+        let back: Value = dead
+            .throw(exit_under(move || {
+                let parent = GETS_IT.take().unwrap();
+                if is_ended {
+                    parent.end();
+                } else {
+                    parent.switch::<u8>(1_u8).unwrap();
+                }
+            }))
+            .unwrap();
+        assert!(back.is_exit());
+    }
+}
+
+// UD-5
+#[test]
+fn what_is_reported_in_the_last_frames_may_panic_when_it_is_dropped() {
+    let child = Greenlet::new(|(): ()| -> Result<()> {
+        let below = Greenlet::new(|(): ()| {
+            drop(up::<()>(()));
+            Ok(on_drop(|| {
+                raise(anyhow!("reported").context(Doing(Some(Box::new(|| panic!("in its destructor"))))));
+            }))
+        });
+        below.switch::<()>(())?;
+        std::panic::resume_unwind(Box::new(2_u8)) // so that `below` is ended when this is over
+    });
+    let caught = catch_unwind(AssertUnwindSafe(|| child.switch::<()>(())));
+    assert_eq!(caught.unwrap_err().downcast_ref::<u8>(), Some(&2));
+    assert!(child.is_dead());
 }
