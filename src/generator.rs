@@ -3,13 +3,14 @@
 //! ```text
 //!   consumer                                  the generator's greenlet
 //!     next ── Sent(input) ──────────────────►  yield_ returns the input
-//!     next returns the item  ◄── Step::Item ─  yield_
-//!     next returns None      ◄── Step::End ──  its function returned
+//!     next returns the item  ◄──── Item ─────  yield_
+//!     next returns None      ◄──── End ──────  its function returned
 //! ```
 //!
 //! A step is two bare switches and a few comparisons: the consumer is made the parent when it is
 //! another one than at the last step, and both sides note where they are in a [`Stage`] that they share.
-//! `Sent` and `Step` are private, so nothing else can be taken for a step.
+//! The types of all that is sent are private, so nothing else can be taken for a step. Each has one of its own, so
+//! that an item as small as a word travels in a register.
 //!
 //! - **N1** The stage is changed by the side that control arrives at. So a switch that fails leaves a
 //!   stage that says whether the other side has seen it.
@@ -24,7 +25,7 @@ use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
-use greenlet_core::{Builder, Greenlet, TypeMismatch, getcurrent};
+use greenlet_core::{Builder, Greenlet, TypeMismatch, Value, getcurrent};
 
 /// Values computed one by one by a function with a stack of its own: Python's generators, without a mark
 /// on the functions in between.
@@ -105,12 +106,13 @@ enum Stage {
 struct Sent<S>(S);
 
 /// What comes from it.
-enum Step<Y> {
-    Item(Y),
-    /// An item that another greenlet yielded, and that greenlet.
-    ItemOfChild(Box<(Y, Greenlet)>),
-    End,
-}
+struct Item<Y>(Y);
+
+/// An item that another greenlet yielded, and that greenlet.
+struct ItemOfChild<Y>(Box<(Y, Greenlet)>);
+
+/// The function has returned.
+struct End;
 
 impl<Y: 'static> Generator<Y> {
     /// Makes a generator of a function. Nothing runs before the first step.
@@ -196,7 +198,7 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
                 link: shared,
             };
             function(yielder, first)?;
-            Ok(Step::<Y>::End)
+            Ok(End)
         });
         greenlet.attach(Rc::clone(&link));
         Generator { greenlet, link }
@@ -215,70 +217,80 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     ///
     /// Panics with what the function panics with.
     #[track_caller]
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn send(&mut self, value: S) -> Option<Result<Y>> {
         if self.link.stage.get() != Stage::Waiting {
-            return self.send_otherwise(value);
+            return apart(|item| self.send_otherwise(value, item));
         }
-        match self.greenlet.step::<Step<Y>>(Sent(value)) {
-            Ok(Step::Item(item)) => {
+        match self.greenlet.step_or_value::<Item<Y>>(Sent(value)) {
+            Ok(Ok(Item(item))) => {
                 self.link.stage.set(Stage::Waiting); // N1
                 Some(Ok(item))
             }
-            other => self.settle(other),
+            Ok(Err(other)) => apart(|item| self.settle(Ok(other), item)),
+            Err(error) => apart(|item| self.settle(Err(error), item)),
         }
     }
 
     /// A step when the function is not simply in its `yield_`.
     #[cold]
+    #[inline(never)]
     #[track_caller]
-    fn send_otherwise(&mut self, value: S) -> Option<Result<Y>> {
+    fn send_otherwise(&mut self, value: S, place: &mut Option<Y>) -> Option<Error> {
         if self.greenlet.is_dead() {
             return None;
         }
         if self.link.stage.get() != Stage::WaitingInChild {
-            return Some(Err(GeneratorError::new(Kind::Busy).into()));
+            return Some(GeneratorError::new(Kind::Busy).into());
         }
         let parent = getcurrent();
         if self.greenlet.parent().as_ref() != Some(&parent) {
             if let Err(error) = self.greenlet.set_parent(&parent) {
-                return Some(Err(error.into()));
+                return Some(error.into());
             }
         }
         drop(parent);
         let child = self.link.child.borrow().clone();
         let child = child.expect("the stage says that there is one");
-        let outcome = child.switch::<Step<Y>>(Sent(value));
-        self.settle(outcome)
+        let outcome = child.switch::<Value>(Sent(value));
+        self.settle(outcome, place)
+    }
+
+    /// Notes who yielded, for the next step.
+    fn keep_child(&mut self, item: ItemOfChild<Y>) -> Y {
+        let (item, child) = *item.0;
+        self.link.child.replace(Some(child));
+        self.link.stage.set(Stage::WaitingInChild);
+        item
     }
 
     /// Everything that a step can come back with.
     #[cold]
-    fn settle(&mut self, outcome: Result<Step<Y>>) -> Option<Result<Y>> {
+    #[inline(never)]
+    fn settle(&mut self, outcome: Result<Value>, place: &mut Option<Y>) -> Option<Error> {
         let error = match outcome {
-            Ok(Step::Item(item)) => {
+            Ok(value) if value.is::<Item<Y>>() => {
+                let Item(item) = value.downcast().expect("just looked");
                 self.link.stage.set(Stage::Waiting);
-                return Some(Ok(item));
+                *place = Some(item);
+                return None;
             }
-            Ok(Step::ItemOfChild(item)) => {
-                let (item, child) = *item;
-                self.link.child.replace(Some(child));
-                self.link.stage.set(Stage::WaitingInChild);
-                return Some(Ok(item));
+            Ok(value) if value.is::<ItemOfChild<Y>>() => {
+                *place = Some(self.keep_child(value.downcast().expect("just looked")));
+                return None;
             }
-            Ok(Step::End) if self.greenlet.is_dead() => return None,
+            // It ended, by exit or without; or it was dead before, and passed up what was sent to it.
+            Ok(value) if self.greenlet.is_dead() && is_of_the_end::<S>(&value) => return None,
             // Another generator's, which was stepped past its `Generator`.
-            Ok(Step::End) => GeneratorError::new(Kind::Busy).into(),
+            Ok(value) if value.is::<End>() => GeneratorError::new(Kind::Busy).into(),
+            Ok(value) => TypeMismatch::of::<Item<Y>>(value).into(),
             Err(error) => error,
         };
-        if self.greenlet.is_dead() && is_of_the_end::<S>(&error) {
-            return None;
-        }
-        // Otherwise the step was refused: the other side has not seen it (N1).
+        // In another stage the step was refused: the other side has not seen it (N1).
         if self.link.stage.get() == Stage::Stepped {
             self.link.stage.set(Stage::Adrift);
         }
-        Some(Err(error))
+        Some(error)
     }
 
     /// Says whether the iteration is over: the function has returned, or was ended.
@@ -292,18 +304,28 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     }
 }
 
-/// Says whether what came back from a greenlet that is dead says just that: it ended by exit, or it was
-/// dead before, and passed up what was sent to it.
-fn is_of_the_end<S: 'static>(error: &Error) -> bool {
-    let value = error.downcast_ref().and_then(TypeMismatch::value);
-    value.is_some_and(|value| value.is_exit() || value.is::<Sent<S>>())
+/// What a cold function has to say of a step: an error, an item in the place that it is given, or that there are no more.
+///
+/// As one value with what the fast path has to say, the compiler would look at that again, every time.
+#[inline(always)] // for that
+fn apart<Y>(cold: impl FnOnce(&mut Option<Y>) -> Option<Error>) -> Option<Result<Y>> {
+    let mut item = None;
+    match cold(&mut item) {
+        Some(error) => Some(Err(error)),
+        None => item.map(Ok),
+    }
+}
+
+/// Says whether what came back from a greenlet that is dead says just that.
+fn is_of_the_end<S: 'static>(value: &Value) -> bool {
+    value.is::<End>() || value.is_exit() || value.is::<Sent<S>>()
 }
 
 impl<Y: 'static> Iterator for Generator<Y> {
     type Item = Result<Y>;
 
     #[track_caller]
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     fn next(&mut self) -> Option<Result<Y>> {
         self.send(())
     }
@@ -388,12 +410,12 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     /// - [`GeneratorError`] if the caller does not run in this generator, or if nobody waits for the value.
     /// - A refused switch: see [`Greenlet::switch`].
     #[track_caller]
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn yield_(&self, value: Y) -> Result<S> {
         if self.link.stage.get() != Stage::Stepped || !self.greenlet.is_current() {
             return self.yield_otherwise(value);
         }
-        match self.greenlet.switch_to_parent::<Sent<S>>(Step::Item(value)) {
+        match self.greenlet.switch_to_parent::<Sent<S>>(Item(value)) {
             Ok(Sent(input)) => {
                 self.link.stage.set(Stage::Stepped); // N1
                 Ok(input)
@@ -416,8 +438,8 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
             return Err(GeneratorError::new(Kind::CutShort).into());
         }
         // The handle of the running greenlet goes along, so that none is left on this stack.
-        let step = Step::ItemOfChild(Box::new((value, current)));
-        match self.greenlet.switch_to_parent::<Sent<S>>(step) {
+        let item = ItemOfChild(Box::new((value, current)));
+        match self.greenlet.switch_to_parent::<Sent<S>>(item) {
             Ok(Sent(input)) => {
                 self.link.stage.set(Stage::Stepped);
                 drop(self.link.child.take());

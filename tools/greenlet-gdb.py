@@ -11,8 +11,8 @@ It needs the program's debug information (`debug = true` in the profile), and x8
 the program, and writes nothing to it: so it works on a core file, and whatever state the program is in.
 
 How it works. The threads that have greenlets are in `greenlet_core::errand::REGISTER`, each with a
-pointer into its hub, which has a list of all nodes. A suspended node has a resume point: the address on its
-stack where its registers are (see `greenlet-core/src/backend`). An unwinder, asked about the innermost frame
+pointer into its hub, which has a list of all nodes. A suspended node has a resume point in its seat: the address on
+its stack where its registers are (see `greenlet-core/src/backend`). An unwinder, asked about the innermost frame
 of the thread, answers with those registers: so what gdb takes for the caller of that frame is the greenlet.
 """
 
@@ -97,18 +97,21 @@ def location(address, kind):
 class Greenlet:
     """One greenlet, read out of its node."""
 
-    def __init__(self, thread, node):
+    def __init__(self, thread, node, current):
         self.thread = thread
         self.node = int(node.address)
         self.id = int(node["id"])
         self.is_main = bool(node["is_main"])
-        address, length = (word(int(node["name"].address) + offset) for offset in (0, 8))
-        self.name = text(address, length) if address else None
+        name = word(int(node["name"].address))
+        self.name = text(word(name), word(name + 8)) if name else None
         self.state = STATES[word(int(node["lifecycle"].address)) & 0xFF]
-        self.resume = word(int(node["resume"].address)) or word(int(node["held"].address))
-        self.is_awaiting = not word(int(node["resume"].address)) and bool(self.resume)
+        seat, held = (int(node[field].address) for field in ("seat", "held"))
+        # The one that runs has a resume point that means nothing.
+        self.resume = 0 if self.node == current else word(seat) or word(held)
+        self.code = word(seat + 8)
+        self.is_awaiting = not word(seat) and bool(self.resume)
         place = node["made_at"].type
-        self.parked_at = location(int(node["parked_at"].address), place)
+        self.parked_at = location(seat + 16, place)
         self.made_at = location(int(node["made_at"].address), place)
 
     @property
@@ -126,8 +129,8 @@ class Greenlet:
     def registers(self):
         """The registers with which the greenlet goes on: see the pictures in the backends."""
         at = self.resume
-        if gdb.find_pc_line(word(at)).symtab is not None:  # the backend `asm`
-            return {"rip": word(at), "rbx": word(at + 8), "rbp": word(at + 16), "rsp": at + 24}
+        if self.code:  # the backend `asm`
+            return {"rip": self.code, "rbx": word(at), "rbp": word(at + 8), "rsp": at + 16}
         return {  # the backend `fcontext`
             "r12": word(at + 8),
             "r13": word(at + 16),
@@ -161,18 +164,26 @@ def greenlets():
         if thread is None:
             continue  # of another process, before a fork
         hub = gdb.Value(int(entry["flags"]) - offset).cast(hub_type.pointer()).dereference()
-        for weak in elements(inside(hub["nodes"], "alloc::vec::Vec<")):
-            shared = first_pointer(weak).dereference()
-            if int(first_number(shared["strong"])) > 0:
-                found.append(Greenlet(thread, shared["value"]))
+        current = word(int(hub["current"].address))
+        found.extend(Greenlet(thread, node, current) for node in nodes(hub))
     return sorted(found, key=lambda greenlet: (greenlet.thread.num, greenlet.id))
 
 
-def first_number(value):
-    """The number inside a `Cell<usize>`."""
-    while value.type.strip_typedefs().code == gdb.TYPE_CODE_STRUCT:
-        value = value[next(f for f in value.type.strip_typedefs().fields() if f.name is not None)]
-    return value
+def nodes(hub):
+    """The nodes of a thread: those in the records of its blocks that are counted."""
+    block_type, record_type, node_type = (
+        gdb.lookup_type("greenlet_core::" + name) for name in ("record::Block", "record::Record", "tree::Node")
+    )
+    content = next(field.bitpos // 8 for field in record_type.fields() if field.name == "content")
+    strong = next(field.bitpos // 8 for field in record_type.fields() if field.name == "strong")
+    block = word(int(hub["records"]["first"].address))
+    while block:
+        value = gdb.Value(block).cast(block_type.pointer()).dereference()
+        records, size = int(value["records"].address), record_type.sizeof
+        for record in range(records, records + value["records"].type.sizeof, size):
+            if word(record + strong) & 0xFFFFFFFF:
+                yield gdb.Value(record + content).cast(node_type.pointer()).dereference()
+        block = word(int(value["after"].address))
 
 
 def named(argument):

@@ -64,6 +64,7 @@ impl Ahead {
     }
 
     /// Forgets a node that is about to go.
+    #[inline(never)] // who is not in a crowd does not pay for its length
     pub(crate) fn forget(&self, node: &Node) {
         for recent in &self.recent {
             if ptr::eq(recent.get(), node) {
@@ -79,13 +80,12 @@ impl Ahead {
     }
 }
 
-/// Notes that control goes to `target`, which is suspended at `to`, and fetches what it foretells. Says
-/// whether that is so: whether the switch can take the fast path.
-#[inline(never)] // leaves the fast path of those who are few as it is
-pub(crate) fn passes(target: &Node, to: *mut u8) -> bool {
-    let hub = Hub::get();
-    if hub.slow.get() != slow::CROWDED || to.is_null() || std::thread::panicking() {
-        return false;
+/// Notes that control goes to `target`, which is suspended at `to`, and fetches what it foretells. Does nothing
+/// where there is no crowd.
+#[inline]
+pub(crate) fn pass(hub: &Hub, target: &Node, to: *mut u8) {
+    if !hub.has_flag(slow::CROWDED) {
+        return; // it has just ended
     }
     let turn = hub.ahead.turn.get();
     hub.ahead.turn.set(turn.wrapping_add(1));
@@ -101,7 +101,6 @@ pub(crate) fn passes(target: &Node, to: *mut u8) -> bool {
     let soon = target.soon.get();
     backend::fetch(soon.record);
     backend::fetch(soon.stack);
-    true
 }
 
 /// Begins, or ends, according to how many stacks are in use. Called where that number has changed by much.
@@ -175,7 +174,7 @@ mod tests {
             let soon = crowd[10].node().soon.get();
             let later = crowd[10 + DISTANCE / 2].node();
             assert!(ptr::eq(soon.record, (&raw const **later).cast()));
-            assert!(ptr::eq(soon.stack, later.resume.get()));
+            assert!(ptr::eq(soon.stack, later.seat.sp.get()));
         });
     }
 

@@ -6,12 +6,11 @@ use std::panic::Location;
 
 use anyhow::Result;
 
-use crate::entry::Run;
+use crate::body;
 use crate::greenlet::Greenlet;
 use crate::local::Locals;
-use crate::stack;
-use crate::thread::{self, Hub};
-use crate::tree::{Node, NodeParts};
+use crate::thread;
+use crate::tree::Name;
 
 /// Makes a greenlet with a name, a stack size or a parent of its own: see [`Greenlet::builder`].
 ///
@@ -47,7 +46,8 @@ impl Builder {
     }
 
     /// Sets the size of the stack, in bytes; it is rounded up. The default is
-    /// [`stack::DEFAULT_SIZE`], the minimum [`stack::MIN_SIZE`].
+    /// [`stack::DEFAULT_SIZE`](crate::stack::DEFAULT_SIZE), the minimum
+    /// [`stack::MIN_SIZE`](crate::stack::MIN_SIZE).
     ///
     /// A stack costs the memory that is touched, so a generous size is cheap. A size out of range is
     /// reported by the first switch, as a [`StackError`](crate::StackError).
@@ -72,14 +72,16 @@ impl Builder {
         F: FnOnce(A) -> Result<R> + 'static,
     {
         let parent = self.parent.unwrap_or_else(thread::current_greenlet);
-        let parts = NodeParts {
-            parent: Some(parent),
-            body: Some(Box::new(Run::new(function))),
-            stack_size: self.stack_size.unwrap_or(stack::DEFAULT_SIZE),
-            name: self.name,
-            locals: self.locals,
-            made_at: Location::caller(),
-        };
-        Greenlet::from_node(Node::new(Hub::get(), parts))
+        let node = body::pending(parent, Location::caller(), function);
+        if let Some(size) = self.stack_size {
+            node.stack_size.set(size);
+        }
+        if let Some(name) = self.name {
+            node.name.get_or_init(|| Name::new(name));
+        }
+        if let Some(locals) = self.locals {
+            node.locals.set(Some(locals));
+        }
+        Greenlet::from_node(node)
     }
 }

@@ -8,18 +8,18 @@
 #![forbid(unsafe_code)]
 
 use std::panic::Location;
-use std::rc::Rc;
 
 use anyhow::Error;
 
-use crate::exit::GreenletExit;
+use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
+use crate::record::NodeRef;
 use crate::report::{self, Unraisable};
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub, slow};
-use crate::transfer::{Content, Message};
-use crate::tree::{Kept, Node, lineage};
+use crate::transfer::{Content, Message, Parcel};
+use crate::tree::{Kept, lineage};
 use crate::unwind;
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
@@ -41,25 +41,26 @@ pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
         hub.owe(Debt::LetGo(greenlet.clone()));
         return;
     }
-    let is_resurrected = || Rc::strong_count(node) > COUNT_OF_LAST_HANDLE;
-    end(greenlet, GreenletExit::abandoned(), is_resurrected);
+    let is_resurrected = || node.count() > COUNT_OF_LAST_HANDLE;
+    end(greenlet, reason::ABANDONED, is_resurrected);
 }
 
 /// The count of an active greenlet with one handle: that, and the one it has of itself.
-pub(crate) const COUNT_OF_LAST_HANDLE: usize = 2;
+pub(crate) const COUNT_OF_LAST_HANDLE: u32 = 2;
 
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
 /// current, not main, and that nothing unwinds.
-pub(crate) fn end_owned(greenlet: &Greenlet, exit: GreenletExit) {
+pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
     if greenlet.node().kept.get() == Kept::No {
         step_out_of(greenlet.node());
     }
-    end(greenlet, exit, || false);
+    end(greenlet, reason, || false);
 }
 
 /// Ends a greenlet in the context of the current one, which is its parent meanwhile (rule DE-3).
 /// Between the stages, `spare` says whether it is to live on.
-fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
+#[inline(always)] // a return after a switch is one that the processor does not predict
+fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
     let node = greenlet.node();
     if node.kept.get() != Kept::No {
         node.kept.set(Kept::YesThenEnd);
@@ -67,7 +68,8 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
     }
     // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
     // known who has a handle.
-    let mut is_forced = stage(greenlet, Message::Error(exit.into()));
+    let exit = Hub::get().spare_exit.error(reason);
+    let mut is_forced = stage(greenlet, |at| switch::throw_at(node, exit, at, Manners::Firm));
     if node.kept.get() != Kept::No {
         // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
         node.kept.set(Kept::YesThenEnd);
@@ -75,7 +77,8 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
         if cfg!(panic = "unwind") {
             // Again: the clean-up may have hung the current greenlet below it.
             step_out_of(node);
-            is_forced |= stage(greenlet, Message::Force);
+            let force = || Content::Message(Message::Force);
+            is_forced |= stage(greenlet, |at| switch::transfer(node, force(), at, Manners::Firm));
         }
         if node.lifecycle.is_active() && !spare() {
             node.abandoned.set(true);
@@ -90,19 +93,36 @@ fn end(greenlet: &Greenlet, exit: GreenletExit, spare: impl Fn() -> bool) {
 
 /// Delivers one message, with the current greenlet as the parent meanwhile. Says whether the current
 /// greenlet was itself told to unwind while that went on.
-fn stage(greenlet: &Greenlet, message: Message) -> bool {
+#[inline(always)] // as `end`
+fn stage(greenlet: &Greenlet, deliver: impl FnOnce(&'static Location<'static>) -> Parcel) -> bool {
     let _meanwhile = ParentMeanwhile::new(greenlet.node());
-    matches!(deliver(greenlet, message), Control::Forced)
+    gate::forget(Hub::get(), greenlet.node());
+    let back = deliver(Location::caller());
+    switch::open_unless_exit(back).is_some_and(|message| dispose(greenlet, message))
+}
+
+/// What comes back has nowhere to go (rules DE-5, DE-6, DE-19). Says whether it was the second stage of the end of the
+/// current greenlet.
+#[cold]
+#[inline(never)]
+fn dispose(greenlet: &Greenlet, message: Message) -> bool {
+    match message {
+        Message::Value(value) => drop(value),
+        Message::Error(error) => report::call(&Unraisable::of_error(greenlet.clone(), error)),
+        Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet.clone(), payload)),
+        Message::Force => return true,
+    }
+    false
 }
 
 /// Where the current greenlet is below `node`, which it is about to end: moves the branch that it stands
 /// on to the parent of `node`. The current greenlet becomes the parent of `node` meanwhile, and a lineage
 /// is no ring. What the branch leaves would go there anyway: the dead are transparent.
-fn step_out_of(node: &Rc<Node>) {
+fn step_out_of(node: &NodeRef) {
     let current = Hub::get().current_node();
-    let is_child = |below: &Rc<Node>| {
+    let is_child = |below: &NodeRef| {
         let parent = below.parent_greenlet();
-        parent.is_some_and(|parent| Rc::ptr_eq(parent.node(), node))
+        parent.is_some_and(|parent| parent.node().is(node))
     };
     let branch = lineage(&current).find(is_child);
     if let Some(branch) = branch {
@@ -113,12 +133,12 @@ fn step_out_of(node: &Rc<Node>) {
 
 /// Makes the current greenlet the parent of one that is being ended, until this is dropped.
 struct ParentMeanwhile<'a> {
-    node: &'a Rc<Node>,
+    node: &'a NodeRef,
     before: Option<Greenlet>,
 }
 
 impl<'a> ParentMeanwhile<'a> {
-    fn new(node: &'a Rc<Node>) -> ParentMeanwhile<'a> {
+    fn new(node: &'a NodeRef) -> ParentMeanwhile<'a> {
         // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
         let before = node.parent.replace(Some(thread::current_greenlet()));
         ParentMeanwhile { node, before }
@@ -126,11 +146,12 @@ impl<'a> ParentMeanwhile<'a> {
 }
 
 impl Drop for ParentMeanwhile<'_> {
+    #[inline]
     fn drop(&mut self) {
         let node = self.node;
         let before = self.before.take();
-        let has_other_handles = Rc::strong_count(node) > COUNT_OF_LAST_HANDLE
-            || node.lifecycle.is_dead() && Rc::strong_count(node) > 1;
+        let has_other_handles =
+            node.count() > COUNT_OF_LAST_HANDLE || node.lifecycle.is_dead() && node.count() > 1;
         if let Some(before) = before.as_ref().filter(|_| has_other_handles) {
             if before.node().has_in_lineage(node) {
                 // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
@@ -148,34 +169,6 @@ impl Drop for ParentMeanwhile<'_> {
     }
 }
 
-/// How control came back to who ends a greenlet.
-enum Control {
-    Ordinary,
-    /// By the second stage of the end of the current greenlet.
-    Forced,
-}
-
-/// Delivers one message; what comes back has nowhere to go (rules DE-5, DE-6, DE-19).
-fn deliver(greenlet: &Greenlet, message: Message) -> Control {
-    gate::forget(Hub::get(), greenlet.node());
-    let back = switch::transfer(
-        greenlet.node(),
-        Content::Message(message),
-        Location::caller(),
-        Manners::Firm,
-    );
-    let Some(message) = switch::open_unless_exit(back) else {
-        return Control::Ordinary;
-    };
-    match message {
-        Message::Value(value) => drop(value),
-        Message::Error(error) => report::call(&Unraisable::of_error(greenlet.clone(), error)),
-        Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet.clone(), payload)),
-        Message::Force => return Control::Forced,
-    }
-    Control::Ordinary
-}
-
 /// How many switches a greenlet may try in vain while it is ended with its thread; then it is unwound.
 const VAIN_SWITCHES: u32 = 1000;
 
@@ -190,7 +183,7 @@ pub(crate) fn end_all(hub: &Hub) {
             let can_end = !node.is_main && !node.abandoned.get() && node.kept.get() == Kept::No;
             if node.lifecycle.is_active() && can_end {
                 hub.patience.set(VAIN_SWITCHES);
-                end_owned(&greenlet, GreenletExit::thread_ended());
+                end_owned(&greenlet, reason::THREAD_ENDED);
                 has_ended_one = true;
             }
         }
@@ -234,7 +227,7 @@ pub fn end_suspended() -> Result<(), Error> {
         let node = greenlet.node();
         let is_suspended = node.lifecycle.is_active() && !hub.is_current(node);
         if is_suspended && !node.is_main && !node.abandoned.get() {
-            end_owned(&greenlet, GreenletExit::ended());
+            end_owned(&greenlet, reason::ENDED);
         }
     }
     Ok(())

@@ -66,6 +66,21 @@ pub struct TypeMismatch {
 }
 
 impl TypeMismatch {
+    /// Makes what a switch returns that asks for an `R` and gets this value. For those who sort values themselves: see
+    /// [`Greenlet::step_or_value`](crate::Greenlet::step_or_value).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{TypeMismatch, Value};
+    ///
+    /// let error = TypeMismatch::of::<u8>(Value::new("text"));
+    /// assert_eq!((error.expected(), error.found()), ("u8", "&str"));
+    /// ```
+    pub fn of<R: 'static>(value: Value) -> TypeMismatch {
+        TypeMismatch::new(std::any::type_name::<R>(), value)
+    }
+
     pub(crate) fn new(expected: &'static str, value: Value) -> TypeMismatch {
         TypeMismatch {
             expected,

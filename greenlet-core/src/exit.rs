@@ -3,8 +3,13 @@
 
 #![forbid(unsafe_code)]
 
+use std::backtrace::BacktraceStatus;
 use std::borrow::Cow;
+use std::cell::Cell;
+use std::error::Error as StdError;
 use std::fmt;
+
+use anyhow::Error;
 
 /// Asks a greenlet to end: Python's `GreenletExit`.
 ///
@@ -48,24 +53,10 @@ impl GreenletExit {
         }
     }
 
-    /// The exit of a greenlet whose last handle was dropped.
-    pub(crate) const fn abandoned() -> GreenletExit {
+    /// The exit of a greenlet that the library ends.
+    pub(crate) const fn because(reason: &'static str) -> GreenletExit {
         GreenletExit {
-            reason: Some(Cow::Borrowed("the last handle of the greenlet was dropped")),
-        }
-    }
-
-    /// The exit of a greenlet that its owner ended.
-    pub(crate) const fn ended() -> GreenletExit {
-        GreenletExit {
-            reason: Some(Cow::Borrowed("the owner of the greenlet ended it")),
-        }
-    }
-
-    /// The exit of a greenlet that was still suspended when its thread ended.
-    pub(crate) const fn thread_ended() -> GreenletExit {
-        GreenletExit {
-            reason: Some(Cow::Borrowed("the thread of the greenlet ended")),
+            reason: Some(Cow::Borrowed(reason)),
         }
     }
 
@@ -86,4 +77,118 @@ impl fmt::Display for GreenletExit {
     }
 }
 
-impl std::error::Error for GreenletExit {}
+impl StdError for GreenletExit {}
+
+/// Why the library ends a greenlet.
+pub(crate) mod reason {
+    pub(crate) const ABANDONED: &str = "the last handle of the greenlet was dropped";
+    pub(crate) const ENDED: &str = "the owner of the greenlet ended it";
+    pub(crate) const THREAD_ENDED: &str = "the thread of the greenlet ended";
+}
+
+/// An exit as an error, that came back unchanged from the last greenlet that was ended: for the next one. To make one
+/// and to free it takes as long as all else that there is to do about an end.
+pub(crate) struct SpareExit {
+    error: Cell<Option<Error>>,
+    /// Whether errors have no backtraces here, once that is known. One would be that of the first use.
+    may_keep: Cell<Option<bool>>,
+}
+
+impl SpareExit {
+    pub(crate) const fn none() -> SpareExit {
+        SpareExit {
+            error: Cell::new(None),
+            may_keep: Cell::new(None),
+        }
+    }
+
+    /// Makes an exit with a reason, as an error.
+    #[inline]
+    pub(crate) fn error(&self, reason: &'static str) -> Error {
+        if let Some(mut error) = self.error.take() {
+            if let Some(place) = bare(&mut error) {
+                place.reason = Some(Cow::Borrowed(reason));
+                return error;
+            }
+        }
+        Error::new(GreenletExit::because(reason))
+    }
+
+    /// Takes the exit out of an error that is just that. The error comes back if it is another one, or has a context.
+    #[inline]
+    pub(crate) fn exit_of(&self, mut error: Error) -> Result<GreenletExit, Error> {
+        let Some(exit) = bare(&mut error) else {
+            return Err(error);
+        };
+        let exit = std::mem::take(exit);
+        if self.may_keep.get().unwrap_or_else(|| self.look(&error)) {
+            self.error.set(Some(error));
+        }
+        Ok(exit)
+    }
+
+    /// Whether errors have backtraces is decided once, by the environment.
+    #[cold]
+    fn look(&self, error: &Error) -> bool {
+        let may_keep = error.backtrace().status() != BacktraceStatus::Captured;
+        self.may_keep.set(Some(may_keep));
+        may_keep
+    }
+
+    /// The thread ends.
+    pub(crate) fn forget(&self) {
+        drop(self.error.take());
+    }
+}
+
+/// The exit in an error that is just that: not below a context.
+#[inline]
+fn bare(error: &mut Error) -> Option<&mut GreenletExit> {
+    let error: &mut (dyn StdError + Send + Sync + 'static) = &mut **error;
+    error.downcast_mut()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A context that takes no room, so that the exit below it may stand where the error stands.
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl fmt::Display for Nothing {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("nothing")
+        }
+    }
+
+    #[test]
+    fn what_has_a_context_is_not_kept() {
+        let spare = SpareExit::none();
+        let exit = || GreenletExit::with_reason("test");
+        for error in [
+            Error::new(exit()).context(Nothing),
+            anyhow::Context::context(Err::<(), GreenletExit>(exit()), Nothing).unwrap_err(),
+        ] {
+            let back = spare.exit_of(error).unwrap_err();
+            assert_eq!(back.to_string(), "nothing");
+            assert!(spare.error.take().is_none());
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_used_again_and_says_what_the_new_one_says() {
+        let spare = SpareExit::none();
+        let first = spare.error(reason::ENDED);
+        let place: *const GreenletExit = first.downcast_ref().unwrap();
+        assert_eq!(
+            spare.exit_of(first).unwrap(),
+            GreenletExit::because(reason::ENDED)
+        );
+        let second = spare.error("the second");
+        assert_eq!(second.to_string(), "greenlet exit: the second");
+        if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
+            assert!(std::ptr::eq(place, second.downcast_ref().unwrap()));
+        }
+    }
+}

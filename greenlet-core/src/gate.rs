@@ -18,7 +18,7 @@
 //! - **G1** Nothing below a closed gate runs: the gate is closed by code outside, after control has left;
 //!   nothing active is moved below one or out from below one (`Greenlet::set_parent`).
 //! - **G2** The resume point of a greenlet that is closed, or kept suspended, is in `Node::held`, and
-//!   `Node::resume` is null: so the fast path never takes it.
+//!   `Node::seat.sp` is null: so the fast path never takes it.
 //! - **G3** What is kept suspended counts as a closed gate for all below it, whoever opens gates
 //!   meanwhile. No stage of an end is delivered to it: each looks, also the second, for the first may
 //!   have led to who keeps it (`end::end`).
@@ -64,12 +64,12 @@ impl Greenlet {
             return;
         }
         assert!(
-            !node.resume.get().is_null(),
+            !node.seat.sp.get().is_null() && !hub.is_current(node),
             "the gate of a running greenlet cannot be closed"
         );
-        node.held.set(node.resume.replace(ptr::null_mut()));
+        node.held.set(node.seat.sp.replace(ptr::null_mut()));
         node.gate.set(Gate::Closed);
-        if std::rc::Rc::strong_count(node) > COUNT_OF_LAST_HANDLE {
+        if node.count() > COUNT_OF_LAST_HANDLE {
             self.close_for_those_below(hub);
         }
     }
@@ -115,16 +115,20 @@ impl Greenlet {
             node.kept.get() == Kept::No,
             "the greenlet is kept suspended already"
         );
+        assert!(
+            !Hub::get().is_current(node),
+            "the running greenlet cannot be kept suspended"
+        );
         // G2: hidden, whether or not a gate has hidden it before.
-        if !node.resume.get().is_null() {
-            node.held.set(node.resume.replace(ptr::null_mut()));
+        if !node.seat.sp.get().is_null() {
+            node.held.set(node.seat.sp.replace(ptr::null_mut()));
         }
         assert!(
             !node.held.get().is_null(),
             "only a suspended greenlet can be kept suspended"
         );
         node.kept.set(Kept::Yes);
-        let is_counted = std::rc::Rc::strong_count(node) > COUNT_OF_LAST_HANDLE;
+        let is_counted = node.count() > COUNT_OF_LAST_HANDLE;
         if is_counted {
             count_closed(Hub::get());
         }
@@ -158,8 +162,8 @@ impl Greenlet {
 /// The resume point can be seen again.
 #[inline]
 fn show(node: &Node) {
-    if node.resume.get().is_null() {
-        node.resume.set(node.held.replace(ptr::null_mut()));
+    if node.seat.sp.get().is_null() {
+        node.seat.sp.set(node.held.replace(ptr::null_mut()));
     }
 }
 

@@ -8,19 +8,21 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
+use crate::body;
 use crate::builder::Builder;
 use crate::end::{self, COUNT_OF_LAST_HANDLE};
 use crate::error::ParentError;
-use crate::exit::GreenletExit;
+use crate::exit::{GreenletExit, reason};
+use crate::record::{NodeRef, WeakNodeRef};
 use crate::state::State;
-use crate::switch::{self, Manners};
+use crate::switch::{self, Exactly, Manners, OrAnother};
 use crate::thread::{self, Debt, Hub};
 use crate::transfer::{Content, Control, Message, Parcel};
-use crate::tree::Node;
+use crate::tree::{Name, Node};
 use crate::value::Value;
 
 /// A handle of a greenlet: a coroutine on a stack of its own.
@@ -66,7 +68,7 @@ use crate::value::Value;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Greenlet {
-    node: Rc<Node>,
+    node: NodeRef,
 }
 
 impl Greenlet {
@@ -128,19 +130,19 @@ impl Greenlet {
     ///
     /// A panic that leaves a greenlet's function goes on in its parent, out of the parent's `switch`.
     #[track_caller]
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        switch::receive(switch::hand_over(&self.node, Parcel::new(&mut value), at))
+        switch::hand_over(&self.node, &mut value, at)
     }
 
     /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and lets go of the handle: when
     /// the greenlet runs, this handle is gone.
     ///
     /// `switch` holds its handle until it returns. Use this where the caller may stay suspended for long
-    /// and must not keep the greenlet alive meanwhile. Where the switch starts a pending greenlet, or a
-    /// tracer is installed, the handle is held until the switch returns, as by `switch`.
+    /// and must not keep the greenlet alive meanwhile. Where the switch starts a pending greenlet, or takes
+    /// one of the rare paths (a tracer is installed, say), the handle is held until the switch returns, as by `switch`.
     ///
     /// # Errors, Panics
     ///
@@ -189,15 +191,15 @@ impl Greenlet {
     /// assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at)??, 2);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn switch_in<R: 'static>(
         place: &RefCell<Option<Greenlet>>,
         value: impl Sized + 'static,
         at: &'static Location<'static>,
     ) -> Result<Result<R>> {
         let mut value = ManuallyDrop::new(value);
-        match switch::hand_over_in(place, Parcel::new(&mut value), at) {
-            Ok(back) => Ok(switch::receive(back)),
+        match switch::hand_over_in(place, &mut value, at) {
+            Ok(received) => Ok(received),
             Err(unsent) => Ok(switch::receive(Greenlet::switch_in_otherwise(place, unsent, at)?)),
         }
     }
@@ -250,9 +252,8 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
-        let message = Content::Message(Message::Error(error.into()));
         let at = Location::caller();
-        switch::receive(switch::transfer(&self.node, message, at, Manners::Polite))
+        switch::receive(switch::throw_at(&self.node, error.into(), at, Manners::Polite))
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.
@@ -318,11 +319,10 @@ impl Greenlet {
             State::Pending => {
                 // CAUTION: runs foreign code: the destructors of what the function captured.
                 self.node.lifecycle.cancel();
-                let body = self.node.body.borrow_mut().take();
-                drop(body);
+                body::clear(&self.node);
             }
             State::Active if self.node.is_main || hub.is_current(&self.node) => {}
-            State::Active if hub.can_end_greenlets() => end::end_owned(self, GreenletExit::ended()),
+            State::Active if hub.can_end_greenlets() => end::end_owned(self, reason::ENDED),
             State::Active => hub.owe(Debt::End(self.clone())),
         }
     }
@@ -360,7 +360,7 @@ impl Greenlet {
         }
         // G1: neither in nor out. Whatever the state: a dead or pending greenlet may stand between a running one
         // and the gate.
-        let leaves = || self.node.parent_node()?.closed_gate();
+        let leaves = || self.node.parent.node()?.closed_gate();
         if parent.node.closed_gate().is_some() || leaves().is_some() {
             return Err(ParentError::awaiting());
         }
@@ -393,14 +393,47 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn step<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        match switch::hand_over_to_child(&self.node, Parcel::new(&mut value), at) {
-            Ok(back) => switch::receive(back),
-            Err(unsent) => switch::receive(self.step_otherwise(unsent, at)),
-        }
+        switch::hand_over_to_child::<_, R, Exactly>(&self.node, &mut value, at, |unsent| {
+            self.step_otherwise(unsent, at)
+        })
+    }
+
+    /// Makes a [`step`](Greenlet::step); what comes back may as well be of another type than `R`: that is no error, but the
+    /// inner `Err`.
+    ///
+    /// For things that step a greenlet which mostly sends one type, and sometimes another: the one takes no longer than with
+    /// [`step`](Greenlet::step), and the other is not mistaken for an error that the greenlet ended with.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`step`](Greenlet::step), but for the [`TypeMismatch`](crate::TypeMismatch) of what arrives.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| {
+    ///     getparent().unwrap().switch::<()>(1_u32)?;
+    ///     Ok("that is all")
+    /// });
+    /// assert_eq!(child.step_or_value::<u32>(())?.unwrap(), 1);
+    /// let other = child.step_or_value::<u32>(())?.unwrap_err();
+    /// assert_eq!(other.downcast::<&str>().unwrap(), "that is all");
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[track_caller]
+    #[inline(always)] // as `step`
+    pub fn step_or_value<R: 'static>(&self, value: impl Sized + 'static) -> Result<Result<R, Value>> {
+        let mut value = ManuallyDrop::new(value);
+        let at = Location::caller();
+        switch::hand_over_to_child::<_, R, OrAnother>(&self.node, &mut value, at, |unsent| {
+            self.step_otherwise(unsent, at)
+        })
     }
 
     #[cold]
@@ -439,15 +472,11 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    #[inline]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        switch::receive(switch::hand_over_to_parent(
-            &self.node,
-            Parcel::new(&mut value),
-            at,
-        ))
+        switch::hand_over_to_parent(&self.node, &mut value, at)
     }
 
     /// Where the greenlet is in its life.
@@ -479,7 +508,7 @@ impl Greenlet {
 
     /// The name that the builder gave it; the main greenlet is called `main`.
     pub fn name(&self) -> Option<&str> {
-        self.node.name.as_deref()
+        self.node.name.get().map(Name::as_str)
     }
 
     /// A number that no other greenlet of the thread has.
@@ -495,13 +524,13 @@ impl Greenlet {
     /// Where the greenlet switched away, if it is suspended.
     pub fn parked_at(&self) -> Option<&'static Location<'static>> {
         let is_suspended = self.is_active() && !self.is_current();
-        self.node.parked_at.get().filter(|_| is_suspended)
+        self.node.seat.note.get().filter(|_| is_suspended)
     }
 
     /// Makes a handle that does not keep the greenlet from being ended.
     pub fn downgrade(&self) -> WeakGreenlet {
         WeakGreenlet {
-            node: Rc::downgrade(&self.node),
+            node: self.node.downgrade(),
         }
     }
 
@@ -546,7 +575,7 @@ impl Greenlet {
     /// Ends an active greenlet of which only this handle is left, besides the one that it has of itself.
     #[inline]
     pub(crate) fn end_if_last_handle(&self) {
-        if Rc::strong_count(&self.node) == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
+        if self.node.count() == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
             end::last_handle_gone(self);
         }
     }
@@ -573,18 +602,19 @@ impl Greenlet {
         })
     }
 
-    pub(crate) fn node(&self) -> &Rc<Node> {
+    #[inline(always)] // part of the fast path: nothing
+    pub(crate) fn node(&self) -> &NodeRef {
         &self.node
     }
 
     #[inline]
-    pub(crate) fn from_node(node: Rc<Node>) -> Greenlet {
+    pub(crate) fn from_node(node: NodeRef) -> Greenlet {
         Greenlet { node }
     }
 
     /// The node, counted, without what dropping a handle may do.
-    pub(crate) fn into_node(self) -> Rc<Node> {
-        let node = Rc::clone(&self.node);
+    pub(crate) fn into_node(self) -> NodeRef {
+        let node = self.node.clone();
         // The clone takes over; the handle sees that it is not the last.
         drop(self);
         node
@@ -600,7 +630,7 @@ impl Clone for Greenlet {
     #[inline]
     fn clone(&self) -> Greenlet {
         Greenlet {
-            node: Rc::clone(&self.node),
+            node: self.node.clone(),
         }
     }
 }
@@ -614,7 +644,7 @@ impl Drop for Greenlet {
 
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
-        Rc::ptr_eq(&self.node, &other.node)
+        self.node.is(&other.node)
     }
 }
 
@@ -626,7 +656,7 @@ impl RefUnwindSafe for Greenlet {}
 
 impl Hash for Greenlet {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Rc::as_ptr(&self.node).hash(state);
+        self.node.as_ptr().hash(state);
     }
 }
 
@@ -668,7 +698,7 @@ impl fmt::Debug for Greenlet {
 /// ```
 #[derive(Clone, Debug)]
 pub struct WeakGreenlet {
-    node: Weak<Node>,
+    node: WeakNodeRef,
 }
 
 impl UnwindSafe for WeakGreenlet {}

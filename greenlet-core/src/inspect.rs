@@ -25,9 +25,7 @@ use crate::thread::{Hub, KEEP_AGES};
 /// assert_eq!(greenlets(), [main, child]);
 /// ```
 pub fn greenlets() -> Vec<Greenlet> {
-    let mut greenlets: Vec<Greenlet> = Hub::get().all_greenlets().collect();
-    greenlets.sort_by_key(Greenlet::id);
-    greenlets
+    Hub::get().all_greenlets().collect()
 }
 
 /// How many stacks the greenlets of the calling thread have at the moment. A greenlet has one from its

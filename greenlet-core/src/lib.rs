@@ -32,6 +32,7 @@
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
 //! | `asan` | tells AddressSanitizer of every switch (feature `asan`) |
 //! | `thread` | what is kept for each thread |
+//! | `record`, `link`, `body` | memory and counts of records; links to parents; functions not yet called |
 //! | `tree`, `state`, `transfer`, `value`, `error`, `exit`, `unwind` | records, states, what is carried, and how it fails |
 //! | `thread_bound` | a value of one thread inside an error of any |
 //! | `overflow` | says which greenlet ran into its guard page |
@@ -41,6 +42,7 @@
 mod ahead;
 mod asan;
 mod backend;
+mod body;
 mod builder;
 #[cfg(doctest)]
 mod compile_fail;
@@ -52,9 +54,11 @@ mod exit;
 mod gate;
 mod greenlet;
 mod inspect;
+mod link;
 mod local;
 mod overflow;
 mod probe;
+mod record;
 mod report;
 mod section;
 pub mod stack;

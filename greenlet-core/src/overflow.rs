@@ -6,8 +6,8 @@
 //!
 //! - **O1** Nothing is allocated, locked or waited for. The text goes into a fixed buffer, and from there
 //!   to standard error by `write`.
-//! - **O2** Records are only read, and a record that may be half-written is only compared. What is
-//!   borrowed at the moment is left out.
+//! - **O2** Records are only read, and a record that may be half-written is only compared. While
+//!   the list of them is being changed, it is not looked at.
 //! - **O3** A touch of a guard page is an overflow only if the thread was running on that stack.
 //!   Anything else is a stray pointer, and goes to the handler that was there before.
 
@@ -72,34 +72,30 @@ impl Culprit<'_> {
             return Some(Culprit::Unknown);
         }
         // The bare switch pushes a few words after the target has become current. A greenlet in that
-        // place is known by having no resume point, unlike all that are suspended (S1).
-        let nodes = hub.nodes_unless_borrowed()?;
-        let leaving = nodes.iter().find(|node| {
-            node.strong_count() > 0 && {
-                // SAFETY: it is counted, so it is alive, and nothing else runs on this thread.
-                let node = unsafe { &*node.as_ptr() };
-                is_on(node, hit) && node.resume.get().is_null() && node.held.get().is_null()
-            }
-        });
-        // SAFETY: as above; the process does not outlive the use of the reference.
-        leaving.map(|node| Culprit::Greenlet(unsafe { &*node.as_ptr() }))
+        // place is known by where the thread's stack pointer is.
+        if !hit.is_on_its_stack {
+            return None;
+        }
+        let leaving = hub
+            .records
+            .find_from_handler(|node| is_on(node, hit).then_some(&raw const *node))?;
+        // SAFETY: the process does not outlive the use of the reference, and nothing else runs on this thread.
+        Some(Culprit::Greenlet(unsafe { &*leaving }))
     }
 
     fn write(&self, hit: &GuardHit, text: &mut Text) -> fmt::Result {
         match self {
-            Culprit::Greenlet(Node { name: Some(name), .. }) => {
-                write!(
-                    text,
-                    "\ngreenlet '{}' has overflowed its stack\n",
-                    shortened(name)
-                )?;
-            }
-            Culprit::Greenlet(node) => {
-                write!(text, "\ngreenlet {} has overflowed its stack\n", node.id)?;
-            }
-            Culprit::Unknown => text.write_str("\na greenlet has overflowed its stack at its end\n")?,
+            Culprit::Greenlet(node) => match node.name.get() {
+                Some(name) => write!(text, "\ngreenlet '{}'", shortened(name.as_str()))?,
+                None => write!(text, "\ngreenlet {}", node.id)?,
+            },
+            Culprit::Unknown => text.write_str("\na greenlet at its end")?,
         }
-        write!(text, "  = its stack has {} bytes", hit.size)?;
+        write!(
+            text,
+            " has overflowed its stack\n  = its stack has {} bytes",
+            hit.size
+        )?;
         if let Culprit::Greenlet(node) = self {
             write!(text, "; it was made at {}", node.made_at)?;
         }

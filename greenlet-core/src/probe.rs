@@ -3,11 +3,11 @@
 //!
 //! ```text
 //!   asker (runs)                              target (suspended in a switch)
-//!     takes the resume point out of the node
+//!     looks where the node goes on
 //!     backend::switch ──── &Inquiry ───────►  its switch returns a parcel that is no message
 //!     (suspended, in `Inquiry::back`)           open -> answer: captures a backtrace
-//!     goes on  ◄───────────────────────────     backend::switch: its new resume point goes where the
-//!                                               old one was; it waits for a message as before
+//!     goes on  ◄───────────────────────────     backend::switch: its seat has a new resume point; it waits
+//!                                               for a message as before
 //! ```
 //!
 //! It is no switch for anybody but this file: no tracer is told, nothing is delivered, the greenlet's parked
@@ -17,21 +17,20 @@
 //!
 //! - **Q1** From the asker's switch to the answer's no other switch takes place: the whole is a
 //!   `no_switch` section, so what the capture runs (an allocator, say) cannot make one.
-//! - **Q2** The asker's resume point is in its `Inquiry` alone, and the answer uses it once. Its node's
-//!   stays null, as that of every running greenlet (S1).
+//! - **Q2** The asker's resume point is in its `Inquiry` alone, and the answer uses it once. That of its node is null
+//!   meanwhile, so nobody takes what is left there for one (S1).
 //! - **Q3** The inquiry stands in the asker's frame until the answer has come.
 
 use std::backtrace::Backtrace;
-use std::cell::Cell;
 use std::mem::ManuallyDrop;
-use std::panic::catch_unwind;
+use std::panic::{Location, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
 
 use crate::asan;
-use crate::backend;
+use crate::backend::{self, Seat, Target};
 use crate::error::NoBacktrace;
 use crate::greenlet::Greenlet;
+use crate::record::NodeRef;
 use crate::section;
 use crate::state::State;
 use crate::thread::Hub;
@@ -92,10 +91,8 @@ impl Greenlet {
 /// What the asker wants to know, in its frame (Q3).
 struct Inquiry {
     /// Where the asker goes on (Q2); its own switch writes it.
-    back: *mut u8,
+    back: Seat,
     asker: *const Node,
-    /// Where the target's resume point belongs: open gate or closed.
-    slot: *const Cell<*mut u8>,
     answer: Option<Backtrace>,
 }
 
@@ -103,33 +100,43 @@ struct Inquiry {
 struct Ask(*mut Inquiry);
 
 /// Has the suspended greenlet `node` take a backtrace. The caller sees to Q1.
-fn ask(hub: &Hub, node: &Rc<Node>) -> Option<Backtrace> {
-    let slot = if node.resume.get().is_null() {
-        &node.held
-    } else {
-        &node.resume
-    };
-    let Some(to) = NonNull::new(slot.replace(ptr::null_mut())) else {
+fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
+    // Where its gate is closed, it is held back elsewhere (G2). The answer leaves it in the seat, so it is put back.
+    let held = node.held.replace(ptr::null_mut());
+    let to = if held.is_null() { node.seat.sp.get() } else { held };
+    let Some(to) = NonNull::new(to) else {
         unwind::abort("an active greenlet neither runs nor is suspended");
     };
     let mut inquiry = Inquiry {
-        back: ptr::null_mut(),
+        back: Seat::new(),
         asker: hub.current(),
-        slot,
         answer: None,
     };
     // One pointer, from which all others come: both sides write.
     let inquiry = &raw mut inquiry;
     let mut ask = ManuallyDrop::new(Ask(inquiry));
     let (word, data) = Parcel::new(&mut ask).into_words();
-    hub.set_current(Rc::as_ptr(node));
-    // SAFETY: B1: `to` was just taken out, so it is not used again, and the target is of this thread.
+    // SAFETY: T1: the asker lives.
+    unsafe { (*hub.current()).seat.sp.set(ptr::null_mut()) }; // Q2
+    hub.set_current(node.as_ptr());
+    // SAFETY: B1: the target is current until it has written a new resume point, so `to` is not used again; it is of this
+    // thread.
     // B2: this stack is left until the answer comes back. The words are those of a parcel, which is
     // what every suspended greenlet waits for; what comes back are no words of a parcel, and not looked at.
     unsafe {
         let left = asan::leave();
-        backend::switch(&raw mut (*inquiry).back, to, word, data);
+        let seat = &raw const node.seat;
+        backend::switch(
+            &(*inquiry).back,
+            Location::caller(),
+            Target { seat, to },
+            word,
+            data,
+        );
         asan::arrive(left);
+    }
+    if !held.is_null() {
+        node.held.set(node.seat.sp.replace(ptr::null_mut()));
     }
     // SAFETY: Q3; the answer was written, and control is back, so nobody else looks at it.
     unsafe { (*inquiry).answer.take() }
@@ -158,15 +165,18 @@ fn answer_one(inquiry: *mut Inquiry) -> Parcel {
         }
     };
     // SAFETY: Q3: the asker is suspended until the switch below. Q1, Q2: `back` is where it left, and is
-    // used here alone. The slot is in the current greenlet's node, which lives (T1). What comes back is
+    // used here alone. The seat is that of the current greenlet's node, which lives (T1). What comes back is
     // the next switch to this greenlet, which carries a parcel.
     unsafe {
         (*inquiry).answer = answer;
-        let back = NonNull::new_unchecked((*inquiry).back);
-        let slot = (*(*inquiry).slot).as_ptr();
+        let seat = &raw const (*inquiry).back;
+        let to = NonNull::new_unchecked((*seat).sp.get());
+        let own = &(*Hub::get().current()).seat;
+        let parked_at = own.note.get().expect("a suspended greenlet has switched away");
         Hub::get().set_current((*inquiry).asker);
         let left = asan::leave();
-        let (word, data) = backend::switch(slot, back, ptr::null(), backend::Word::uninit());
+        let back = Target { seat, to };
+        let (word, data) = backend::switch(own, parked_at, back, ptr::null(), backend::Word::uninit());
         asan::arrive(left);
         Parcel::from_words(word, data)
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   origin (runs)                                        target (suspended)
-//!     hand_over: may it take the fast path?
+//!     hand_over: is there a way to it?
 //!        yes: depart                                       its own depart returns a parcel
 //!        no:  transfer: refuse, resolve the dead,          receive: take the value out,
 //!             start the pending, wrap in a Control         or open the Control and settle
@@ -12,10 +12,12 @@
 //!
 //! # Invariants
 //!
-//! - **S1** `Node::resume` is non-null exactly for a suspended greenlet with an open gate; it then is
-//!   the resume point that its own `depart` (or `start`) wrote. It is cleared by whoever switches to it, before the
-//!   switch, so no resume point is used twice (B1). Nodes never leave their thread.
-//! - **S2** Between taking a resume point out and switching to it no foreign code runs, and nothing is
+//! - **S1** `Node::seat.sp` of a greenlet that does not run is non-null exactly if it is suspended with an open gate; it
+//!   then is the resume point that its own `depart` (or `start`) wrote. The one that runs may still have the one that
+//!   it was resumed by, which nobody may use (B1): whoever switches looks first whether the target is the current
+//!   greenlet. (To clear it would be one more store in each switch, and it is stores that a switch waits for.) Who
+//!   finishes clears it. Nodes never leave their thread.
+//! - **S2** Between looking at a resume point and switching to it no foreign code runs, and nothing is
 //!   borrowed from the hub (T3).
 //! - **S3** The greenlet that is switched to is active, so its node counts itself and lives (T1), and
 //!   the greenlet that is left is active or finishing; a finishing one's stack is kept from others
@@ -26,13 +28,12 @@ use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
 
 use anyhow::Error;
 
 use crate::ahead;
 use crate::asan;
-use crate::backend::{self, ResumePoint};
+use crate::backend::{self, ResumePoint, Target};
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::entry::Start;
 use crate::errand;
@@ -42,164 +43,249 @@ use crate::error::{
 use crate::exit::GreenletExit;
 use crate::greenlet::Greenlet;
 use crate::probe;
+use crate::record::{NodeRef, count_of, uncount};
 use crate::report::{self, Unraisable};
-use crate::thread::{Hub, count_of, slow};
+use crate::stack::Stack;
+use crate::thread::{Hub, slow};
 use crate::trace;
-use crate::transfer::{Content, Control, Message, Parcel};
+use crate::transfer::{Content, Control, Descriptor, Message, Parcel, Thrown};
 use crate::tree::Node;
 use crate::unwind;
 use crate::value::Value;
 
-/// Says whether a switch to `target`, which is suspended at `to` if that is not null, can take the fast path.
-#[inline(always)] // part of the fast path: three looks, none of which waits for another
-fn is_open(hub: &Hub, target: &Node, to: *mut u8) -> bool {
-    (hub.is_plain() && !to.is_null() && !std::thread::panicking()) || ahead::passes(target, to)
-}
-
-/// Hands a value over to `target` and returns what comes back, to be given to [`receive`].
-#[inline(always)] // the fast path: a call would cost as much as the switch
-pub(crate) fn hand_over(target: &Rc<Node>, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
-    let hub = Hub::get();
-    let origin = hub.current();
-    let to = target.resume_ahead();
-    if !is_open(hub, target, to) {
-        return enter(target, parcel, at);
+/// Where a switch to `target` with a value of the type `carries` goes on; null if there is more to do than to switch
+/// there, which [`transfer`] does.
+///
+/// # Safety
+///
+/// - The target lives, and the pointer comes from its [`NodeRef`] (K3). It is not the current greenlet.
+#[inline(always)] // part of the fast path: two looks, which do not wait for each other
+unsafe fn way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> *mut u8 {
+    // SAFETY: the contract.
+    let to = unsafe { (*target).resume_ahead() };
+    if hub.slow.let_pass(to) && !std::thread::panicking() {
+        // SAFETY: no null pointer passes. So the caller need not look.
+        unsafe { std::hint::assert_unchecked(!to.is_null()) };
+        return to;
     }
-    hub.set_current(Rc::as_ptr(target));
-    target.resume.set(ptr::null_mut());
-    // SAFETY: T1; S1.
-    unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
+    // SAFETY: the contract.
+    unsafe { long_way_to(target, carries) }
 }
 
-/// Starts `target` with a value, if it is pending and a switch to it is an ordinary one. Everything else is
-/// left to [`transfer`], which starts greenlets too, but has much to ask before.
+/// [`way_to`], where the target is not simply suspended, or the thread has a flag.
+///
+/// # Safety
+///
+/// - As for [`way_to`].
+#[cold] // leaves the fast path as it is
+#[inline(never)]
+unsafe fn long_way_to(target: *const Node, carries: Descriptor) -> *mut u8 {
+    let hub = Hub::get();
+    if !hub.is_free() || std::thread::panicking() {
+        return ptr::null_mut();
+    }
+    // SAFETY: the contract.
+    match way_to_suspended(hub, unsafe { &*target }) {
+        // SAFETY: the contract.
+        to if to.is_null() => unsafe { way_into(target, carries) },
+        to => to,
+    }
+}
+
+/// Where `target` goes on, which is not current; null if it is not suspended, or its gate is closed. The rules have
+/// nothing to say about a switch there ([`Hub::is_free`]). Looks ahead in a crowd.
+#[inline]
+fn way_to_suspended(hub: &Hub, target: &Node) -> *mut u8 {
+    let to = target.seat.sp.get();
+    if !to.is_null() {
+        ahead::pass(hub, target, to);
+    }
+    to
+}
+
+/// Starts `target` if it is pending and a switch to it is an ordinary one, and says where it begins; else null.
+///
+/// It does not switch itself, for its return would be one that the processor does not predict.
+///
+/// # Safety
+///
+/// - As for [`way_to`].
+#[inline(never)] // leaves the path of a crowd as it is
+unsafe fn way_into(target: *const Node, carries: Descriptor) -> *mut u8 {
+    // SAFETY: the contract. It is not dropped, so it need not be counted.
+    let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
+    let takes_it = target.calls.get().is_some_and(|calls| carries.is(calls.takes));
+    if takes_it && target.lifecycle.is_pending() && target.has_open_gates() {
+        if let Some(stack) = Hub::get().stack_at_hand(target.stack_size.get()) {
+            return begin(&target, stack).as_ptr();
+        }
+    }
+    ptr::null_mut()
+}
+
+/// Hands a value over to `target`, if there is a way; the parcel comes back as an error if there is more to do than to
+/// switch there.
+///
+/// # Safety
+///
+/// - `origin` is the current greenlet. `target` lives, and is another one. Both pointers come from their
+///   [`NodeRef`]s (K3).
+#[inline(always)] // the fast path: a call would cost as much as the switch
+unsafe fn try_to_hand_over<T: 'static>(
+    hub: &Hub,
+    origin: *const Node,
+    target: *const Node,
+    value: &mut ManuallyDrop<T>,
+    at: &'static Location<'static>,
+) -> Result<Parcel, Parcel> {
+    let parcel = Parcel::new(value);
+    // SAFETY: the contract.
+    let to = unsafe { way_to(hub, target, Descriptor::of::<T>()) };
+    if to.is_null() {
+        return Err(parcel);
+    }
+    // SAFETY: the contract; S1; S3: no count of the target is needed, it is active.
+    Ok(unsafe { depart(hub, origin, target, to, parcel.described_anew::<T>(), at) })
+}
+
+/// Hands a value over to `target` and receives what comes back.
+#[inline(always)] // the fast path
+pub(crate) fn hand_over<T: 'static, R: 'static>(
+    target: &NodeRef,
+    value: &mut ManuallyDrop<T>,
+    at: &'static Location<'static>,
+) -> Result<R, Error> {
+    let hub = Hub::get();
+    let target = target.as_ptr();
+    let origin = hub.current();
+    let unsent = if ptr::eq(origin, target) {
+        Parcel::new(value)
+    } else {
+        // SAFETY: T1: the target has a handle, so the hub is set up.
+        match unsafe { try_to_hand_over(hub, origin, target, value, at) } {
+            Ok(back) => return receive(back),
+            Err(unsent) => unsent,
+        }
+    };
+    // SAFETY: the caller has the handle.
+    receive_apart(|place| unsafe { hand_over_otherwise(target, unsent, at, place) })
+}
+
+/// Hands over what does not take the fast path.
+///
+/// # Safety
+///
+/// - The target has a handle that is held until this returns, and the pointer comes from it (K3).
 #[cold]
 #[inline(never)]
-fn enter(target: &Rc<Node>, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
-    let hub = Hub::get();
-    let content = Content::Parcel(parcel);
-    let is_ordinary = hub.is_free() && !std::thread::panicking();
-    if !is_ordinary || !target.lifecycle.is_pending() || !target.has_open_gates() {
-        return transfer(target, content, at, Manners::Polite);
+unsafe fn hand_over_otherwise<R: 'static>(
+    target: *const Node,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+    place: &mut Option<R>,
+) -> Option<Error> {
+    // SAFETY: the contract: it stands for the handle.
+    let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
+    let back = transfer(&target, Content::Parcel(parcel), at, Manners::Polite);
+    receive_any::<R, Exactly>(back, place)
+}
+
+/// Where a switch to another greenlet goes on that is no matter of its fast path; null if there is more to do.
+fn way_aside(hub: &Hub, target: &Node) -> *mut u8 {
+    match hub.is_free() && !hub.is_current(target) && !std::thread::panicking() {
+        true => way_to_suspended(hub, target),
+        false => ptr::null_mut(),
     }
-    let origin = hub.current();
-    if let Err(error) = start(hub, target, &content) {
-        return Control::local(Message::Error(error.with(unsent(content))));
-    }
-    let Content::Parcel(parcel) = content else {
-        unreachable!("it was made a few lines above")
-    };
-    hub.set_current(Rc::as_ptr(target));
-    let to = target.resume.replace(ptr::null_mut());
-    // SAFETY: T1: a pending greenlet has an ancestor that runs or is suspended, so the hub is set up;
-    // S1: `start` has just prepared it; S3.
-    unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
 }
 
 /// As [`hand_over`], and lets go of the handle on the way.
 pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
-    let origin = hub.current();
-    let to = target.node().resume_ahead();
-    if !is_open(hub, target.node(), to) {
+    let to = way_aside(hub, target.node());
+    if to.is_null() {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
         return transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
     }
-    hub.set_current(Rc::as_ptr(target.node()));
-    target.node().resume.set(ptr::null_mut());
+    let origin = hub.current();
+    let place = target.node().as_ptr();
+    hub.set_current(place);
     // As the bare counter: the greenlet is about to run, so it is not ended for want of a handle. It is
     // active and counts itself, so this is not the last count (S3).
     let target = target.into_node();
-    if Rc::strong_count(&target) == COUNT_OF_LAST_HANDLE {
+    if target.count() == COUNT_OF_LAST_HANDLE {
         hub.raise_flag(slow::UNHELD); // it is ended when it switches away
     }
     drop(target);
     // SAFETY: T1; S1; S3.
-    unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) }
+    unsafe { depart(hub, origin, place, to, parcel, at) }
 }
 
-/// Hands a value over to the greenlet in `place`, without counting a handle of it. The parcel comes back
-/// as an error where the fast path is not open, or nobody is there.
+/// Hands a value over to the greenlet in `place`, without counting a handle of it, and receives what comes back. The
+/// parcel comes back as an error where the fast path is not open, or nobody is there.
 #[inline(always)] // the fast path of an await
-pub(crate) fn hand_over_in(
+pub(crate) fn hand_over_in<T: 'static, R: 'static>(
     place: &RefCell<Option<Greenlet>>,
-    parcel: Parcel,
+    value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Result<Parcel, Parcel> {
+) -> Result<Result<R, Error>, Parcel> {
     let hub = Hub::get();
-    let origin = hub.current();
-    let to = match &*place.borrow() {
-        Some(target) => {
-            let to = target.node().resume_ahead();
-            if !is_open(hub, target.node(), to) {
-                return Err(parcel);
-            }
-            hub.set_current(Rc::as_ptr(target.node()));
-            target.node().resume.set(ptr::null_mut());
-            to
-        }
-        None => return Err(parcel),
+    let target = match &*place.borrow() {
+        Some(target) if !hub.is_current(target.node()) => target.node().as_ptr(),
+        _ => return Err(Parcel::new(value)),
     };
-    // SAFETY: T1: there was a handle, so `origin` points to a living node; S1; S3: no count of the target
-    // is needed, it is active.
-    Ok(unsafe { depart(&*origin, NonNull::new_unchecked(to), parcel, at) })
+    // SAFETY: there is a handle, so T1; nothing has run since it was looked at.
+    unsafe { try_to_hand_over(hub, hub.current(), target, value, at) }.map(receive)
 }
 
-/// Hands a value over to `child`, whose parent the running greenlet is. Where that is another one, or the
-/// fast path is not open, the parcel comes back as an error.
+/// Hands a value over to `child`, whose parent the running greenlet is, and receives what comes back. Where that is another
+/// one, or the fast path is not open, `otherwise` is done with the parcel.
 ///
 /// It is [`hand_over`] for those who know who runs: the origin is read from the link, which has not
 /// changed for long, and only compared with what the last switch has written; and that link is a handle, so the count
 /// needs no look.
 #[inline(always)] // the fast path of a generator's step
-pub(crate) fn hand_over_to_child(
-    child: &Node,
-    parcel: Parcel,
+pub(crate) fn hand_over_to_child<T: 'static, R: 'static, W: Wish<R>>(
+    child: &NodeRef,
+    value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Result<Parcel, Parcel> {
+    otherwise: impl FnOnce(Parcel) -> Parcel,
+) -> Result<W::Made, Error> {
     let hub = Hub::get();
-    let parent: *const Node = match &*child.parent.borrow() {
-        Some(parent) => Rc::as_ptr(parent.node()),
-        None => return Err(parcel),
+    let parent = child.parent.as_ptr();
+    // (Nor is it null: somebody is current, since there is a handle.)
+    let unsent = if hub.current() != parent {
+        Parcel::new(value)
+    } else {
+        // SAFETY: the parent is current, so it lives (T1), and the child is not.
+        match unsafe { try_to_hand_over(hub, parent, child.as_ptr(), value, at) } {
+            Ok(back) => return receive_as::<R, W>(back),
+            Err(unsent) => unsent,
+        }
     };
-    let to = child.resume_ahead();
-    if hub.current() != parent || !is_open(hub, child, to) {
-        return Err(parcel);
-    }
-    hub.set_current(child);
-    child.resume.set(ptr::null_mut());
-    // SAFETY: `parent` was current, so it lives (T1); S1.
-    Ok(unsafe { depart(&*parent, NonNull::new_unchecked(to), parcel, at) })
+    receive_apart(|place| receive_any::<R, W>(otherwise(unsent), place))
 }
 
 /// Hands a value over from `child`, which runs, to its parent, without counting a handle of the parent: the
 /// link keeps it until control has left. The rest is as for [`hand_over_to_child`].
 #[inline(always)] // the fast path of a generator's yield
-pub(crate) fn hand_over_to_parent(
-    child: &Rc<Node>,
-    parcel: Parcel,
+pub(crate) fn hand_over_to_parent<T: 'static, R: 'static>(
+    child: &NodeRef,
+    value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Parcel {
+) -> Result<R, Error> {
     let hub = Hub::get();
-    let to = match &*child.parent.borrow() {
-        Some(parent) if hub.is_current(child) => {
-            let to = parent.node().resume_ahead();
-            if is_open(hub, parent.node(), to) {
-                hub.set_current(Rc::as_ptr(parent.node()));
-                parent.node().resume.set(ptr::null_mut());
-                to
-            } else {
-                ptr::null_mut()
-            }
+    let parent = child.parent.as_ptr();
+    let unsent = if parent.is_null() || !hub.is_current(child) {
+        Parcel::new(value)
+    } else {
+        // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
+        match unsafe { try_to_hand_over(hub, child.as_ptr(), parent, value, at) } {
+            Ok(back) => return receive(back),
+            Err(unsent) => unsent,
         }
-        _ => ptr::null_mut(),
     };
-    let Some(to) = NonNull::new(to) else {
-        return transfer_to_parent(child, parcel, at);
-    };
-    // SAFETY: `child` was current; S1; S3: no count of the parent is needed, it is active.
-    unsafe { depart(child, to, parcel, at) }
+    receive_apart(|place| receive_any::<R, Exactly>(transfer_to_parent(child, unsent, at), place))
 }
 
 #[cold]
@@ -226,24 +312,35 @@ pub(crate) enum Manners {
     Firm,
 }
 
-/// Leaves the greenlet `origin`, which runs, for the one that is suspended at `to`; returns with what the
-/// next switch to `origin` brings.
+/// Leaves the greenlet `origin`, which runs, for `target`, which is suspended at `to` and is the current one from now
+/// on; returns with what the next switch to `origin` brings.
 ///
 /// # Safety
 ///
-/// - `origin` was the current greenlet, and the target, another one, was just made it.
-/// - `to` was the target's `resume`, which is null now (S1).
+/// - `origin` is the current greenlet (or was, until the target was made it), and the target is another one. Both live,
+///   and the pointers come from their [`NodeRef`]s (K3).
+/// - `to`, which is not null, is the target's resume point: it is, or was, its `seat.sp` (S1).
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
-unsafe fn depart(origin: &Node, to: ResumePoint, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+unsafe fn depart(
+    hub: &Hub,
+    origin: *const Node,
+    target: *const Node,
+    to: *mut u8,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Parcel {
     let (word, data) = parcel.into_words();
-    origin.parked_at.set(Some(at));
+    // SAFETY: the contract.
+    let (origin, seat, to) = unsafe { (&*origin, &raw const (*target).seat, NonNull::new_unchecked(to)) };
+    hub.set_current(target);
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
     unsafe {
         let left = asan::leave();
-        let (word, data) = backend::switch(origin.resume.as_ptr(), to, word, data);
+        let (word, data) = backend::switch(&origin.seat, at, Target { seat, to }, word, data);
         asan::arrive(left);
+        std::hint::assert_unchecked(std::ptr::eq(hub.current(), origin));
         Parcel::from_words(word, data)
     }
 }
@@ -252,22 +349,25 @@ unsafe fn depart(origin: &Node, to: ResumePoint, parcel: Parcel, at: &'static Lo
 ///
 /// # Safety
 ///
-/// - The greenlet that runs is dead, and its stack has been retired; the target was just made the current one.
-/// - `to` was the target's `resume`, which is null now (S1).
+/// - The greenlet that runs is dead, and its stack has been retired; the target lives, and was just made the current one.
+/// - `to` is the target's resume point (S1).
 /// - What the parcel points to may stand on the retired stack: the other side takes it first (S4).
 #[inline(always)]
-unsafe fn depart_for_good(to: ResumePoint, parcel: Parcel) -> ! {
+unsafe fn depart_for_good(target: *const Node, to: ResumePoint, parcel: Parcel) -> ! {
     let (word, data) = parcel.into_words();
     asan::leave_for_good();
     // SAFETY: S1, S2, S3.
-    unsafe { backend::switch_final(to, word, data) }
+    unsafe {
+        let seat = &raw const (*target).seat;
+        backend::switch_final(Target { seat, to }, word, data)
+    }
 }
 
 /// Hands anything over to any greenlet: everything that the fast path does not do.
 #[cold]
 #[inline(never)]
 pub(crate) fn transfer(
-    target: &Rc<Node>,
+    target: &NodeRef,
     content: Content,
     at: &'static Location<'static>,
     manners: Manners,
@@ -319,14 +419,14 @@ pub(crate) fn transfer(
             None
         };
         // G2; and G1: nothing may be between a greenlet and where it ends.
-        let is_hidden = living.lifecycle.is_active() && living.resume.get().is_null();
-        let gate = gate.or_else(|| is_hidden.then(|| Rc::clone(&living)));
+        let is_hidden = living.lifecycle.is_active() && living.seat.sp.get().is_null();
+        let gate = gate.or_else(|| is_hidden.then(|| living.clone()));
         if let Some(gate) = gate {
             let error = Awaiting::new(gate.label(), unsent(content)).into();
             return Control::local(Message::Error(error));
         }
-    } else if living.resume.get().is_null() {
-        living.resume.set(living.held.replace(ptr::null_mut()));
+    } else if living.seat.sp.get().is_null() {
+        living.seat.sp.set(living.held.replace(ptr::null_mut()));
     }
     if living.lifecycle.is_pending() {
         if let Err(error) = start(hub, &living, &content) {
@@ -334,6 +434,25 @@ pub(crate) fn transfer(
         }
     }
     send(hub, living, content, at)
+}
+
+/// Throws an error at `target`.
+#[inline(always)] // a return after a switch is one that the processor does not predict
+pub(crate) fn throw_at(
+    target: &NodeRef,
+    error: Error,
+    at: &'static Location<'static>,
+    manners: Manners,
+) -> Parcel {
+    let hub = Hub::get();
+    // No tracer is to see it, and the one who leaves has a handle.
+    let to = way_aside(hub, target);
+    if to.is_null() {
+        return transfer(target, Content::Message(Message::Error(error)), at, manners);
+    }
+    let parcel = Thrown(error).into_parcel();
+    // SAFETY: T1: the target has a handle, so the hub is set up; S1; S3.
+    unsafe { depart(hub, hub.current(), target.as_ptr(), to, parcel, at) }
 }
 
 /// What is to be sent, while foreign code runs: should that unwind, it is dropped.
@@ -352,7 +471,7 @@ impl Drop for Waiting {
 }
 
 /// Switches to the active greenlet `target`.
-fn send(hub: &Hub, target: Rc<Node>, content: Content, at: &'static Location<'static>) -> Parcel {
+fn send(hub: &Hub, target: NodeRef, content: Content, at: &'static Location<'static>) -> Parcel {
     let origin = hub.current();
     let traced = hub.has_flag(slow::TRACED);
     // SAFETY: T1.
@@ -369,14 +488,15 @@ fn send(hub: &Hub, target: Rc<Node>, content: Content, at: &'static Location<'st
             Parcel::new(&mut control)
         }
     };
+    let place = target.as_ptr();
     let to = make_current(hub, target);
     // SAFETY: T1; S1: `target` is suspended, or was just prepared by `start`; S3.
-    unsafe { depart(&*origin, to, parcel, at) }
+    unsafe { depart(hub, origin, place, to.as_ptr(), parcel, at) }
 }
 
 /// The answer to a switch or throw that reaches the greenlet that does it: nothing moves (rules SW-8,
 /// SW-21, TH-10).
-fn echo(hub: &Hub, current: Rc<Node>, content: Content) -> Parcel {
+fn echo(hub: &Hub, current: NodeRef, content: Content) -> Parcel {
     // A handle, so that it is noticed if all others go meanwhile.
     let current = Greenlet::from_node(current);
     if !hub.has_flag(slow::TRACED) {
@@ -458,22 +578,26 @@ impl StartError {
 }
 
 /// Gives a pending greenlet its stack, so that it can be switched to. On an error nothing has changed.
-fn start(hub: &Hub, node: &Rc<Node>, content: &Content) -> Result<(), StartError> {
-    {
-        let body = node.body.borrow();
-        let body = body.as_ref().expect("a pending greenlet has its function");
-        if let Err(expected) = content.fits(body.takes()) {
-            return Err(StartError::Type { expected });
-        }
+fn start(hub: &Hub, node: &NodeRef, content: &Content) -> Result<(), StartError> {
+    let calls = node.calls.get().expect("a pending greenlet has its function");
+    if let Err(expected) = content.fits(calls.takes) {
+        return Err(StartError::Type { expected });
     }
-    let stack = hub.take_stack(node.stack_size).map_err(StartError::Stack)?;
-    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
-    let resume = unsafe { backend::init::<Start>(stack.entry()) };
-    node.stack.set(Some(stack));
-    node.itself.set(Some(Rc::clone(node)));
-    node.lifecycle.begin();
-    node.resume.set(resume.as_ptr());
+    let stack = hub.take_stack(node.stack_size.get()).map_err(StartError::Stack)?;
+    node.seat.sp.set(begin(node, stack).as_ptr());
     Ok(())
+}
+
+/// Makes a pending greenlet an active one, on `stack`. Returns where it begins.
+#[inline(always)] // the call would be a tenth of it
+fn begin(node: &NodeRef, stack: Stack) -> ResumePoint {
+    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
+    let resume = unsafe { backend::init::<Start>(stack.entry(), &node.seat) };
+    node.stack.set(Some(stack));
+    // An active greenlet counts itself, until it finishes: it needs no handle to exist.
+    node.clone().into_counted();
+    node.lifecycle.begin();
+    resume
 }
 
 /// Ends the current greenlet with a value.
@@ -483,21 +607,19 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
     // SAFETY: T1: a greenlet runs.
     let node = unsafe { &*hub.current() };
     // SAFETY: T1.
-    let has_handle = unsafe { count_of(node) } > 1;
+    let has_handle = unsafe { count_of(hub.current()) } > 1;
     if hub.is_free() && has_handle {
-        let parent = match &*node.parent.borrow() {
-            Some(parent) => NonNull::new(parent.node().resume.replace(ptr::null_mut()))
-                .map(|to| (to, Rc::as_ptr(parent.node()))),
-            None => None,
-        };
-        if let Some((to, parent)) = parent {
-            node.lifecycle.finish();
-            // Not the last count: `has_handle`.
-            drop(node.itself.take());
+        let parent = node.parent.as_ptr();
+        // SAFETY: L1.
+        let to = unsafe { parent.as_ref() }.and_then(|parent| NonNull::new(parent.seat.sp.get()));
+        if let Some(to) = to {
+            node.finish();
             hub.retire(node.stack.take());
+            // SAFETY: `begin` gave it away; not the last one: `has_handle`.
+            unsafe { uncount(hub.current()) };
             hub.set_current(parent);
             // SAFETY: just finished and retired; `parent` is suspended, so active, so alive (S1, S3).
-            unsafe { depart_for_good(to, parcel) }
+            unsafe { depart_for_good(parent, to, parcel) }
         }
     }
     finish(Content::Parcel(parcel))
@@ -511,7 +633,7 @@ pub(crate) fn finish(content: Content) -> ! {
     // While the greenlet still is active, so that nothing gets between its end and its outcome (UD-5).
     settle_before_the_end(hub);
     let node = hub.current_node();
-    node.lifecycle.finish();
+    node.finish();
     let mut content = content;
     let mut target = living_parent(&node);
     while target.lifecycle.is_pending() {
@@ -530,27 +652,28 @@ pub(crate) fn finish(content: Content) -> ! {
         }
     }
     let traced = hub.has_flag(slow::TRACED);
-    let itself = node.itself.take();
     hub.retire(node.stack.take());
-    drop(itself); // not the last: `node`
+    // SAFETY: `begin` gave it away; not the last one: `node`.
+    unsafe { uncount(node.as_ptr()) };
     let mut control = ManuallyDrop::new(Control {
         content,
         origin: Some(Greenlet::from_node(node)),
         traced,
     });
+    let place = target.as_ptr();
     let to = make_current(hub, target);
     // SAFETY: finished and retired; `target` is an active greenlet that is suspended (S1, S3).
-    unsafe { depart_for_good(to, Parcel::new(&mut control)) }
+    unsafe { depart_for_good(place, to, Parcel::new(&mut control)) }
 }
 
-/// Makes the suspended greenlet `target` the current one, right before the switch to it, and takes out its
+/// Makes the suspended greenlet `target` the current one, right before the switch to it, and returns its
 /// resume point.
-fn make_current(hub: &Hub, target: Rc<Node>) -> ResumePoint {
+fn make_current(hub: &Hub, target: NodeRef) -> ResumePoint {
     if hub.has_flag(slow::UNHELD) {
         hub.lower_flag(slow::UNHELD); // that was about the one who leaves
     }
-    hub.set_current(Rc::as_ptr(&target));
-    let Some(to) = NonNull::new(target.resume.replace(ptr::null_mut())) else {
+    hub.set_current(target.as_ptr());
+    let Some(to) = NonNull::new(target.seat.sp.get()) else {
         // What is behind a closed gate was refused; nothing below a closed gate runs (see `gate.rs`).
         unwind::abort("a switch to a greenlet that is not suspended");
     };
@@ -577,50 +700,123 @@ fn settle_before_the_end(hub: &Hub) {
     std::mem::forget(dropped); // what even that leaves is leaked, or there were no end
 }
 
-fn living_parent(node: &Rc<Node>) -> Rc<Node> {
-    let parent = node
-        .parent
-        .borrow()
-        .as_ref()
-        .map(|parent| Rc::clone(parent.node()));
+fn living_parent(node: &NodeRef) -> NodeRef {
+    let parent = node.parent.node();
     parent
         .and_then(|parent| parent.nearest_living())
         .expect("while a greenlet runs, the main greenlet of its thread is active")
 }
 
-/// Takes what arrived as a value of the type that is asked for.
-#[inline(always)]
-pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
-    // The second look is not left to the cold path: where sender and receiver were compiled into different
-    // units, as they often are by default, their descriptors differ (P3), and it is this that decides, every time.
-    // One way out for both, so that the compiler need not look at the result again.
-    if !parcel.is_surely::<R>() && !parcel.is::<R>() {
-        return receive_other(parcel);
-    }
-    // SAFETY: just looked.
-    Ok(unsafe { parcel.take() })
+/// What a receiver that asks for an `R` makes of what arrives.
+pub(crate) trait Wish<R> {
+    type Made;
+    fn asked(value: R) -> Self::Made;
+    fn other(value: Value) -> Result<Self::Made, Error>;
 }
 
-/// Takes what arrived when it is not, or does not seem to be, a plain value of the type asked for.
+/// A value of another type is an error.
+pub(crate) struct Exactly;
+
+impl<R: 'static> Wish<R> for Exactly {
+    type Made = R;
+
+    #[inline(always)] // nothing
+    fn asked(value: R) -> R {
+        value
+    }
+
+    fn other(value: Value) -> Result<R, Error> {
+        Err(TypeMismatch::of::<R>(value).into())
+    }
+}
+
+/// A value of another type is as good.
+pub(crate) struct OrAnother;
+
+impl<R: 'static> Wish<R> for OrAnother {
+    type Made = Result<R, Value>;
+
+    #[inline(always)] // nothing
+    fn asked(value: R) -> Result<R, Value> {
+        Ok(value)
+    }
+
+    fn other(value: Value) -> Result<Result<R, Value>, Error> {
+        Ok(Err(value))
+    }
+}
+
+/// Takes what arrived as a value of the type that is asked for.
+#[inline(always)] // the fast path: one comparison
+pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
+    receive_as::<R, Exactly>(parcel)
+}
+
+#[inline(always)] // as `receive`
+fn receive_as<R: 'static, W: Wish<R>>(parcel: Parcel) -> Result<W::Made, Error> {
+    // The second look is not left to the cold path: where sender and receiver were compiled into different
+    // units, as they often are by default, their descriptors differ (P3), and it is this that decides, every time.
+    if parcel.is_surely::<R>() || (!parcel.is_thrown() && parcel.is_after_all::<R>()) {
+        // SAFETY: just looked.
+        return Ok(W::asked(unsafe { parcel.take() }));
+    }
+    receive_apart(|place| receive_other::<R, W>(parcel, place))
+}
+
+/// Does what a cold function does that leaves a value in a place, or returns an error.
+///
+/// As a `Result`, what it returns would be one value with what the fast path has, and the compiler would look at that
+/// again, every time.
+#[inline(always)] // for that
+fn receive_apart<M>(cold: impl FnOnce(&mut Option<M>) -> Option<Error>) -> Result<M, Error> {
+    let mut place = None;
+    match cold(&mut place) {
+        None => Ok(place.expect("there is no error")),
+        Some(error) => Err(error),
+    }
+}
+
+/// Takes what arrived when it is not a plain value of the type asked for.
 #[cold]
 #[inline(never)]
-fn receive_other<R: 'static>(parcel: Parcel) -> Result<R, Error> {
-    if parcel.is::<R>() {
+fn receive_other<R: 'static, W: Wish<R>>(parcel: Parcel, place: &mut Option<W::Made>) -> Option<Error> {
+    if parcel.is_thrown() {
         // SAFETY: just looked.
-        return Ok(unsafe { parcel.take() });
+        return Some(unsafe { parcel.take::<Thrown>() }.0);
     }
-    match open(parcel) {
-        Message::Value(value) => value
-            .downcast()
-            .map_err(|value| TypeMismatch::new(std::any::type_name::<R>(), value).into()),
+    let made = match open(parcel) {
+        Message::Value(value) => match value.downcast() {
+            Ok(value) => Ok(W::asked(value)),
+            Err(value) => W::other(value),
+        },
         Message::Error(error) => Err(error),
         Message::Panic(payload) => std::panic::resume_unwind(payload),
         Message::Force => unwind::force(),
+    };
+    match made {
+        Ok(made) => {
+            *place = Some(made);
+            None
+        }
+        Err(error) => Some(error),
     }
+}
+
+/// [`receive_as`], on a cold path.
+#[cold]
+#[inline(never)]
+fn receive_any<R: 'static, W: Wish<R>>(parcel: Parcel, place: &mut Option<W::Made>) -> Option<Error> {
+    if parcel.is::<R>() {
+        // SAFETY: just looked.
+        *place = Some(W::asked(unsafe { parcel.take() }));
+        return None;
+    }
+    receive_other::<R, W>(parcel, place)
 }
 
 /// As [`open`], but an exit that left a greenlet as a value is dropped, without a box for it: that is how
 /// nearly all greenlets answer to being ended.
+#[inline]
 pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
     if parcel.is::<GreenletExit>() {
         // SAFETY: just looked.
@@ -633,6 +829,10 @@ pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
 /// Takes what arrived out of the sender's frame (and first answers what is no message), then does what there is to do before it is delivered.
 pub(crate) fn open(parcel: Parcel) -> Message {
     let parcel = probe::answer(parcel);
+    if parcel.is::<Thrown>() {
+        // SAFETY: just looked.
+        return Message::Error(unsafe { parcel.take::<Thrown>() }.0);
+    }
     let control = match Control::open(parcel) {
         Ok(control) => control,
         Err(parcel) => return Message::Value(parcel.take_value()),

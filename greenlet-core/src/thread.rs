@@ -3,14 +3,14 @@
 //! ```text
 //!   thread ──► Hub ── current ──► Node of the greenlet that runs
 //!                  ── main ─────► Node of the main greenlet (two counts of it belong to the hub)
-//!                  ── nodes ────► all nodes of the thread (weakly)
-//!                  ── slow ─────► 0, or why a switch has more to do than to switch
+//!                  ── records ──► all nodes of the thread
+//!                  ── slow ─────► why a switch has more to do than to switch, if it has
 //! ```
 //!
 //! # Invariants
 //!
 //! - **T1** `current` is null before the hub is set up, and then points to a living node: to main,
-//!   which the hub counts, or to an active greenlet, which counts itself (`Node::itself`) until it has
+//!   which the hub counts, or to an active greenlet, which counts itself (see `switch::begin`) until it has
 //!   finished and something else is current. It is null again only when no node is left, so never
 //!   while there is a handle.
 //! - **T2** A hub never moves and is never dropped: it is in a thread-local without a destructor, so it
@@ -18,25 +18,26 @@
 //!   `ExitGuard`, a thread-local that has one.
 //! - **T3** Nothing of the hub is borrowed while foreign code runs or a stack is switched.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
-use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::ahead::{self, Ahead};
 use crate::asan;
 use crate::end;
 use crate::errand::{self, Inbox};
+use crate::exit::SpareExit;
 use crate::greenlet::Greenlet;
 use crate::overflow;
+use crate::record::{NodeRef, Records};
 use crate::stack::{SignalStack, Stack, StackCache};
 use crate::trace::Tracer;
-use crate::tree::{Node, NodeParts};
+use crate::tree::{Name, Node};
 
 /// Reasons for a switch to leave the fast path; bits of [`Hub::slow`].
 pub(crate) mod slow {
@@ -63,28 +64,52 @@ pub(crate) mod slow {
 
 /// The reasons that there are for a thread: bits of [`slow`].
 ///
+/// They are kept as a bar that a resume point has to pass: it is 1, which only a null one is below, and with any flag
+/// raised it is higher than all addresses. So one comparison says whether a switch can take the fast path.
+///
 /// The thread's own; others only raise a flag in it (A2 in `errand.rs`).
-pub(crate) struct Flags(AtomicU32);
+pub(crate) struct Flags(AtomicUsize);
 
 impl Flags {
+    /// The flags are in the highest byte, which in an address of a program is 0.
+    const SHIFT: u32 = usize::BITS - 8;
+    const NONE: usize = 1;
+
     const fn new() -> Flags {
-        Flags(AtomicU32::new(0))
+        Flags(AtomicUsize::new(Flags::NONE))
     }
 
     /// All of them; 0 means that a switch has nothing to do but to switch.
-    #[inline(always)] // part of the fast path: a plain load
+    #[inline]
     pub(crate) fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        (self.0.load(Ordering::Relaxed) >> Flags::SHIFT) as u32
+    }
+
+    /// Says whether no flag is raised, and the resume point is one.
+    #[inline(always)] // part of the fast path: one comparison
+    pub(crate) fn let_pass(&self, to: *mut u8) -> bool {
+        let bar = self.0.load(Ordering::Relaxed);
+        if cfg!(all(
+            target_pointer_width = "64",
+            any(target_arch = "x86_64", target_arch = "aarch64")
+        )) {
+            // There, programs have addresses of 56 bits at most.
+            to.addr() >= bar
+        } else {
+            bar == Flags::NONE && !to.is_null()
+        }
     }
 
     /// Raises a flag, from any thread.
     pub(crate) fn raise(&self, flag: u32) {
         // Not a load and a store: another thread may raise one between them, and it would be lost.
-        self.0.fetch_or(flag, Ordering::Relaxed);
+        self.0
+            .fetch_or((flag as usize) << Flags::SHIFT, Ordering::Relaxed);
     }
 
     fn lower(&self, flag: u32) {
-        self.0.fetch_and(!flag, Ordering::Relaxed);
+        self.0
+            .fetch_and(!((flag as usize) << Flags::SHIFT), Ordering::Relaxed);
     }
 }
 
@@ -92,14 +117,14 @@ impl Flags {
 pub(crate) struct Hub {
     /// T1.
     current: Cell<*const Node>,
-    /// Bits of [`slow`]; 0 means that a switch has nothing to do but to switch.
+    /// Bits of [`slow`].
     pub(crate) slow: Flags,
     /// Null before the hub is set up, and after the main greenlet has gone at the end of the thread.
     main: Cell<*const Node>,
     next_id: Cell<u64>,
     thread_id: Cell<u64>,
-    /// Every node of the thread that exists, in no order.
-    nodes: RefCell<Vec<Weak<Node>>>,
+    /// Every node of the thread that exists.
+    pub(crate) records: Records,
     /// What is to be done as soon as switching is possible again.
     owed: RefCell<VecDeque<Debt>>,
     /// The stack of the greenlet that finished last: it was still running on it when it gave it back.
@@ -115,10 +140,12 @@ pub(crate) struct Hub {
     /// How many more switches the greenlet that is being ended with its thread may try in vain.
     pub(crate) patience: Cell<u32>,
     pub(crate) ahead: Ahead,
+    pub(crate) spare_exit: SpareExit,
     /// What other threads ask of this one. From the set-up until the thread ends.
     pub(crate) inbox: RefCell<Option<Arc<Inbox>>>,
     /// When each greenlet was made, by its id: of those that were made while ages are kept.
     births: RefCell<BTreeMap<u64, Instant>>,
+    has_births: Cell<bool>,
 }
 
 /// Whether the hubs note when greenlets are made.
@@ -158,7 +185,7 @@ impl Hub {
             main: Cell::new(ptr::null()),
             next_id: Cell::new(0),
             thread_id: Cell::new(0),
-            nodes: RefCell::new(Vec::new()),
+            records: Records::new(),
             owed: RefCell::new(VecDeque::new()),
             retired: Cell::new(None),
             stacks: RefCell::new(StackCache::new()),
@@ -169,8 +196,10 @@ impl Hub {
             closed_gates: Cell::new(0),
             patience: Cell::new(0),
             ahead: Ahead::new(),
+            spare_exit: SpareExit::none(),
             inbox: RefCell::new(None),
             births: RefCell::new(BTreeMap::new()),
+            has_births: Cell::new(false),
         }
     }
 
@@ -190,29 +219,20 @@ impl Hub {
     /// belongs to its handles alone: it goes with the last of them.
     #[cold]
     #[inline(never)]
-    fn set_up(&self) -> Rc<Node> {
+    fn set_up(&self) -> NodeRef {
         let is_alive = !self.has_flag(slow::EXITING) && EXIT_GUARD.try_with(|_| ()).is_ok();
-        let main = Node::new(
-            self,
-            NodeParts {
-                parent: None,
-                body: None,
-                stack_size: 0,
-                name: Some("main".into()),
-                locals: None,
-                made_at: Location::caller(),
-            },
-        );
-        self.main.set(Rc::as_ptr(&main));
-        self.current.set(Rc::as_ptr(&main));
+        let main = Node::make(self, None, Location::caller());
+        main.name.get_or_init(|| Name::new("main".into()));
+        self.main.set(main.as_ptr());
+        self.current.set(main.as_ptr());
         if is_alive {
             // Twice, so that the count of main never looks like that of a greenlet without handles.
-            std::mem::forget(Rc::clone(&main));
-            std::mem::forget(Rc::clone(&main));
+            main.clone().into_counted();
+            main.clone().into_counted();
             errand::enter(self);
         } else {
             self.raise_flag(slow::EXITING);
-            main.lifecycle.finish();
+            main.finish();
         }
         main
     }
@@ -230,29 +250,22 @@ impl Hub {
 
     /// A counted reference to the running greenlet's node.
     #[inline]
-    pub(crate) fn current_node(&self) -> Rc<Node> {
+    pub(crate) fn current_node(&self) -> NodeRef {
         if self.current.get().is_null() {
             return self.set_up();
         }
-        // SAFETY: T1; all nodes are made in an `Rc`.
-        unsafe {
-            Rc::increment_strong_count(self.current.get());
-            Rc::from_raw(self.current.get())
-        }
+        // SAFETY: T1.
+        unsafe { NodeRef::counting(self.current.get()) }
     }
 
     /// A counted reference to the main greenlet's node.
     #[inline]
-    pub(crate) fn main_node(&self) -> Rc<Node> {
+    pub(crate) fn main_node(&self) -> NodeRef {
         if self.main.get().is_null() {
             return self.set_up();
         }
-        // SAFETY: T1: `main` is null again before the node is gone (`strike_off`); all nodes are made in
-        // an `Rc`.
-        unsafe {
-            Rc::increment_strong_count(self.main.get());
-            Rc::from_raw(self.main.get())
-        }
+        // SAFETY: T1: `main` is null again before the node is gone (`strike_off`).
+        unsafe { NodeRef::counting(self.main.get()) }
     }
 
     /// Says whether `node` is the running greenlet.
@@ -261,10 +274,10 @@ impl Hub {
         ptr::eq(self.current.get(), node)
     }
 
-    /// Says whether a switch has nothing to do but to switch.
-    #[inline(always)] // part of the fast path: a plain load
-    pub(crate) fn is_plain(&self) -> bool {
-        self.slow.get() == 0
+    /// Says whether the times at which greenlets are made are noted.
+    #[inline]
+    pub(crate) fn keeps_ages(&self) -> bool {
+        KEEP_AGES.load(Ordering::Relaxed)
     }
 
     /// Says whether the rules have nothing to say about a switch.
@@ -291,20 +304,18 @@ impl Hub {
         id
     }
 
-    /// Enters a new node into the list.
-    #[inline]
-    pub(crate) fn enroll(&self, node: &Rc<Node>) {
-        let mut nodes = self.nodes.borrow_mut();
-        node.index.set(nodes.len());
-        nodes.push(Rc::downgrade(node));
-        if KEEP_AGES.load(Ordering::Relaxed) {
-            self.note_birth(node);
-        }
+    /// Notes when a greenlet is made.
+    #[cold]
+    pub(crate) fn note_birth(&self, node: &Node) {
+        self.births.borrow_mut().insert(node.id, Instant::now());
+        self.has_births.set(true);
     }
 
     #[cold]
-    fn note_birth(&self, node: &Node) {
-        self.births.borrow_mut().insert(node.id, Instant::now());
+    fn forget_birth(&self, node: &Node) {
+        let mut births = self.births.borrow_mut();
+        births.remove(&node.id);
+        self.has_births.set(!births.is_empty());
     }
 
     /// When the greenlet was made, if that was noted.
@@ -312,7 +323,7 @@ impl Hub {
         self.births.borrow().get(&node.id).copied()
     }
 
-    /// Takes a node that is being dropped off the list.
+    /// A node is being dropped: forgets it.
     #[inline]
     pub(crate) fn strike_off(&self, node: &Node) {
         if node.is_main {
@@ -322,30 +333,19 @@ impl Hub {
         if self.has_flag(slow::CROWDED) {
             self.ahead.forget(node);
         }
-        let mut nodes = self.nodes.borrow_mut();
-        let index = node.index.get();
-        let gone = nodes.swap_remove(index);
-        if let Some(moved) = nodes.get(index).and_then(Weak::upgrade) {
-            moved.index.set(index);
-        }
-        if nodes.is_empty() {
-            nodes.shrink_to_fit(); // the hub has no destructor that would free it
-        }
-        drop(nodes);
-        drop(gone);
-        let mut births = self.births.borrow_mut();
-        if !births.is_empty() {
-            births.remove(&node.id);
+        if self.has_births.get() {
+            self.forget_birth(node);
         }
     }
 
-    /// All greenlets that the thread has now. A handle of each is made when its turn comes, not before, so that
-    /// dropping the last handle of one meanwhile still ends it.
+    /// All greenlets that the thread has now, in the order in which they were made. A handle of each is made when its turn
+    /// comes, not before, so that dropping the last handle of one meanwhile still ends it.
     pub(crate) fn all_greenlets(&self) -> impl Iterator<Item = Greenlet> + use<> {
-        let nodes = self.nodes.borrow().clone();
+        let mut nodes = self.records.all();
+        nodes.sort_by_key(|(id, _)| *id);
         nodes
             .into_iter()
-            .filter_map(|node| node.upgrade().map(Greenlet::from_node))
+            .filter_map(|(_, node)| node.upgrade().map(Greenlet::from_node))
     }
 
     /// Notes what is to be done when switching is possible again.
@@ -397,17 +397,26 @@ impl Hub {
         }
     }
 
-    /// Gives out a stack. The one that was retired last is preferred: it is warm.
-    #[inline]
-    pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
-        if let Some(stack) = self.retired.take() {
-            if stack.size() == size {
-                return Ok(stack);
-            }
+    /// Gives out a stack that is at hand. The one that was retired last is preferred: it is warm.
+    #[inline(always)] // the call would be more than what it mostly does
+    pub(crate) fn stack_at_hand(&self, size: usize) -> Option<Stack> {
+        match self.retired.take() {
+            Some(stack) if stack.size() == size => Some(stack),
+            other => self.stack_from_cache(other, size),
+        }
+    }
+
+    #[inline(never)]
+    fn stack_from_cache(&self, retired: Option<Stack>, size: usize) -> Option<Stack> {
+        if let Some(stack) = retired {
             self.give_stack(stack);
         }
-        let at_hand = self.stacks.borrow_mut().take(size);
-        match at_hand {
+        self.stacks.borrow_mut().take(size)
+    }
+
+    /// Gives out a stack.
+    pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
+        match self.stack_at_hand(size) {
             Some(stack) => Ok(stack),
             None => self.fetch_stack(size),
         }
@@ -449,22 +458,6 @@ impl Hub {
     pub(crate) fn idle_but_counted(&self) -> usize {
         usize::from(!self.retired_base().is_null())
     }
-
-    /// All nodes of the thread, for a signal handler. `None` while the list is being changed.
-    pub(crate) fn nodes_unless_borrowed(&self) -> Option<Ref<'_, Vec<Weak<Node>>>> {
-        self.nodes.try_borrow().ok()
-    }
-}
-
-/// How many handles and other references count the node.
-///
-/// # Safety
-///
-/// - `node` points to a living node.
-pub(crate) unsafe fn count_of(node: *const Node) -> usize {
-    // SAFETY: the contract; `ManuallyDrop` leaves the count as it is.
-    let node = ManuallyDrop::new(unsafe { Rc::from_raw(node) });
-    Rc::strong_count(&node)
 }
 
 /// Runs `look` with the node of the running greenlet, which is not counted for it.
@@ -502,19 +495,50 @@ impl Drop for ExitGuard {
         end::end_all(hub);
         hub.retire(None);
         hub.fibers.bury();
+        hub.spare_exit.forget();
         let tracer = hub.tracer.borrow_mut().take();
         drop(tracer);
         hub.stacks.borrow_mut().release();
         hub.signal_stack.withdraw();
         let main = hub.main.get();
-        // SAFETY: these are the two counts that `set_up` forgot.
-        let (first, second) = unsafe { (Rc::from_raw(main), Rc::from_raw(main)) };
+        // SAFETY: these are the two counts that `set_up` gave away.
+        let (first, second) = unsafe { (NodeRef::from_counted(main), NodeRef::from_counted(main)) };
         // CAUTION: runs foreign code: destructors of main's local variables.
         drop(first.locals.take());
-        first.lifecycle.finish();
+        first.finish();
         drop(first);
         drop(second);
         let births = hub.births.take();
         drop(births); // the map may have memory when it is empty
+        hub.records.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_resume_point_passes_and_only_if_no_flag_is_raised() {
+        let flags = Flags::new();
+        let addresses = [1, 0x1000, 0x7fff_ffff, usize::MAX >> 9];
+        let pass = |flags: &Flags| {
+            assert!(!flags.let_pass(ptr::null_mut()));
+            let passes = addresses.map(|address| flags.let_pass(ptr::without_provenance_mut(address)));
+            assert!(passes.iter().all(|passed| *passed == passes[0]));
+            passes[0]
+        };
+        assert!(pass(&flags));
+        for bit in 0..8 {
+            flags.raise(1 << bit);
+            assert_eq!(flags.get(), 1 << bit);
+            assert!(!pass(&flags));
+            flags.raise(slow::TRACED);
+            flags.lower(1 << bit);
+            assert_eq!(pass(&flags), bit == 0); // `TRACED` is the lowest
+            flags.lower(slow::TRACED);
+            assert!(pass(&flags));
+            assert_eq!(flags.get(), 0);
+        }
     }
 }

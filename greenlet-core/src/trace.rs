@@ -145,7 +145,7 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
         },
         origin: origin.clone(),
         // Who has never switched away has not been come back to.
-        is_start: !target.is_main() && *origin != target && target.node().parked_at.get().is_none(),
+        is_start: !target.is_main() && *origin != target && target.node().seat.note.get().is_none(),
         target,
     };
     // CAUTION: runs foreign code: the tracer may switch, throw, panic, and replace itself.

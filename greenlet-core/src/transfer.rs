@@ -5,7 +5,7 @@
 //!   sender's stack (suspended)                 receiver's stack (running)
 //!   ├────────────────────────┤
 //!   │ args: ManuallyDrop<T>  │◄─ parcel.data ─  take::<T>() moves the value out
-//!   │ ...                    │   parcel.info ─► TypeInfo of T
+//!   │ ...                    │   descriptor  ─► describes T  
 //!   │ frame of switch        │
 //!   ├────────────────────────┤   T as small as a word: it is in parcel.data itself
 //! ```
@@ -15,15 +15,15 @@
 //!
 //! # Invariants
 //!
-//! - **P1** A parcel's `data` holds a value of the type that `info` describes, if values of that type go in
+//! - **P1** A parcel's `data` holds a value of the type that `descriptor` describes, if values of that type go in
 //!   the word ([`goes_in_word`]), and else points to one. The value is initialised, and its owner
 //!   will not touch or drop it: the parcel owns the value.
 //! - **P2** A parcel is used up exactly once, by [`Parcel::take`], [`Parcel::take_boxed`] or by being
 //!   sent on, and before anything else may run on the stack that it points into. (`switch.rs` keeps it:
 //!   who arrives takes the parcel before it calls foreign code.)
-//! - **P3** Descriptors at the same address describe the same type: a descriptor is immutable, so equal
-//!   addresses mean the same `id` function, and that function returns one `TypeId` only. The converse
-//!   does not hold (each code generation unit may have a copy), so unequal addresses prove nothing.
+//! - **P3** Descriptors at the same address describe the same type: a descriptor is a function that returns one
+//!   `TypeId` only. The converse does not hold (each code generation unit may have a copy), so unequal addresses prove
+//!   nothing.
 
 use std::any::{Any, TypeId, type_name};
 use std::mem::ManuallyDrop;
@@ -35,24 +35,76 @@ use crate::backend::Word;
 use crate::greenlet::Greenlet;
 use crate::value::Value;
 
-/// Describes a type that can cross a switch.
+/// What there is to know of a type that can cross a switch.
 pub(crate) struct TypeInfo {
-    /// Functions, because neither `TypeId::of` nor `type_name` is `const` on the oldest supported
-    /// compiler.
-    id: fn() -> TypeId,
-    name: fn() -> &'static str,
+    id: TypeId,
+    name: &'static str,
     /// Moves a value of the type out of the data of a parcel into a box.
     boxed: unsafe fn(Word) -> Box<dyn Any>,
 }
 
-struct Describe<T>(std::marker::PhantomData<T>);
-
-impl<T: 'static> Describe<T> {
-    const INFO: TypeInfo = TypeInfo {
-        id: TypeId::of::<T>,
-        name: type_name::<T>,
+fn describe<T: 'static>() -> TypeInfo {
+    TypeInfo {
+        id: TypeId::of::<T>(),
+        name: type_name::<T>(),
         boxed: boxed::<T>,
-    };
+    }
+}
+
+/// Describes a type that can cross a switch. A function, because neither `TypeId::of` nor `type_name` is `const` on the
+/// oldest supported compiler.
+#[derive(Clone, Copy)]
+pub(crate) struct Descriptor(fn() -> TypeInfo);
+
+impl Descriptor {
+    /// The descriptor of `T`.
+    pub(crate) const fn of<T: 'static>() -> Descriptor {
+        Descriptor(describe::<T>)
+    }
+
+    /// The same, by an instruction that says its address each time. The compiler would keep it in a register for the
+    /// next time, and a switch leaves it only two: what is kept there has to be saved, and drives out something else.
+    #[inline(always)] // part of the fast path: one instruction
+    fn anew<T: 'static>() -> Descriptor {
+        #[cfg(all(target_arch = "x86_64", target_pointer_width = "64", target_os = "linux"))]
+        {
+            let address: *const ();
+            // SAFETY: computes an address: from the table of the linker, since the function may be in another
+            // object. Not `pure`, or it would be kept.
+            unsafe {
+                std::arch::asm!(
+                    "mov {}, qword ptr [rip + {}@GOTPCREL]",
+                    out(reg) address,
+                    sym describe::<T>,
+                    options(nomem, nostack, preserves_flags)
+                );
+                Descriptor(std::mem::transmute::<*const (), fn() -> TypeInfo>(address))
+            }
+        }
+        #[cfg(not(all(target_arch = "x86_64", target_pointer_width = "64", target_os = "linux")))]
+        Descriptor::of::<T>()
+    }
+
+    /// Says whether it surely describes the same type as another one: `false` proves nothing.
+    #[inline(always)] // part of the fast path: one comparison
+    fn is_surely(self, other: Descriptor) -> bool {
+        ptr::eq(self.0 as *const (), other.0 as *const ()) // P3
+    }
+
+    /// Says whether it describes the same type as another one.
+    #[inline]
+    pub(crate) fn is(self, other: Descriptor) -> bool {
+        self.is_surely(other) || self.id() == other.id()
+    }
+
+    #[inline(always)] // one indirect call
+    fn id(self) -> TypeId {
+        (self.0)().id
+    }
+
+    fn name(self) -> &'static str {
+        (self.0)().name
+    }
 }
 
 /// Says whether values of a type travel in the parcel itself.
@@ -86,27 +138,10 @@ unsafe fn boxed<T: 'static>(data: Word) -> Box<dyn Any> {
     Box::new(unsafe { unpack::<T>(data) })
 }
 
-impl TypeInfo {
-    /// The descriptor of `T`.
-    #[inline(always)] // one address, a constant after inlining
-    pub(crate) fn of<T: 'static>() -> &'static TypeInfo {
-        const { &Describe::<T>::INFO }
-    }
-
-    #[inline(always)] // one indirect call
-    pub(crate) fn id(&self) -> TypeId {
-        (self.id)()
-    }
-
-    pub(crate) fn name(&self) -> &'static str {
-        (self.name)()
-    }
-}
-
 /// A value on its way: see the picture above.
 #[must_use = "a parcel owns the value it points to"]
 pub(crate) struct Parcel {
-    info: &'static TypeInfo,
+    descriptor: Descriptor,
     data: Word,
 }
 
@@ -123,7 +158,7 @@ impl Parcel {
             data.write(value.cast());
         }
         Parcel {
-            info: TypeInfo::of::<T>(),
+            descriptor: Descriptor::of::<T>(),
             data,
         }
     }
@@ -131,7 +166,7 @@ impl Parcel {
     /// The parcel as the two words that a backend carries.
     #[inline(always)]
     pub(crate) fn into_words(self) -> (*const (), Word) {
-        ((&raw const *self.info).cast(), self.data)
+        (self.descriptor.0 as *const (), self.data)
     }
 
     /// The parcel that the two words stand for.
@@ -142,8 +177,8 @@ impl Parcel {
     #[inline(always)]
     pub(crate) unsafe fn from_words(word: *const (), data: Word) -> Parcel {
         Parcel {
-            // SAFETY: `into_words` made it from a `&'static TypeInfo`.
-            info: unsafe { &*word.cast::<TypeInfo>() },
+            // SAFETY: `into_words` made it from such a function.
+            descriptor: Descriptor(unsafe { std::mem::transmute::<*const (), fn() -> TypeInfo>(word) }),
             data,
         }
     }
@@ -151,13 +186,35 @@ impl Parcel {
     /// Says whether the value is a `T`, by the address of its descriptor alone: `false` proves nothing.
     #[inline(always)]
     pub(crate) fn is_surely<T: 'static>(&self) -> bool {
-        ptr::eq(self.info, TypeInfo::of::<T>()) // P3
+        self.descriptor.is_surely(Descriptor::anew::<T>())
+    }
+
+    /// The same parcel, of a `T`, right before it leaves: see [`Descriptor::anew`].
+    #[inline(always)] // part of the fast path: nothing
+    pub(crate) fn described_anew<T: 'static>(self) -> Parcel {
+        debug_assert!(self.is::<T>());
+        Parcel {
+            descriptor: Descriptor::anew::<T>(),
+            data: self.data,
+        }
+    }
+
+    /// Says whether it surely is an error that was [`Thrown`]: `false` proves nothing.
+    #[inline]
+    pub(crate) fn is_thrown(&self) -> bool {
+        self.descriptor.is_surely(THROWN)
+    }
+
+    /// Says whether the value is a `T`, where [`Parcel::is_surely`] does not say so.
+    #[inline(always)] // part of the fast path where descriptors differ
+    pub(crate) fn is_after_all<T: 'static>(&self) -> bool {
+        self.descriptor.id() == TypeId::of::<T>()
     }
 
     /// Says whether the value is a `T`.
-    #[inline(always)] // part of the fast path where descriptors differ
+    #[inline]
     pub(crate) fn is<T: 'static>(&self) -> bool {
-        self.is_surely::<T>() || self.info.id() == TypeId::of::<T>()
+        self.descriptor.is(Descriptor::of::<T>())
     }
 
     /// Moves the value out.
@@ -177,9 +234,9 @@ impl Parcel {
             // SAFETY: just looked.
             return unsafe { self.take() };
         }
-        let name = self.info.name();
+        let TypeInfo { name, boxed, .. } = (self.descriptor.0)();
         // SAFETY: P1.
-        let inner = unsafe { (self.info.boxed)(self.data) };
+        let inner = unsafe { boxed(self.data) };
         Value::from_parts(inner, name)
     }
 }
@@ -222,15 +279,15 @@ impl Content {
 
     /// Says whether a function that takes `taken` can be started with this; the type's name if not.
     /// Errors can be delivered to any.
-    pub(crate) fn fits(&self, taken: &TypeInfo) -> Result<(), &'static str> {
+    pub(crate) fn fits(&self, taken: Descriptor) -> Result<(), &'static str> {
         let found = match self {
-            Content::Parcel(parcel) if ptr::eq(parcel.info, taken) => return Ok(()),
+            Content::Parcel(parcel) if parcel.descriptor.is(taken) => return Ok(()),
             Content::Parcel(parcel) if parcel.is::<Value>() => {
                 const { assert!(!goes_in_word::<Value>()) };
                 // SAFETY: P1, and just looked, here and one line above; the parcel stays as it is.
                 unsafe { &*parcel.data.assume_init().cast::<Value>() }.type_id_inside()
             }
-            Content::Parcel(parcel) => parcel.info.id(),
+            Content::Parcel(parcel) => parcel.descriptor.id(),
             Content::Message(Message::Value(value)) => value.type_id_inside(),
             Content::Message(_) => return Ok(()),
         };
@@ -242,7 +299,25 @@ impl Content {
     }
 }
 
-/// The parcel of everything that is not a plain value from a greenlet that stays alive: whoever
+/// An error on its way to a greenlet that is simply suspended. What there is more to say of goes in a [`Control`].
+pub(crate) struct Thrown(pub(crate) Error);
+
+/// The descriptor that these have, wherever they are received: one place for all, so that a look at it is mostly right. Where
+/// it says no, the slow look decides (P3).
+static THROWN: Descriptor = Descriptor::of::<Thrown>();
+
+impl Thrown {
+    #[inline]
+    pub(crate) fn into_parcel(self) -> Parcel {
+        const { assert!(goes_in_word::<Thrown>()) }; // so nothing of it is left in this frame
+        Parcel {
+            descriptor: THROWN,
+            data: Parcel::new(&mut ManuallyDrop::new(self)).data,
+        }
+    }
+}
+
+/// The parcel of everything else that is not a plain value from a greenlet that stays alive: whoever
 /// receives one has more to do than to take a value. Always of this one type, so the receiver's
 /// fast path, which looks for the type it asked for, never sees it.
 pub(crate) struct Control {

@@ -11,28 +11,32 @@
 #![forbid(unsafe_code)]
 
 use std::any::Any;
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::panic::Location;
 use std::rc::Rc;
 
 use crate::ahead::Soon;
-use crate::backend;
-use crate::entry::Body;
+use crate::backend::{self, Seat};
+use crate::body::Calling;
+use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
+use crate::link::Link;
 use crate::local::Locals;
-use crate::stack::Stack;
+use crate::record::NodeRef;
+use crate::stack::{self, Stack};
 use crate::state::{Lifecycle, State};
 use crate::thread::Hub;
 
-/// The record of one greenlet. What a switch reads and writes stands first, so that together with the
-/// counters in front of it (`Rc`) it is one cache line or two.
+/// What there is to know of one greenlet. What a switch reads and writes stands first: together with what the
+/// record has in front of it, that is one line of the cache.
 #[repr(C)]
 pub(crate) struct Node {
-    /// Where to go on. Null unless the greenlet is suspended and anybody may switch to it: so this one
-    /// look says whether a switch can take the fast path. Written by `switch.rs` alone.
-    pub(crate) resume: Cell<*mut u8>,
-    /// Where the greenlet switched away the last time. `None` before that.
-    pub(crate) parked_at: Cell<Option<&'static Location<'static>>>,
+    /// Where to go on, if the greenlet does not run. Null unless it is suspended and anybody may switch to it: so this one
+    /// look says whether a switch can take the fast path. While the greenlet runs, it means nothing (S1).
+    /// It also has where the greenlet switched away the last time.
+    pub(crate) seat: Seat,
+    /// `None` for main alone (and for what is being destroyed).
+    pub(crate) parent: Link,
     /// Whose memory to fetch when the greenlet is switched to.
     pub(crate) soon: Cell<Soon>,
     pub(crate) lifecycle: Lifecycle,
@@ -42,26 +46,19 @@ pub(crate) struct Node {
     /// The greenlet did not end even by force: it is left alone, and its stack is leaked.
     pub(crate) abandoned: Cell<bool>,
     pub(crate) is_main: bool,
-    /// `None` for main alone (and for what is being destroyed).
-    pub(crate) parent: RefCell<Option<Greenlet>>,
-    /// A handle of the node in itself, from start to finish: an active greenlet needs no other handle
-    /// to exist.
-    pub(crate) itself: Cell<Option<Rc<Node>>>,
     /// From start to finish. `None` for main, which runs on the thread's own stack.
     pub(crate) stack: Cell<Option<Stack>>,
-    /// Until the start.
-    pub(crate) body: RefCell<Option<Box<dyn Body>>>,
-    /// While the gate is closed: what `resume` was.
+    /// While the gate is closed: what `seat.sp` was.
     pub(crate) held: Cell<*mut u8>,
-    /// Where the node stands in the hub's list of all nodes of the thread.
-    pub(crate) index: Cell<usize>,
-    pub(crate) stack_size: usize,
+    pub(crate) stack_size: Cell<usize>,
     pub(crate) id: u64,
-    pub(crate) name: Option<Box<str>>,
+    pub(crate) name: OnceCell<Name>,
     pub(crate) made_at: &'static Location<'static>,
     /// `None` until something is set, as in all greenlets that use no local variables.
     pub(crate) locals: Cell<Option<Locals>>,
     pub(crate) attachment: OnceCell<Rc<dyn Any>>,
+    /// The function, until the start.
+    pub(crate) calls: Calling,
 }
 
 /// Whether a greenlet and what is below it can be switched to: see `gate.rs`.
@@ -83,133 +80,152 @@ pub(crate) enum Kept {
     YesThenEnd,
 }
 
-/// What a node is made from.
-pub(crate) struct NodeParts {
-    pub(crate) parent: Option<Greenlet>,
-    pub(crate) body: Option<Box<dyn Body>>,
-    pub(crate) stack_size: usize,
-    pub(crate) name: Option<Box<str>>,
-    pub(crate) locals: Option<Locals>,
-    pub(crate) made_at: &'static Location<'static>,
+/// A name. In a box of its own, so that it takes one word of a record: few have one.
+pub(crate) struct Name(Box<Box<str>>);
+
+impl Name {
+    pub(crate) fn new(name: Box<str>) -> Name {
+        Name(Box::new(name))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl Node {
-    /// Makes a node and enters it into the list of its thread. Without a body it is the main greenlet.
-    #[inline]
-    pub(crate) fn new(hub: &Hub, parts: NodeParts) -> Rc<Node> {
-        let is_main = parts.body.is_none();
-        let node = Rc::new(Node {
-            resume: Cell::new(std::ptr::null_mut()),
-            parked_at: Cell::new(None),
+    /// Makes a node: of the main greenlet where there is no parent, and else of a pending one.
+    #[inline(never)] // what is made of it depends on nobody's types
+    pub(crate) fn make(hub: &Hub, parent: Option<Greenlet>, made_at: &'static Location<'static>) -> NodeRef {
+        let is_main = parent.is_none();
+        let node = hub.records.hold(|| Node {
+            seat: Seat::new(),
+            parent: Link::new(parent),
             soon: Cell::new(Soon::NOBODY),
             lifecycle: Lifecycle::new(if is_main { State::Active } else { State::Pending }),
             gate: Cell::new(Gate::Open),
             kept: Cell::new(Kept::No),
             abandoned: Cell::new(false),
             is_main,
-            parent: RefCell::new(parts.parent),
-            itself: Cell::new(None),
             stack: Cell::new(None),
-            body: RefCell::new(parts.body),
             held: Cell::new(std::ptr::null_mut()),
-            index: Cell::new(0),
-            stack_size: parts.stack_size,
+            stack_size: Cell::new(stack::DEFAULT_SIZE),
             id: hub.next_greenlet_id(),
-            name: parts.name,
-            locals: Cell::new(parts.locals),
-            made_at: parts.made_at,
+            name: OnceCell::new(),
+            locals: Cell::new(None),
+            made_at,
             attachment: OnceCell::new(),
+            calls: Cell::new(None),
         });
-        hub.enroll(&node);
+        if hub.keeps_ages() {
+            hub.note_birth(&node);
+        }
         node
     }
 
     /// What to call the greenlet in a message.
     pub(crate) fn label(&self) -> String {
-        match &self.name {
+        match self.name.get() {
             _ if self.is_main => "the main greenlet".into(),
-            Some(name) => format!("greenlet '{name}'"),
+            Some(name) => format!("greenlet '{}'", name.as_str()),
             None => format!("greenlet {} made at {}", self.id, self.made_at),
         }
     }
 
-    /// What `resume` is, read in a way that the processor can foresee.
+    /// What `seat.sp` is, read in a way that the processor can foresee.
     #[inline(always)] // part of the fast path
     pub(crate) fn resume_ahead(&self) -> *mut u8 {
-        backend::off_frame_pointer(&self.resume).get()
+        backend::off_frame_pointer(&self.seat.sp).get()
     }
 
-    /// Where the greenlet goes on, its gate closed or not. Null if it is not suspended.
+    /// The greenlet has finished.
+    #[inline]
+    pub(crate) fn finish(&self) {
+        self.lifecycle.finish();
+        self.seat.sp.set(std::ptr::null_mut()); // S1
+    }
+
+    /// Where the greenlet goes on, its gate closed or not. Null if it is not suspended; it does not run.
     pub(crate) fn resume_point(&self) -> *mut u8 {
-        match self.resume.get() {
+        match self.seat.sp.get() {
             resume if resume.is_null() => self.held.get(),
             resume => resume,
         }
     }
 
+    /// Says whether its own gate is open, and it is not kept suspended.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        self.gate.get() == Gate::Open && self.kept.get() == Kept::No
+    }
+
+    /// A handle of the parent.
+    #[inline]
+    pub(crate) fn parent_greenlet(&self) -> Option<Greenlet> {
+        self.parent.node().map(Greenlet::from_node)
+    }
+}
+
+impl NodeRef {
     /// Says whether `node` is this node or one of its ancestors.
-    pub(crate) fn has_in_lineage(self: &Rc<Node>, node: &Rc<Node>) -> bool {
-        lineage(self).any(|ancestor| Rc::ptr_eq(&ancestor, node))
+    pub(crate) fn has_in_lineage(&self, node: &NodeRef) -> bool {
+        lineage(self).any(|ancestor| ancestor.is(node))
     }
 
     /// Says whether this node or an ancestor has a closed gate, or is kept suspended, and returns the
     /// first that does.
-    pub(crate) fn closed_gate(self: &Rc<Node>) -> Option<Rc<Node>> {
-        lineage(self).find(|node| node.gate.get() != Gate::Open || node.kept.get() != Kept::No)
+    pub(crate) fn closed_gate(&self) -> Option<NodeRef> {
+        lineage(self).find(|node| !node.is_open())
     }
 
     /// Says whether there is no such node.
-    pub(crate) fn has_open_gates(self: &Rc<Node>) -> bool {
-        let is_open = |node: &Node| node.gate.get() == Gate::Open && node.kept.get() == Kept::No;
-        let parent = self.parent.borrow();
-        match parent.as_ref().map(Greenlet::node) {
+    #[inline]
+    pub(crate) fn has_open_gates(&self) -> bool {
+        if self.parent.is_open_main() {
             // Most greenlets: the lineage ends here.
-            Some(parent) if parent.is_main => is_open(self) && is_open(parent),
-            _ => self.closed_gate().is_none(),
+            return self.is_open();
         }
+        self.closed_gate().is_none()
     }
 
     /// The first greenlet from this one upwards that is not dead. `None` where even main is, when the
     /// thread has ended.
-    pub(crate) fn nearest_living(self: &Rc<Node>) -> Option<Rc<Node>> {
+    pub(crate) fn nearest_living(&self) -> Option<NodeRef> {
         lineage(self).find(|node| !node.lifecycle.is_dead())
-    }
-
-    /// A handle of the parent.
-    pub(crate) fn parent_greenlet(&self) -> Option<Greenlet> {
-        self.parent.borrow().clone()
-    }
-
-    pub(crate) fn parent_node(&self) -> Option<Rc<Node>> {
-        self.parent
-            .borrow()
-            .as_ref()
-            .map(|parent| Rc::clone(parent.node()))
     }
 }
 
 /// A node, its parent, and so on up to main.
-pub(crate) fn lineage(node: &Rc<Node>) -> impl Iterator<Item = Rc<Node>> {
-    std::iter::successors(Some(Rc::clone(node)), |node| node.parent_node())
+pub(crate) fn lineage(node: &NodeRef) -> impl Iterator<Item = NodeRef> {
+    std::iter::successors(Some(node.clone()), |node| node.parent.node())
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // First, so that nothing finds a half-dropped node in the list.
         Hub::get().strike_off(self);
-        // CAUTION: runs foreign code (what the function of a pending greenlet captured).
-        drop(self.body.take());
         // CAUTION: runs foreign code (the values of its local variables).
         drop(self.locals.take());
-        // A long chain of parents that have no other handle is released in a loop: recursion would need
-        // a stack as deep as the chain is long.
-        let mut next = self.parent.take();
-        while let Some(parent) = next {
-            // CAUTION: runs foreign code: it may end the parent (rules PA-12, DE-23).
-            parent.end_if_last_handle();
-            let last = Rc::strong_count(parent.node()) == 1;
-            next = if last { parent.node().parent.take() } else { None };
-            drop(parent);
+        if let Some(parent) = self.parent.take() {
+            // CAUTION: runs foreign code where it was the last handle.
+            match parent.node().count() > COUNT_OF_LAST_HANDLE {
+                true => drop(parent),
+                false => release_with_ancestors(parent),
+            }
         }
+    }
+}
+
+/// Lets go of a handle. A long chain of parents that have no other handle is released in a loop: recursion would need
+/// a stack as deep as the chain is long.
+#[cold]
+#[inline(never)]
+fn release_with_ancestors(parent: Greenlet) {
+    let mut next = Some(parent);
+    while let Some(parent) = next {
+        // CAUTION: runs foreign code: it may end the parent (rules PA-12, DE-23).
+        parent.end_if_last_handle();
+        let last = parent.node().count() == 1;
+        next = if last { parent.node().parent.take() } else { None };
+        drop(parent);
     }
 }

@@ -11,7 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::exit::GreenletExit;
+use crate::exit::{GreenletExit, reason};
+use crate::thread::{Hub, slow};
 use crate::transfer::Message;
 use crate::value::Value;
 
@@ -64,7 +65,7 @@ pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
         Err(payload) => payload,
     };
     match payload.downcast::<Forced>() {
-        Ok(_) => Message::Value(Value::new(GreenletExit::ended())),
+        Ok(_) => Message::Value(Value::new(GreenletExit::because(reason::ENDED))),
         Err(payload) => Message::Panic(payload),
     }
 }
@@ -72,7 +73,19 @@ pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
 /// Takes the exit out of an error that leaves its greenlet, or says what goes to the parent in its place.
 ///
 /// The contexts of the exit are dropped here, in the greenlet's last frames, which nothing may unwind.
+#[inline]
 pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
+    let hub = Hub::get();
+    if hub.has_flag(slow::EXITING) {
+        return exit_below(error); // nobody will need it any more
+    }
+    hub.spare_exit.exit_of(error).or_else(exit_below)
+}
+
+/// [`exit_of`], where the error has contexts.
+#[cold]
+#[inline(never)]
+fn exit_below(error: Error) -> Result<GreenletExit, Message> {
     // CAUTION: runs foreign code.
     match catch_unwind(AssertUnwindSafe(|| error.downcast::<GreenletExit>())) {
         Ok(Ok(exit)) => Ok(exit),

@@ -7,8 +7,8 @@
 //! ```text
 //!   side that leaves                         side that arrives
 //!   ├───────────────────┤                    gets (resume point, &packet)
-//!   │ packet            │◄── the one word ── writes the resume point to *packet.save
-//!   │  save, word, data │                    reads word and data, and never looks again
+//!   │ packet            │◄── the one word ── writes the resume point to packet.seat.sp
+//!   │  seat, word, data │                    reads word and data, and never looks again
 //!   ├───────────────────┤
 //! ```
 //!
@@ -16,12 +16,13 @@
 //!   the frame it stands in still is as it was left, also where that stack is finished.
 
 use std::ffi::c_void;
+use std::panic::Location;
 use std::ptr::{self, NonNull};
 
 use context::stack::Stack;
 use context::{Context, Transfer};
 
-use crate::backend::{Entry, ResumePoint, Word};
+use crate::backend::{Entry, Note, ResumePoint, Seat, Target, Word};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "fcontext";
@@ -31,7 +32,7 @@ pub(crate) const NAME: &str = "fcontext";
 const TOLD_SIZE: usize = 4096;
 
 struct Packet {
-    save: *mut *mut u8,
+    seat: *const Seat,
     word: *const (),
     data: Word,
 }
@@ -48,7 +49,7 @@ unsafe fn arrive(transfer: Transfer) -> (*const (), Word) {
     // `repr(C)`, never null, and not dropped: it is kept as the resume point.
     unsafe {
         let resume: *mut u8 = std::mem::transmute::<Context, *mut u8>(transfer.context);
-        (*packet).save.write(resume);
+        (*(*packet).seat).sp.set(resume);
         ((*packet).word, (*packet).data)
     }
 }
@@ -65,7 +66,7 @@ extern "C" fn start<E: Entry>(transfer: Transfer) -> ! {
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, _seat: &Seat) -> ResumePoint {
     let base = base.as_ptr();
     // SAFETY: the range is inside the stack by the contract; `Stack` does not own it; the transmute is
     // of one non-null pointer.
@@ -77,40 +78,45 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
     }
 }
 
-/// Leaves this stack for `to`, and returns what the next switch back brings.
+/// Leaves this stack for `target`, and returns what the next switch back brings.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-/// - `save` is valid for a write of a pointer.
+/// - B1 for `target`, B2 for this stack.
 #[inline(always)]
 pub(crate) unsafe fn switch(
-    save: *mut *mut u8,
-    to: ResumePoint,
+    from: &Seat,
+    note: Note,
+    target: Target,
     word: *const (),
     data: Word,
 ) -> (*const (), Word) {
-    let packet = Packet { save, word, data };
-    // SAFETY: B1 for `to`; whatever comes back is a switch of this module.
+    from.note.set(Some(note));
+    let packet = Packet {
+        seat: from,
+        word,
+        data,
+    };
+    // SAFETY: B1 for `target`; whatever comes back is a switch of this module.
     unsafe {
-        let to = std::mem::transmute::<ResumePoint, Context>(to);
+        let to = std::mem::transmute::<ResumePoint, Context>(target.to);
         arrive(to.resume((&raw const packet).expose_provenance()))
     }
 }
 
-/// Leaves this stack for `to`, for good.
+/// Leaves this stack for `target`, for good.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
+/// - B1 for `target`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_final(target: Target, word: *const (), data: Word) -> ! {
     // The side that arrives writes our resume point here, and nobody uses it.
-    let mut unused = ptr::null_mut();
+    let unused = Seat::new();
     // SAFETY: as for `switch`.
     unsafe {
-        switch(&raw mut unused, to, word, data);
+        switch(&unused, Location::caller(), target, word, data);
     }
     unreachable!("a finished stack was switched to");
 }

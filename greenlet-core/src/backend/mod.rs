@@ -9,10 +9,10 @@
 //! # The contract
 //!
 //! ```text
-//!   init::<E>(base)            a fresh stack; the first switch to it calls E::enter(word, data)
-//!   switch(save, to, w, d)     leaves; where to come back is written to *save; returns what the
-//!                              next switch to *save brings
-//!   switch_final(to, w, d)     leaves for good; this stack is never come back to
+//!   init::<E>(base, seat)           a fresh stack; the first switch to it calls E::enter(word, data)
+//!   switch(from, note, to, w, d)    leaves; where to come back is written to the seat `from`, with the note;
+//!                                   returns what the next switch to it brings
+//!   switch_final(to, w, d)          leaves for good; this stack is never come back to
 //! ```
 //!
 //! ```text
@@ -21,15 +21,16 @@
 //!           │ ...                  │
 //!           │ frame that switched  │
 //!           ├──────────────────────┤
-//!   *save ─►│ what this backend    │ written by `switch` on its way out,
+//! from.sp ─►│ what this backend    │ written by `switch` on its way out,
 //!           │ needs to come back   │ used up by the switch that comes back
 //!           └──────────────────────┘ low addresses
 //! ```
 //!
 //! # Invariants, kept by the callers (`switch.rs`, `entry.rs`)
 //!
-//! - **B1** A resume point (what `init` returned or `switch` wrote to `*save`) is switched to at most
-//!   once, while its stack is mapped, and on the thread that made it.
+//! - **B1** A resume point (what `init` or `switch` wrote to a seat) is switched to at most once, while its stack is
+//!   mapped, and on the thread that made it. `to` is the `sp` of the seat that it is given with: it is passed beside it
+//!   because the caller has looked at it already, or has it from where it was kept meanwhile.
 //! - **B2** Nothing runs on a stack between its `switch` away and the switch that comes back.
 //! - **B3** Nothing unwinds out of `Entry::enter`.
 //!
@@ -37,8 +38,10 @@
 //! to the thread, and a greenlet that changes them changes them for all. `fcontext` saves and loads the
 //! x86 ones at every switch, which is most of its cost.
 
+use std::cell::Cell;
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
+use std::panic::Location;
+use std::ptr::{self, NonNull};
 
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -66,6 +69,45 @@ pub(crate) use imp::{NAME, init, switch, switch_final};
 
 /// Where a suspended stack goes on. Opaque: only the backend that made it can read it.
 pub(crate) type ResumePoint = NonNull<u8>;
+
+/// What is kept of a stack that is suspended, outside of it.
+#[repr(C)] // the assembly knows where each is
+#[derive(Debug)]
+pub(crate) struct Seat {
+    /// The resume point; null before there is one. Others may take it out and put it back.
+    pub(crate) sp: Cell<*mut u8>,
+    /// The code that goes on there, where the backend keeps it here.
+    pub(crate) code: Cell<*const u8>,
+    /// What whoever left wanted noted.
+    pub(crate) note: Cell<Option<Note>>,
+}
+
+/// A place in the source.
+pub(crate) type Note = &'static Location<'static>;
+
+impl Seat {
+    pub(crate) const fn new() -> Seat {
+        Seat {
+            sp: Cell::new(ptr::null_mut()),
+            code: Cell::new(ptr::null()),
+            note: Cell::new(None),
+        }
+    }
+}
+
+/// A seat, and what its resume point is.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    #[cfg_attr(
+        any(
+            not(any(target_arch = "x86_64", target_arch = "aarch64")),
+            feature = "fcontext"
+        ),
+        expect(dead_code, reason = "`fcontext` keeps all on the stack")
+    )]
+    pub(crate) seat: *const Seat,
+    pub(crate) to: ResumePoint,
+}
 
 /// What a switch carries besides the descriptor: a pointer, or any value that fits. It may be padding or
 /// nothing at all, so it need not be initialised.

@@ -44,6 +44,8 @@ pub(crate) struct GuardHit {
     pub(crate) base: *mut u8,
     /// The usable size of that stack.
     pub(crate) size: usize,
+    /// Whether the thread's stack pointer was in the stack, or in the guard. True where it cannot be had.
+    pub(crate) is_on_its_stack: bool,
 }
 
 /// Is told of every touch of a guard page, in the signal handler (G1). Reports and does not return if
@@ -100,7 +102,11 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
     // A positive code is the kernel's: the address is one. (`kill` has none.)
     if code > 0 {
-        if let Some(hit) = slab::guard_at(address.addr()) {
+        if let Some(mut hit) = slab::guard_at(address.addr()) {
+            // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid context.
+            let stack_pointer = unsafe { stack_pointer(context) }.unwrap_or(address.addr());
+            let limit = (address.addr() | (super::page_size() - 1)) + 1;
+            hit.is_on_its_stack = (limit - super::page_size()..=hit.base.addr()).contains(&stack_pointer);
             let observer = OBSERVER.load(Ordering::Acquire);
             // SAFETY: `install` stored an `Observer` there, before the handler could be called.
             let observer = unsafe { std::mem::transmute::<*mut (), Observer>(observer) };
@@ -109,6 +115,27 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     }
     // SAFETY: the arguments are those that the kernel gave us.
     unsafe { pass_on(signal, info, context) }
+}
+
+/// Where the stack pointer was at a fault, where that is known how to find.
+///
+/// # Safety
+///
+/// - `context` is that of a signal handler.
+unsafe fn stack_pointer(context: *const c_void) -> Option<usize> {
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    // SAFETY: the contract.
+    return Some(unsafe {
+        (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RSP as usize] as usize
+    });
+    #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+    // SAFETY: the contract.
+    return Some(unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.sp as usize });
+    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    {
+        let _ = context;
+        None
+    }
 }
 
 /// Does what would have been done without us (G4).

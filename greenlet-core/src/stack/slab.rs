@@ -184,6 +184,7 @@ pub(super) fn guard_at(address: usize) -> Option<GuardHit> {
     (guard..guard + page_size()).contains(&address).then(|| GuardHit {
         base: start.wrapping_add(stride),
         size: slab.class.size(),
+        is_on_its_stack: false,
     })
 }
 

@@ -3,24 +3,30 @@
 use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
 use std::hint::black_box;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr::{self, NonNull};
 
 use crate::asan;
-use crate::backend::{self, Entry, Word};
+use crate::backend::{self, Entry, Seat, Target, Word};
 use crate::stack::{Stack, StackCache};
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
 /// its place.
 struct Coroutine {
     stack: Cell<Option<Stack>>,
-    inside: Cell<*mut u8>,
-    outside: Cell<*mut u8>,
+    inside: Seat,
+    outside: Seat,
     body: RefCell<Option<Body>>,
     is_done: Cell<bool>,
 }
 
 type Body = Box<dyn FnOnce(&Coroutine)>;
+
+/// What a seat says, which is used up.
+fn target(seat: &Seat) -> Target {
+    let to = NonNull::new(seat.sp.replace(ptr::null_mut())).expect("it is suspended");
+    Target { seat, to }
+}
 
 /// What enters: hands the words of the first switch to the body.
 struct Enter;
@@ -34,7 +40,7 @@ impl Entry for Enter {
         let body = coroutine.body.borrow_mut().take().unwrap();
         body(coroutine);
         coroutine.is_done.set(true);
-        let outside = NonNull::new(coroutine.outside.get()).unwrap();
+        let outside = target(&coroutine.outside);
         asan::leave_for_good_for(None);
         // SAFETY: B1: `resume` wrote it, and is suspended there.
         unsafe { backend::switch_final(outside, ptr::without_provenance(3), Word::uninit()) }
@@ -44,12 +50,14 @@ impl Entry for Enter {
 impl Coroutine {
     fn new(cache: &mut StackCache, size: usize, body: impl FnOnce(&Coroutine) + 'static) -> Box<Coroutine> {
         let stack = cache.fetch(size).unwrap();
+        let inside = Seat::new();
         // SAFETY: the stack is fresh and ours.
-        let start = unsafe { backend::init::<Enter>(stack.base()) };
+        let start = unsafe { backend::init::<Enter>(stack.base(), &inside) };
+        inside.sp.set(start.as_ptr());
         Box::new(Coroutine {
             stack: Cell::new(Some(stack)),
-            inside: Cell::new(start.as_ptr()),
-            outside: Cell::new(ptr::null_mut()),
+            inside,
+            outside: Seat::new(),
             body: RefCell::new(Some(Box::new(body))),
             is_done: Cell::new(false),
         })
@@ -57,13 +65,13 @@ impl Coroutine {
 
     /// Runs until the next `pause`, or the end. Returns the word that comes with it.
     fn resume(&self) -> usize {
-        let inside = NonNull::new(self.inside.replace(ptr::null_mut())).expect("it is suspended");
+        let inside = target(&self.inside);
         let word = ptr::without_provenance(1);
         let data = Word::new((&raw const *self).cast_mut().cast());
         // SAFETY: B1: taken out, so used once; B2: this stack waits.
         let (word, _) = unsafe {
             let left = asan::leave_for((*self.stack.as_ptr()).as_ref());
-            let back = backend::switch(self.outside.as_ptr(), inside, word, data);
+            let back = backend::switch(&self.outside, Location::caller(), inside, word, data);
             asan::arrive(left);
             back
         };
@@ -72,12 +80,12 @@ impl Coroutine {
 
     /// Called inside: goes back to `resume`, with a word.
     fn pause(&self, word: usize) {
-        let outside = NonNull::new(self.outside.get()).unwrap();
+        let outside = target(&self.outside);
         // SAFETY: as in `resume`.
         let (word, data) = unsafe {
             let word = ptr::without_provenance(word);
             let left = asan::leave_for(None);
-            let back = backend::switch(self.inside.as_ptr(), outside, word, Word::uninit());
+            let back = backend::switch(&self.inside, Location::caller(), outside, word, Word::uninit());
             asan::arrive(left);
             back
         };

@@ -12,18 +12,18 @@
 //!
 //!   base ─►├──────────────────┤      │ frame that switched │
 //!          │ 0                │      ├─────────────────────┤
-//!          │ trampoline       │      │ (padding)           │
-//!          │ address of start │      │ address of label 2  │
-//!          │ 0                │      │ x19                 │
-//!          └──────────────────┘◄─ resume point  │ x29      │◄─ resume point
+//!          │ address of start │◄─ seat.sp      │ x19       │
+//!          └──────────────────┘      │ x29                 │◄─ seat.sp
 //!                                    └─────────────────────┘
+//!
+//!   seat.code: the trampoline        seat.code: label 2 of the switch that left
 //!
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
 //!
 //! # What is saved, and what is not
 //!
-//! Saved: `sp` (the resume point), `x29`, `x19`, the address to go on at. The compiler does not let us
+//! Saved: `sp`, `x29`, `x19`, the address to go on at (in the seat). The compiler does not let us
 //! name `x29` and `x19` as clobbered, so they are stored. Every other register is declared clobbered:
 //! the compiler saves those that are live. Not saved: FPCR (see `backend`), `x18` (the platform's),
 //! `tpidr_el0` (it belongs to the thread).
@@ -36,9 +36,9 @@
 use std::arch::{asm, global_asm};
 use std::ptr::NonNull;
 
-use crate::backend::{Entry, ResumePoint, Word};
+use crate::backend::{Entry, Note, ResumePoint, Seat, Target, Word};
 
-// The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, [sp + 8] the
+// The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, [sp] the
 // address of `start`, sp is aligned to 16.
 global_asm!(
     ".text",
@@ -50,8 +50,7 @@ global_asm!(
     ".cfi_startproc",
     // There is no caller: a backtrace ends here.
     ".cfi_undefined x30",
-    "ldr x9, [sp, #8]",
-    "add sp, sp, #32",
+    "ldr x9, [sp], #16",
     // For those who walk by frame pointers.
     "mov x29, xzr",
     "mov x30, xzr",
@@ -68,12 +67,12 @@ unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word) -> ! {
     unsafe { E::enter(word, data) }
 }
 
-/// Prepares a fresh stack: a switch to the result calls `E::enter` on it.
+/// Prepares a fresh stack: a switch to the result, with the seat, calls `E::enter` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) -> ResumePoint {
     let start: unsafe extern "C" fn(*const (), Word) -> ! = start::<E>;
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
@@ -85,48 +84,52 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    // SAFETY: the four words below `base` are inside the stack, by the contract of this function.
+    seat.code.set(trampoline);
+    // SAFETY: the two words below `base` are inside the stack, by the contract of this function.
     unsafe {
         let top = base.cast::<usize>().as_ptr();
         top.sub(1).write(0);
-        top.sub(2).write(trampoline as usize);
-        top.sub(3).write(start as usize);
-        top.sub(4).write(0);
-        NonNull::new_unchecked(top.sub(4).cast())
+        top.sub(2).write(start as usize);
+        NonNull::new_unchecked(top.sub(2).cast())
     }
 }
 
-/// Leaves this stack for `to`, and returns what the next switch back brings.
+/// Leaves this stack for `target`, and returns what the next switch back brings.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-/// - `save` is valid for a write of a pointer.
+/// - B1 for `target`, B2 for this stack.
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
-    save: *mut *mut u8,
-    to: ResumePoint,
+    from: &Seat,
+    note: Note,
+    target: Target,
     word: *const (),
     data: Word,
 ) -> (*const (), Word) {
     let (word_back, data_back);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
+    // the order in which they are declared, and a note is its address.
     unsafe {
         asm!(
-            "stp x29, x19, [sp, #-32]!",
+            "stp x29, x19, [sp, #-16]!",
             "adr x9, 2f", // where to come back
-            "str x9, [sp, #16]",
-            "mov x9, sp",
-            "str x9, [x2]", // *save: the resume point
-            "mov sp, x3",   // from here on, the other stack
-            "ldr x9, [sp, #16]",
-            "br x9", // to label 2 of the switch that left it, or to the trampoline
+            "mov x10, sp",
+            "stp x10, x9, [x2]",  // from.sp: the resume point; from.code
+            "str x4, [x2, #16]",  // from.note
+            "ldr x9, [x5, #8]",
+            "mov sp, x3", // from here on, the other stack
+            "br x9",      // to label 2 of the switch that left it, or to the trampoline
             "2:",
-            "ldp x29, x19, [sp], #32",
+            "ldp x29, x19, [sp], #16",
             inlateout("x0") word => word_back,
             inlateout("x1") data => data_back,
-            inlateout("x2") save => _,
-            inlateout("x3") to.as_ptr() => _,
+            inlateout("x2") from => _,
+            inlateout("x3") target.to.as_ptr() => _,
+            inlateout("x4") note => _,
+            inlateout("x5") target.seat => _,
+            out("x9") _, // written before the others are read
+            out("x10") _,
             lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _,
             lateout("x24") _, lateout("x25") _, lateout("x26") _, lateout("x27") _,
             lateout("x28") _,
@@ -138,23 +141,24 @@ pub(crate) unsafe fn switch(
     (word_back, data_back)
 }
 
-/// Leaves this stack for `to`, for good.
+/// Leaves this stack for `target`, for good.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
+/// - B1 for `target`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_final(target: Target, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
+            "ldr x9, [x5, #8]",
             "mov sp, x3",
-            "ldr x9, [sp, #16]",
             "br x9",
             in("x0") word,
             in("x1") data,
-            in("x3") to.as_ptr(),
+            in("x3") target.to.as_ptr(),
+            in("x5") target.seat,
             options(noreturn),
         );
     }

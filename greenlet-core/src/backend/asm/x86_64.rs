@@ -13,24 +13,25 @@
 //!   base ─►├──────────────────┤      │ frame that switched │
 //!          │ 0 (ends a walk   │      ├─────────────────────┤
 //!          │ by frame pointer)│      │ rbp                 │
-//!          │ 0                │      │ rbx                 │
-//!          │ address of start │      │ address of label 2  │◄─ resume point
-//!          │ trampoline       │◄─ resume point
+//!          │ 0                │      │ rbx                 │◄─ seat.sp
+//!          │ address of start │◄─ seat.sp
 //!          └──────────────────┘
+//!
+//!   seat.code: the trampoline        seat.code: label 2 of the switch that left
 //!
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
 //!
 //! # What is saved, and what is not
 //!
-//! Saved: `rsp` (the resume point), `rbp`, `rbx`, the address to go on at. The compiler does not let us
+//! Saved: `rsp`, `rbp`, `rbx`, the address to go on at (in the seat). The compiler does not let us
 //! name `rbp` and `rbx` as clobbered, so they are pushed. Every other register is declared clobbered:
 //! the compiler saves those that are live, which in a small loop is none of them.
 //! Not saved: MXCSR and the x87 control word (see `backend`), segment bases (they belong to the thread),
 //! the shadow stack (user-space shadow stacks are not supported), the direction flag (clear by ABI).
 //! The red zone is safe: `asm!` without `nostack` keeps the compiler from using it here.
 //!
-//! # Why inline, and why `pop; jmp`
+//! # Why inline, and why `jmp`
 //!
 //! A switch that is called leaves by a `ret` whose target the return predictor cannot know. Inline, the
 //! only jump is an indirect `jmp`, which is predicted by its history (1.6 ns against 2.9 and more).
@@ -38,7 +39,7 @@
 use std::arch::{asm, global_asm};
 use std::ptr::NonNull;
 
-use crate::backend::{Entry, ResumePoint, Word};
+use crate::backend::{Entry, Note, ResumePoint, Seat, Target, Word};
 
 // The first code on a fresh stack. At entry: rdi and rsi hold the two words of the switch, [rsp] the
 // address of `start`, rsp + 8 is aligned to 16.
@@ -69,12 +70,12 @@ unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word) -> ! {
     unsafe { E::enter(word, data) }
 }
 
-/// Prepares a fresh stack: a switch to the result calls `E::enter` on it.
+/// Prepares a fresh stack: a switch to the result, with the seat, calls `E::enter` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) -> ResumePoint {
     let start: unsafe extern "C" fn(*const (), Word) -> ! = start::<E>;
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
@@ -85,49 +86,54 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>) -> ResumePoint {
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    // SAFETY: the four words below `base` are inside the stack, by the contract of this function.
+    seat.code.set(trampoline);
+    // SAFETY: the three words below `base` are inside the stack, by the contract of this function.
     unsafe {
         let top = base.cast::<usize>().as_ptr();
         top.sub(1).write(0);
         top.sub(2).write(0);
         top.sub(3).write(start as usize);
-        top.sub(4).write(trampoline as usize);
-        NonNull::new_unchecked(top.sub(4).cast())
+        NonNull::new_unchecked(top.sub(3).cast())
     }
 }
 
-/// Leaves this stack for `to`, and returns what the next switch back brings.
+/// Leaves this stack for `target`, and returns what the next switch back brings.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-/// - `save` is valid for a write of a pointer.
+/// - B1 for `target`, B2 for this stack.
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
-    save: *mut *mut u8,
-    to: ResumePoint,
+    from: &Seat,
+    note: Note,
+    target: Target,
     word: *const (),
     data: Word,
 ) -> (*const (), Word) {
     let (word_back, data_back);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
+    // the order in which they are declared, and a note is its address.
     unsafe {
         asm!(
             "push rbp",
             "push rbx",
-            "lea rax, [rip + 2f]", // where to come back
-            "push rax",
-            "mov [rdx], rsp", // *save: the resume point
-            "mov rsp, rcx",   // from here on, the other stack
-            "pop rax",
-            "jmp rax", // to label 2 of the switch that left it, or to the trampoline
-            "2:",      // back; the switch that came here popped our address
+            "lea rax, [rip + 2f]",       // where to come back
+            "mov [{from}], rsp",         // from.sp: the resume point
+            "mov [{from} + 8], rax",     // from.code
+            "mov [{from} + 16], {note}", // from.note
+            "mov rsp, {to}",             // from here on, the other stack
+            "jmp [{seat} + 8]",          // to label 2 of the switch that left it, or to the trampoline
+            "2:",                        // back
             "pop rbx",
             "pop rbp",
+            // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
+            from = in(reg) from,
+            note = in(reg) note,
+            to = in(reg) target.to.as_ptr(),
+            seat = in(reg) target.seat,
+            out("rax") _, // written before they are read
             inlateout("rdi") word => word_back,
             inlateout("rsi") data => data_back,
-            inlateout("rdx") save => _,
-            inlateout("rcx") to.as_ptr() => _,
             lateout("r12") _,
             lateout("r13") _,
             lateout("r14") _,
@@ -138,23 +144,23 @@ pub(crate) unsafe fn switch(
     (word_back, data_back)
 }
 
-/// Leaves this stack for `to`, for good.
+/// Leaves this stack for `target`, for good.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
+/// - B1 for `target`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: ResumePoint, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_final(target: Target, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
-            "mov rsp, rcx",
-            "pop rax",
-            "jmp rax",
+            "mov rsp, {to}",
+            "jmp [{seat} + 8]",
+            to = in(reg) target.to.as_ptr(),
+            seat = in(reg) target.seat,
             in("rdi") word,
             in("rsi") data,
-            in("rcx") to.as_ptr(),
             options(noreturn),
         );
     }
