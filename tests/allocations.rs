@@ -161,3 +161,33 @@ fn what_is_refused_leaves_nothing() {
     });
     assert_eq!(left, 0);
 }
+
+#[test]
+fn what_is_captured_is_there_once_in_the_record_or_in_a_box_until_the_start() {
+    /// How many blocks more there are when a greenlet is pending, and when it is suspended.
+    fn blocks<const N: usize>() -> (isize, isize) {
+        let make = || {
+            let captured = [1_u8; N];
+            Greenlet::new(move |(): ()| {
+                up::<()>(())?;
+                Ok(captured[0])
+            })
+        };
+        for _ in 0..2 {
+            let warms = make(); // fills the caches
+            warms.switch::<()>(()).unwrap();
+            assert_eq!(warms.switch::<u8>(()).unwrap(), 1);
+        }
+        let before = OWN_BLOCKS.get();
+        let greenlet = make();
+        let pending = OWN_BLOCKS.get() - before;
+        greenlet.switch::<()>(()).unwrap();
+        let suspended = OWN_BLOCKS.get() - before;
+        assert_eq!(greenlet.switch::<u8>(()).unwrap(), 1);
+        (pending, suspended)
+    }
+    assert_eq!(blocks::<1>(), (0, 0));
+    assert_eq!(blocks::<32>(), (0, 0));
+    assert_eq!(blocks::<33>(), (1, 0));
+    assert_eq!(blocks::<4096>(), (1, 0));
+}

@@ -82,6 +82,46 @@ fn overflow(name: Option<&str>) {
     let _ = greenlet.switch::<usize>(());
 }
 
+/// Uses up the stack by calls that each switch away and back, from one of twelve places that are two words apart.
+fn overflow_in_a_switch(place: usize) {
+    /// Calls nothing before the switch: so what the switch pushes is the deepest that a call gets (in release builds).
+    #[inline(never)]
+    fn descend(depth: usize, main: &Greenlet) -> usize {
+        if depth == usize::MAX {
+            return 0;
+        }
+        main.switch::<()>(()).unwrap();
+        descend(black_box(depth + 1), main) + black_box(depth)
+    }
+    #[inline(never)]
+    fn lower_by<const BYTES: usize>(main: &Greenlet) -> usize {
+        let above = black_box([1_u8; BYTES]);
+        descend(0, main) + usize::from(black_box(above)[BYTES - 1])
+    }
+    const BY: [fn(&Greenlet) -> usize; 12] = [
+        lower_by::<16>,
+        lower_by::<32>,
+        lower_by::<48>,
+        lower_by::<64>,
+        lower_by::<80>,
+        lower_by::<96>,
+        lower_by::<112>,
+        lower_by::<128>,
+        lower_by::<144>,
+        lower_by::<160>,
+        lower_by::<176>,
+        lower_by::<192>,
+    ];
+    let greenlet = Greenlet::builder().name("deep").stack_size(64 << 10);
+    let greenlet = greenlet.build(move |(): ()| {
+        BY[place](&getparent().unwrap());
+        Ok(())
+    });
+    loop {
+        greenlet.switch::<()>(()).unwrap();
+    }
+}
+
 /// Touches memory that nobody has.
 fn stray() {
     // SAFETY: it does not return: the process is to die of it, or a handler jumps off.
@@ -176,6 +216,7 @@ fn run_the_case(case: &str) -> ! {
             });
             outer.switch::<()>(()).unwrap();
         }
+        _ if case.starts_with("switch ") => overflow_in_a_switch(case["switch ".len()..].parse().unwrap()),
         "thread" => on_a_thread(|| overflow(Some("deep"))),
         "bare thread" => on_a_bare_thread(|| overflow(Some("deep"))),
         "bare thread ends" => {
@@ -265,6 +306,14 @@ fn overflow_below_another_greenlet_names_the_inner_one() {
     assert_reports_overflow("nested", "greenlet 'inner'", 64 << 10);
 }
 
+/// The bare switch pushes a few words when the target has become current. Somewhere among these, they are the
+/// first that do not fit.
+fn overflow_in_a_switch_names_who_leaves() {
+    for place in 0..12 {
+        assert_reports_overflow(&format!("switch {place}"), "greenlet 'deep'", 64 << 10);
+    }
+}
+
 fn overflow_on_another_thread() {
     assert_reports_overflow("thread", "greenlet 'deep'", 64 << 10);
 }
@@ -344,6 +393,7 @@ pub(crate) fn main() -> ExitCode {
         overflow_names_the_greenlet
         overflow_of_an_unnamed_greenlet_says_where_it_was_made
         overflow_below_another_greenlet_names_the_inner_one
+        overflow_in_a_switch_names_who_leaves
         overflow_on_another_thread
         overflow_on_a_thread_that_std_did_not_make
         overflow_cuts_a_long_name_between_characters

@@ -143,10 +143,6 @@ fn getcurrent_is_the_greenlet_that_was_switched_to() {
 
 // CR-13
 #[test]
-#[expect(
-    clippy::mutable_key_type,
-    reason = "the hash is of the address, which does not change"
-)]
 fn equality_and_hash_are_by_identity() {
     let make = || Greenlet::builder().name("same").build(|(): ()| Ok(()));
     let (one, other) = (make(), make());
@@ -333,4 +329,75 @@ fn a_function_that_is_never_run_is_dropped_once() {
     assert_eq!(drops.count(), 2);
     drop(thrown_at);
     assert_eq!(drops.count(), 2);
+}
+
+/// A function of `N` bytes, aligned to 8.
+fn counts_to<const N: usize>(drops: &Drops) -> Greenlet {
+    let (bytes, witness) = ([1_u8; N], drops.witness());
+    Greenlet::new(move |(): ()| {
+        let _witness = witness;
+        Ok(bytes.iter().map(|&byte| usize::from(byte)).sum::<usize>())
+    })
+}
+
+#[test]
+fn functions_of_every_size_run_and_are_dropped_once() {
+    let _no_leaks = NoLeaks::watch();
+    macro_rules! each {
+        ($($size:literal)*) => {$(
+            let drops = Drops::new();
+            drop(counts_to::<$size>(&drops)); // never started
+            let ended = counts_to::<$size>(&drops);
+            ended.end();
+            assert_eq!(ended.state(), State::Dead);
+            let thrown = counts_to::<$size>(&drops).throw::<usize>(anyhow::anyhow!("thrown"));
+            assert_eq!(thrown.unwrap_err().to_string(), "thrown");
+            assert_eq!(counts_to::<$size>(&drops).switch::<usize>(()).unwrap(), $size);
+            assert_eq!(drops.count(), 4, "{} bytes", $size);
+        )*};
+    }
+    // Around what a record has room for, and far over it.
+    each!(0 1 8 15 16 17 23 24 25 31 32 33 40 64 1000 10000);
+}
+
+#[test]
+fn functions_of_every_alignment_run() {
+    let _no_leaks = NoLeaks::watch();
+    macro_rules! each {
+        ($($align:literal)*) => {$({
+            #[repr(align($align))]
+            struct Aligned(u8);
+            let aligned = Aligned($align as u8);
+            let greenlet = Greenlet::new(move |(): ()| {
+                let aligned = std::hint::black_box(&aligned);
+                Ok(((&raw const *aligned).addr() % $align, aligned.0))
+            });
+            assert_eq!(greenlet.switch::<(usize, u8)>(()).unwrap(), (0, $align as u8));
+        })*};
+    }
+    each!(2 4 8 16 32 64 128);
+}
+
+#[test]
+fn a_function_whose_destructor_panics_leaves_nothing_behind() {
+    let _no_leaks = NoLeaks::watch();
+    let (log, drops) = (Log::new(), Drops::new());
+    let parent = Greenlet::new(|(): ()| up::<()>(()));
+    parent.switch::<()>(()).unwrap();
+    let (inside, witness) = (log.clone(), drops.witness());
+    let panics = on_drop(move || {
+        inside.add("dropped");
+        panic!("in the destructor");
+    });
+    let never = Greenlet::builder().parent(&parent).build(move |(): ()| {
+        let _captured = (&panics, &witness);
+        Ok(())
+    });
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(never)));
+    assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"in the destructor"));
+    assert_eq!((log.take(), drops.count()), (vec!["dropped".to_owned()], 1));
+    // Its link to its parent is gone, too: this is the last handle.
+    let weak = parent.downgrade();
+    drop(parent);
+    assert!(weak.upgrade().is_none());
 }

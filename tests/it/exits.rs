@@ -5,7 +5,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use greenlet::{Greenlet, GreenletExit, Tracer, TypeMismatch, Value, getcurrent, raise, settrace};
+use greenlet::{Greenlet, GreenletExit, Tracer, TypeMismatch, Value, getcurrent, getmain, raise, settrace};
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
@@ -394,4 +394,36 @@ fn what_is_reported_in_the_last_frames_may_panic_when_it_is_dropped() {
     let caught = catch_unwind(AssertUnwindSafe(|| child.switch::<()>(())));
     assert_eq!(caught.unwrap_err().downcast_ref::<u8>(), Some(&2));
     assert!(child.is_dead());
+}
+
+/// Also in a crowd, where switches take another path.
+#[test]
+fn one_switched_to_by_its_last_handle_ends_when_it_leaves_however_many_there_are() {
+    let is_ended = |others: usize| {
+        let _crowd: Vec<Greenlet> = (0..others)
+            .map(|_| {
+                let one = Greenlet::new(|(): ()| up::<()>(()));
+                one.switch::<()>(()).unwrap();
+                one
+            })
+            .collect();
+        let drops = Drops::new();
+        let witness = drops.witness();
+        let child = Greenlet::new(move |(): ()| {
+            let _witness = witness;
+            getmain().switch::<()>(())?;
+            getmain().switch::<()>(())
+        });
+        child.switch::<()>(()).unwrap();
+        let sender = Greenlet::new(move |(): ()| child.switch_owned::<()>(()));
+        sender.switch::<()>(()).unwrap();
+        drops.count() == 1
+    };
+    std::thread::spawn(move || {
+        let _no_leaks = NoLeaks::watch();
+        assert!(is_ended(0));
+        assert!(is_ended(1000));
+    })
+    .join()
+    .unwrap();
 }

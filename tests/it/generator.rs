@@ -10,7 +10,7 @@ use greenlet::{
     getcurrent, getparent, no_switch, yield_,
 };
 
-use crate::support::{Drops, Log};
+use crate::support::{Drops, Log, NoLeaks, up};
 
 fn count(to: u32) -> Generator<u32> {
     Generator::new(move |out| (1..=to).try_for_each(|n| out.yield_(n)))
@@ -593,4 +593,43 @@ fn a_greenlet_can_be_ended_from_below() {
             "below: ended it"
         ]
     );
+}
+
+#[test]
+fn an_error_that_has_another_generators_end_is_an_error() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer: Generator<u32> = Generator::new(|_| {
+        let raw: Rc<RefCell<Option<Greenlet>>> = Rc::default();
+        let (put, me) = (Rc::clone(&raw), getcurrent().downgrade());
+        let mut inner: Generator<u32> = Generator::new(move |_| {
+            *put.borrow_mut() = Some(getcurrent());
+            let outer = me.upgrade().unwrap();
+            let _: greenlet::Value = outer.switch("past the generator")?;
+            Ok(())
+        });
+        assert!(inner.next().unwrap().is_err());
+        let raw = raw.take().unwrap();
+        raw.switch::<u32>(())?; // its end, in an error of ours
+        Ok(())
+    });
+    let error = outer.next().unwrap().unwrap_err();
+    assert!(error.is::<greenlet::TypeMismatch>(), "{error}");
+    assert!(outer.next().is_none());
+}
+
+#[test]
+fn an_error_that_has_an_item_is_no_item() {
+    let _no_leaks = NoLeaks::watch();
+    let other = Greenlet::new(|(): ()| up::<()>(()));
+    other.switch::<()>(()).unwrap();
+    let mut generator: Generator<u8> = Generator::new(move |out| {
+        // So the item goes to the other one, who waits for something else, and fails with it to us.
+        getcurrent().set_parent(&other)?;
+        drop(other);
+        out.yield_(7)
+    });
+    let error = generator.next().unwrap().unwrap_err();
+    assert!(error.is::<TypeMismatch>(), "{error}");
+    let busy = generator.next().unwrap().unwrap_err();
+    assert!(busy.downcast::<GeneratorError>().unwrap().is_busy());
 }

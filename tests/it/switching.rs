@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use greenlet::{
-    Greenlet, GreenletExit, StackError, State, TraceKind, Tracer, WeakGreenlet, getcurrent, getparent,
-    settrace,
+    Greenlet, GreenletExit, ParentError, StackError, State, TraceKind, Tracer, WeakGreenlet, getcurrent,
+    getparent, settrace,
 };
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
@@ -428,4 +428,89 @@ fn a_destructor_that_runs_because_of_an_exit_may_switch() {
     let exit: GreenletExit = child.switch("answer").unwrap();
     assert_eq!(exit, GreenletExit::new());
     assert_eq!(log.take(), ["other to main", "clean-up got answer"]);
+}
+
+/// What a greenlet was resumed by the last time is no way to switch to it while it runs.
+#[test]
+fn one_that_was_resumed_before_switches_to_itself() {
+    let _no_leaks = NoLeaks::watch();
+    let child = Greenlet::new(|(): ()| {
+        for n in 0..3 {
+            up::<()>(())?; // away, and resumed
+            let me = getcurrent();
+            assert_eq!(me.switch::<u32>(n)?, n);
+            assert_eq!(getcurrent().switch_owned::<u32>(n + 10)?, n + 10);
+            let place = RefCell::new(Some(getcurrent()));
+            assert_eq!(
+                Greenlet::switch_in::<u32>(&place, n + 20, std::panic::Location::caller())??,
+                n + 20
+            );
+            let thrown = me.throw::<u32>(anyhow::anyhow!("at myself")).unwrap_err();
+            assert_eq!(thrown.to_string(), "at myself");
+            assert!(me.step::<u32>(n).unwrap_err().is::<ParentError>());
+            me.close_gate_is_refused();
+            me.end(); // of the running one: nothing
+        }
+        Ok(())
+    });
+    for _ in 0..4 {
+        child.switch::<()>(()).unwrap();
+        // And the main greenlet, which runs now.
+        assert_eq!(getcurrent().switch::<u8>(1_u8).unwrap(), 1);
+    }
+    assert!(child.is_dead());
+}
+
+#[test]
+fn the_gate_of_one_that_runs_stays_open_if_nobody_else_has_a_handle() {
+    let _no_leaks = NoLeaks::watch();
+    let child = Greenlet::new(|(): ()| {
+        up::<()>(())?;
+        getcurrent().close_gate_is_refused();
+        Ok(())
+    });
+    child.switch::<()>(()).unwrap();
+    child.switch_owned::<()>(()).unwrap();
+}
+
+trait Refused {
+    fn close_gate_is_refused(&self);
+}
+
+impl Refused for Greenlet {
+    /// Neither its gate can be closed nor can it be kept suspended, for it runs.
+    fn close_gate_is_refused(&self) {
+        let refused = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
+        assert!(refused(&|| self.close_gate()));
+        assert!(refused(&|| self.keep_suspended(|| ())));
+    }
+}
+
+/// The place is that of the last switch: from two places in turn, and from one that others stand for.
+#[test]
+fn a_greenlet_is_parked_where_it_switched_the_last_time() {
+    #[track_caller]
+    #[inline(never)]
+    fn pause() -> anyhow::Result<()> {
+        getparent().unwrap().switch::<()>(())
+    }
+    let _no_leaks = NoLeaks::watch();
+    let first = line!() + 3;
+    let child = Greenlet::new(|(): ()| {
+        loop {
+            getparent().unwrap().switch::<()>(())?;
+            getparent().unwrap().switch::<()>(())?;
+            pause()?;
+            pause()?;
+            pause()?;
+        }
+        #[allow(unreachable_code)]
+        Ok(())
+    });
+    let mut lines = Vec::new();
+    for _ in 0..11 {
+        child.switch::<()>(()).unwrap();
+        lines.push(child.parked_at().unwrap().line() - first);
+    }
+    assert_eq!(lines, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]);
 }
