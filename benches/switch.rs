@@ -1,6 +1,7 @@
 //! Switches between two greenlets: of a `u64`, 50 frames deep, of an error, and with a tracer.
 //!
-//! One way; a round trip is two. Making the greenlets is not measured.
+//! One way; a round trip is two. Making the greenlets is not measured. What goes to and fro is a local variable of
+//! each: one that a closure has captured would be stored each time by some and not by others.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -28,27 +29,32 @@ macro_rules! ours {
                 });
                 let mut n = 0;
                 move |round_trips| {
+                    let mut value = n;
                     for _ in 0..round_trips {
-                        n = greenlet.switch::<u64>(black_box(n)).unwrap();
+                        value = greenlet.switch::<u64>(black_box(value)).unwrap();
                     }
+                    n = value;
                 }
             }
 
             pub(crate) fn deep_ping_pong() -> impl FnMut(u64) {
-                let greenlet = Greenlet::new(|mut n: u64| {
+                let greenlet = Greenlet::new(|n: u64| {
                     let main = getparent().unwrap();
                     deep(&mut || -> anyhow::Result<u64> {
+                        let mut value = n;
                         loop {
-                            n = main.switch::<u64>(n + 1)?;
+                            value = main.switch::<u64>(value + 1)?;
                         }
                     })
                 });
                 let mut n = 0;
                 move |round_trips| {
                     deep(&mut || {
+                        let mut value = n;
                         for _ in 0..round_trips {
-                            n = greenlet.switch::<u64>(black_box(n)).unwrap();
+                            value = greenlet.switch::<u64>(black_box(value)).unwrap();
                         }
+                        n = value;
                     });
                 }
             }
@@ -106,13 +112,14 @@ unsafe extern "C" fn echo(mut n: u64, pair: *mut ()) -> ! {
     }
 }
 
-unsafe extern "C" fn deep_echo(mut n: u64, pair: *mut ()) -> ! {
+unsafe extern "C" fn deep_echo(n: u64, pair: *mut ()) -> ! {
     // SAFETY: `raw_ping_pong` leaked it.
     let pair = unsafe { &*pair.cast::<Pair>() };
     deep(&mut || {
+        let mut value = n;
         loop {
             // SAFETY: main is suspended.
-            n = unsafe { raw::switch(pair.other.as_ptr(), pair.main.get(), n + 1) };
+            value = unsafe { raw::switch(pair.other.as_ptr(), pair.main.get(), value + 1) };
         }
     })
 }
@@ -133,10 +140,12 @@ pub(crate) fn raw_ping_pong() -> impl FnMut(u64) {
     let pair = raw_pair(echo);
     let mut n = 0;
     move |round_trips| {
+        let mut value = n;
         for _ in 0..round_trips {
             // SAFETY: the other is suspended.
-            n = unsafe { raw::switch(pair.main.as_ptr(), pair.other.get(), black_box(n)) };
+            value = unsafe { raw::switch(pair.main.as_ptr(), pair.other.get(), black_box(value)) };
         }
+        n = value;
     }
 }
 
@@ -145,10 +154,12 @@ fn raw_deep() -> impl FnMut(u64) {
     let mut n = 0;
     move |round_trips| {
         deep(&mut || {
+            let mut value = n;
             for _ in 0..round_trips {
                 // SAFETY: the other is suspended.
-                n = unsafe { raw::switch(pair.main.as_ptr(), pair.other.get(), black_box(n)) };
+                value = unsafe { raw::switch(pair.main.as_ptr(), pair.other.get(), black_box(value)) };
             }
+            n = value;
         });
     }
 }
@@ -166,18 +177,21 @@ pub(crate) fn corosensei_ping_pong() -> impl FnMut(u64) {
     let mut coroutine = Leaked(std::mem::ManuallyDrop::new(coroutine));
     let mut n = 0;
     move |round_trips| {
+        let mut value = n;
         for _ in 0..round_trips {
-            n = coroutine.0.resume(black_box(n)).as_yield().unwrap();
+            value = coroutine.0.resume(black_box(value)).as_yield().unwrap();
         }
+        n = value;
     }
 }
 
 fn corosensei_deep() -> impl FnMut(u64) {
     let coroutine =
-        corosensei::Coroutine::<u64, u64, (), _>::with_stack(stacks::Pooled::take(), |yielder, mut n| {
+        corosensei::Coroutine::<u64, u64, (), _>::with_stack(stacks::Pooled::take(), |yielder, n| {
             deep(&mut || {
+                let mut value = n;
                 loop {
-                    n = yielder.suspend(n + 1);
+                    value = yielder.suspend(value + 1);
                 }
             })
         });
@@ -185,9 +199,11 @@ fn corosensei_deep() -> impl FnMut(u64) {
     let mut n = 0;
     move |round_trips| {
         deep(&mut || {
+            let mut value = n;
             for _ in 0..round_trips {
-                n = coroutine.0.resume(black_box(n)).as_yield().unwrap();
+                value = coroutine.0.resume(black_box(value)).as_yield().unwrap();
             }
+            n = value;
         });
     }
 }
@@ -226,18 +242,21 @@ fn generator_ping_pong() -> impl FnMut(u64) {
     generator.0.raw_send(None);
     let mut n = 0;
     move |round_trips| {
+        let mut value = n;
         for _ in 0..round_trips {
-            n = generator.0.send(black_box(n));
+            value = generator.0.send(black_box(value));
         }
+        n = value;
     }
 }
 
 fn generator_deep() -> impl FnMut(u64) {
     let generator = generator::Gn::<u64>::new_scoped(|mut scope| {
-        let mut n = 0;
+        let n = 0;
         deep(&mut || {
+            let mut value = n;
             loop {
-                n = scope.yield_(n + 1).unwrap();
+                value = scope.yield_(value + 1).unwrap();
             }
         })
     });
@@ -246,9 +265,11 @@ fn generator_deep() -> impl FnMut(u64) {
     let mut n = 0;
     move |round_trips| {
         deep(&mut || {
+            let mut value = n;
             for _ in 0..round_trips {
-                n = generator.0.send(black_box(n));
+                value = generator.0.send(black_box(value));
             }
+            n = value;
         });
     }
 }
@@ -263,18 +284,21 @@ fn wasmtime_ping_pong() -> impl FnMut(u64) {
     let fiber = Leaked(std::mem::ManuallyDrop::new(fiber.unwrap()));
     let mut n = 0;
     move |round_trips| {
+        let mut value = n;
         for _ in 0..round_trips {
-            n = fiber.0.resume(black_box(n)).unwrap_err();
+            value = fiber.0.resume(black_box(value)).unwrap_err();
         }
+        n = value;
     }
 }
 
 fn wasmtime_deep() -> impl FnMut(u64) {
     let stack = wasmtime_fiber::FiberStack::new(64 << 10, false).unwrap();
-    let fiber = wasmtime_fiber::Fiber::<u64, u64, ()>::new(stack, |mut n, suspend| {
+    let fiber = wasmtime_fiber::Fiber::<u64, u64, ()>::new(stack, |n, suspend| {
         deep(&mut || {
+            let mut value = n;
             loop {
-                n = suspend.suspend(n + 1);
+                value = suspend.suspend(value + 1);
             }
         })
     });
@@ -282,9 +306,11 @@ fn wasmtime_deep() -> impl FnMut(u64) {
     let mut n = 0;
     move |round_trips| {
         deep(&mut || {
+            let mut value = n;
             for _ in 0..round_trips {
-                n = fiber.0.resume(black_box(n)).unwrap_err();
+                value = fiber.0.resume(black_box(value)).unwrap_err();
             }
+            n = value;
         });
     }
 }
