@@ -44,7 +44,8 @@ pub(crate) struct GuardHit {
     pub(crate) base: *mut u8,
     /// The usable size of that stack.
     pub(crate) size: usize,
-    /// Whether the thread's stack pointer was in the stack, or in the guard. True where it cannot be had.
+    /// Whether the thread's stack pointer was in the stack, or in the guard. Where it cannot be had: whether the address is
+    /// right below the limit.
     pub(crate) is_on_its_stack: bool,
 }
 
@@ -103,10 +104,12 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     // A positive code is the kernel's: the address is one. (`kill` has none.)
     if code > 0 {
         if let Some(mut hit) = slab::guard_at(address.addr()) {
-            // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid context.
-            let stack_pointer = unsafe { stack_pointer(context) }.unwrap_or(address.addr());
             let limit = (address.addr() | (super::page_size() - 1)) + 1;
-            hit.is_on_its_stack = (limit - super::page_size()..=hit.base.addr()).contains(&stack_pointer);
+            // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid context.
+            hit.is_on_its_stack = match unsafe { stack_pointer(context) } {
+                Some(pointer) => (limit - super::page_size()..=hit.base.addr()).contains(&pointer),
+                None => limit - address.addr() <= OF_A_SWITCH,
+            };
             let observer = OBSERVER.load(Ordering::Acquire);
             // SAFETY: `install` stored an `Observer` there, before the handler could be called.
             let observer = unsafe { std::mem::transmute::<*mut (), Observer>(observer) };
@@ -116,6 +119,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     // SAFETY: the arguments are those that the kernel gave us.
     unsafe { pass_on(signal, info, context) }
 }
+
+/// What the bare switch pushes has room in this, in bytes.
+const OF_A_SWITCH: usize = 128;
 
 /// Where the stack pointer was at a fault, where that is known how to find.
 ///
@@ -131,7 +137,13 @@ unsafe fn stack_pointer(context: *const c_void) -> Option<usize> {
     #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
     // SAFETY: the contract.
     return Some(unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.sp as usize });
-    #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    #[cfg(all(target_os = "linux", target_arch = "arm"))]
+    // SAFETY: the contract.
+    return Some(unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.arm_sp as usize });
+    #[cfg(not(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")
+    )))]
     {
         let _ = context;
         None
