@@ -90,7 +90,8 @@ fn it_can_be_taken_again_and_again() {
         assert_eq!(frames(&greenlet.backtrace().unwrap()), first);
     }
     assert_eq!(greenlet.stack_usage().unwrap().used, after_first, "it grows");
-    assert!(after_first - used < 2000, "{used} -> {after_first}");
+    // As much as a few frames; those of a debug build with a sanitizer are the largest.
+    assert!(after_first - used < 3000, "{used} -> {after_first}");
     assert_eq!(greenlet.switch::<u32>(5_u32).unwrap(), 5);
 }
 
