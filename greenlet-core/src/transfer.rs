@@ -5,7 +5,7 @@
 //!   sender's stack (suspended)                 receiver's stack (running)
 //!   ├────────────────────────┤
 //!   │ args: ManuallyDrop<T>  │◄─ parcel.data ─  take::<T>() moves the value out
-//!   │ ...                    │   descriptor  ─► describes T  
+//!   │ ...                    │   descriptor  ─► describes T
 //!   │ frame of switch        │
 //!   ├────────────────────────┤   T as small as a word: it is in parcel.data itself
 //! ```
