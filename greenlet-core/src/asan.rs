@@ -32,6 +32,7 @@ mod imp {
 
     use crate::stack::Stack;
     use crate::thread::Hub;
+    use crate::tree::Node;
 
     type StartSwitch = unsafe extern "C" fn(save: *mut *mut c_void, bottom: *const c_void, size: usize);
     type FinishSwitch =
@@ -125,10 +126,10 @@ mod imp {
         }
     }
 
-    /// The stack of the greenlet that is about to run; `None` for the thread's own.
-    fn target(hub: &Hub) -> Option<&Stack> {
-        // SAFETY: T1; nobody changes it meanwhile.
-        unsafe { (*(*hub.current()).stack.as_ptr()).as_ref() }
+    /// The stack of a greenlet that is about to run; `None` for the thread's own.
+    fn stack_of(node: &Node) -> Option<&Stack> {
+        // SAFETY: nobody changes it meanwhile.
+        unsafe { (*node.stack.as_ptr()).as_ref() }
     }
 
     fn bounds(stack: Option<&Stack>) -> Bounds {
@@ -141,10 +142,10 @@ mod imp {
     /// What a stack that was left needs when it is come back to.
     pub(crate) struct Left(*mut c_void);
 
-    /// Says that this stack is left for that of the current greenlet.
+    /// Says that this stack is left for that of a greenlet.
     #[inline]
-    pub(crate) fn leave() -> Left {
-        leave_for(target(Hub::get()))
+    pub(crate) fn leave(target: &Node) -> Left {
+        leave_for(stack_of(target))
     }
 
     /// Says that this stack is left for another.
@@ -179,9 +180,9 @@ mod imp {
         }
     }
 
-    /// Says that this stack is left for good for that of the current greenlet.
-    pub(crate) fn leave_for_good() {
-        leave_for_good_for(target(Hub::get()));
+    /// Says that this stack is left for good for that of a greenlet.
+    pub(crate) fn leave_for_good(target: &Node) {
+        leave_for_good_for(stack_of(target));
     }
 
     /// Says that this stack is left for good for another.
@@ -246,7 +247,7 @@ mod imp {
     pub(crate) struct Left;
 
     #[inline(always)]
-    pub(crate) fn leave() -> Left {
+    pub(crate) fn leave(_target: &crate::tree::Node) -> Left {
         Left
     }
 
@@ -262,7 +263,7 @@ mod imp {
     pub(crate) fn enter() {}
 
     #[inline(always)]
-    pub(crate) fn leave_for_good() {}
+    pub(crate) fn leave_for_good(_target: &crate::tree::Node) {}
 
     #[cfg(test)]
     pub(crate) fn leave_for_good_for(_stack: Option<&crate::stack::Stack>) {}

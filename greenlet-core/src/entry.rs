@@ -18,12 +18,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::Result;
 
 use crate::asan;
-use crate::backend::{Entry, Word};
+use crate::backend::{Entry, Seat, Word};
 use crate::body;
 use crate::record::NodeRef;
 use crate::switch;
 use crate::thread::Hub;
 use crate::transfer::{Content, Parcel};
+use crate::tree::Node;
 use crate::unwind;
 
 /// Runs the function of the current greenlet, and ends it with the outcome.
@@ -61,12 +62,14 @@ where
 pub(crate) struct Start;
 
 impl Entry for Start {
-    unsafe fn enter(word: *const (), data: Word) -> ! {
+    unsafe fn enter(own: *const Seat, word: *const (), data: Word) -> ! {
+        let node = Node::of_seat(own);
+        Hub::get().set_current(node);
         asan::enter();
         // SAFETY: every switch of the library carries the words of a parcel.
         let first = unsafe { Parcel::from_words(word, data) };
-        // SAFETY: T1: the greenlet that was started is current. It counts itself; this one is not counted (E1).
-        let node = ManuallyDrop::new(unsafe { NodeRef::from_counted(Hub::get().current()) });
+        // SAFETY: T1: the greenlet that was started counts itself; this one is not counted (E1).
+        let node = ManuallyDrop::new(unsafe { NodeRef::from_counted(node) });
         body::call(&node, first)
     }
 }

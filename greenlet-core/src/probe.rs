@@ -24,10 +24,10 @@
 use std::backtrace::Backtrace;
 use std::mem::ManuallyDrop;
 use std::panic::{Location, catch_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 use crate::asan;
-use crate::backend::{self, Seat, Target};
+use crate::backend::{self, Seat};
 use crate::error::NoBacktrace;
 use crate::greenlet::Greenlet;
 use crate::record::NodeRef;
@@ -101,12 +101,14 @@ struct Ask(*mut Inquiry);
 
 /// Has the suspended greenlet `node` take a backtrace. The caller sees to Q1.
 fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
-    // Where its gate is closed, it is held back elsewhere (G2). The answer leaves it in the seat, so it is put back.
+    // Where its gate is closed, its resume point is held back elsewhere (G2): it is in the seat meanwhile.
     let held = node.held.replace(ptr::null_mut());
-    let to = if held.is_null() { node.seat.sp.get() } else { held };
-    let Some(to) = NonNull::new(to) else {
+    if !held.is_null() {
+        node.seat.sp.set(held);
+    }
+    if node.seat.sp.get().is_null() {
         unwind::abort("an active greenlet neither runs nor is suspended");
-    };
+    }
     let mut inquiry = Inquiry {
         back: Seat::new(),
         asker: hub.current(),
@@ -118,22 +120,16 @@ fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
     let (word, data) = Parcel::new(&mut ask).into_words();
     // SAFETY: T1: the asker lives.
     unsafe { (*hub.current()).seat.sp.set(ptr::null_mut()) }; // Q2
-    hub.set_current(node.as_ptr());
-    // SAFETY: B1: the target is current until it has written a new resume point, so `to` is not used again; it is of this
-    // thread.
+    // SAFETY: B1: the target is suspended, and of this thread. It is current until it has written a new resume point, so
+    // that this one is not used again.
     // B2: this stack is left until the answer comes back. The words are those of a parcel, which is
     // what every suspended greenlet waits for; what comes back are no words of a parcel, and not looked at.
     unsafe {
-        let left = asan::leave();
-        let seat = &raw const node.seat;
-        backend::switch(
-            &(*inquiry).back,
-            Location::caller(),
-            Target { seat, to },
-            word,
-            data,
-        );
+        let left = asan::leave(node);
+        let to = &raw const (*node.as_ptr()).seat;
+        backend::switch(&raw const (*inquiry).back, Location::caller(), to, word, data);
         asan::arrive(left);
+        hub.set_current((*inquiry).asker);
     }
     if !held.is_null() {
         node.held.set(node.seat.sp.replace(ptr::null_mut()));
@@ -169,15 +165,13 @@ fn answer_one(inquiry: *mut Inquiry) -> Parcel {
     // the next switch to this greenlet, which carries a parcel.
     unsafe {
         (*inquiry).answer = answer;
-        let seat = &raw const (*inquiry).back;
-        let to = NonNull::new_unchecked((*seat).sp.get());
-        let own = &(*Hub::get().current()).seat;
-        let parked_at = own.note.get().expect("a suspended greenlet has switched away");
-        Hub::get().set_current((*inquiry).asker);
-        let left = asan::leave();
-        let back = Target { seat, to };
-        let (word, data) = backend::switch(own, parked_at, back, ptr::null(), backend::Word::uninit());
+        let back = &raw const (*inquiry).back;
+        let own = &raw const (*Hub::get().current()).seat;
+        let parked_at = (*own).note.get().expect("a suspended greenlet has switched away");
+        let left = asan::leave(&*(*inquiry).asker);
+        let (own, word, data) = backend::switch(own, parked_at, back, ptr::null(), backend::Word::uninit());
         asan::arrive(left);
+        Hub::get().set_current(own.cast());
         Parcel::from_words(word, data)
     }
 }

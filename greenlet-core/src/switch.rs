@@ -14,9 +14,9 @@
 //!
 //! - **S1** `Node::seat.sp` of a greenlet that does not run is non-null exactly if it is suspended with an open gate; it
 //!   then is the resume point that its own `depart` (or `start`) wrote. The one that runs may still have the one that
-//!   it was resumed by, which nobody may use (B1): whoever switches looks first whether the target is the current
-//!   greenlet. (To clear it would be one more store in each switch, and it is stores that a switch waits for.) Who
-//!   finishes clears it. Nodes never leave their thread.
+//!   it was resumed by, which nobody may use. (To clear it would be one more store in each switch, and it is stores that
+//!   a switch waits for.) Where the backend echoes, the fast path need not look for that: a switch to itself writes a
+//!   new one first, and comes right back with what it sent. Who finishes clears it. Nodes never leave their thread.
 //! - **S2** Between looking at a resume point and switching to it no foreign code runs, and nothing is
 //!   borrowed from the hub (T3).
 //! - **S3** The greenlet that is switched to is active, so its node counts itself and lives (T1), and
@@ -27,13 +27,13 @@
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 use anyhow::Error;
 
 use crate::ahead;
 use crate::asan;
-use crate::backend::{self, ResumePoint, Target};
+use crate::backend;
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::entry::Start;
 use crate::errand;
@@ -53,74 +53,70 @@ use crate::tree::Node;
 use crate::unwind;
 use crate::value::Value;
 
-/// Where a switch to `target` with a value of the type `carries` goes on; null if there is more to do than to switch
-/// there, which [`transfer`] does.
+/// Says whether there is nothing to do for a switch to `target` with a value of the type `carries` but to go to its seat.
+/// Else [`transfer`] does it.
 ///
 /// # Safety
 ///
-/// - The target lives, and the pointer comes from its [`NodeRef`] (K3). It is not the current greenlet.
+/// - The target lives, and the pointer comes from its [`NodeRef`] (K3). It is not the current greenlet, unless the backend
+///   echoes.
 #[inline(always)] // part of the fast path: two looks, which do not wait for each other
-unsafe fn way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> *mut u8 {
+unsafe fn has_way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> bool {
     // SAFETY: the contract.
     let to = unsafe { (*target).resume_ahead() };
-    if hub.slow.let_pass(to) && !std::thread::panicking() {
-        // SAFETY: no null pointer passes. So the caller need not look.
-        unsafe { std::hint::assert_unchecked(!to.is_null()) };
-        return to;
-    }
     // SAFETY: the contract.
-    unsafe { long_way_to(target, carries) }
+    (hub.slow.let_pass(to) && !std::thread::panicking()) || unsafe { has_long_way_to(target, carries) }
 }
 
-/// [`way_to`], where the target is not simply suspended, or the thread has a flag.
+/// [`has_way_to`], where the target is not simply suspended, or the thread has a flag.
 ///
 /// # Safety
 ///
-/// - As for [`way_to`].
+/// - As for [`has_way_to`].
 #[cold] // leaves the fast path as it is
 #[inline(never)]
-unsafe fn long_way_to(target: *const Node, carries: Descriptor) -> *mut u8 {
+unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
     let hub = Hub::get();
-    if !hub.is_free() || std::thread::panicking() {
-        return ptr::null_mut();
+    // SAFETY: the contract.
+    let node = unsafe { &*target };
+    if !hub.is_free() || std::thread::panicking() || hub.is_current(node) {
+        return false;
     }
     // SAFETY: the contract.
-    match way_to_suspended(hub, unsafe { &*target }) {
-        // SAFETY: the contract.
-        to if to.is_null() => unsafe { way_into(target, carries) },
-        to => to,
-    }
+    has_way_to_suspended(hub, node) || unsafe { has_way_into(target, carries) }
 }
 
-/// Where `target` goes on, which is not current; null if it is not suspended, or its gate is closed. The rules have
+/// Says whether `target`, which is not current, is suspended, its gate open. The rules have
 /// nothing to say about a switch there ([`Hub::is_free`]). Looks ahead in a crowd.
 #[inline]
-fn way_to_suspended(hub: &Hub, target: &Node) -> *mut u8 {
+fn has_way_to_suspended(hub: &Hub, target: &Node) -> bool {
     let to = target.seat.sp.get();
-    if !to.is_null() {
-        ahead::pass(hub, target, to);
+    if to.is_null() {
+        return false;
     }
-    to
+    ahead::pass(hub, target, to);
+    true
 }
 
-/// Starts `target` if it is pending and a switch to it is an ordinary one, and says where it begins; else null.
+/// Starts `target` if it is pending and a switch to it is an ordinary one, and says whether it did.
 ///
 /// It does not switch itself, for its return would be one that the processor does not predict.
 ///
 /// # Safety
 ///
-/// - As for [`way_to`].
+/// - As for [`has_way_to`].
 #[inline(never)] // leaves the path of a crowd as it is
-unsafe fn way_into(target: *const Node, carries: Descriptor) -> *mut u8 {
+unsafe fn has_way_into(target: *const Node, carries: Descriptor) -> bool {
     // SAFETY: the contract. It is not dropped, so it need not be counted.
     let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
     let takes_it = target.calls.get().is_some_and(|calls| carries.is(calls.takes));
     if takes_it && target.lifecycle.is_pending() && target.has_open_gates() {
         if let Some(stack) = Hub::get().stack_at_hand(target.stack_size.get()) {
-            return begin(&target, stack).as_ptr();
+            begin(&target, stack);
+            return true;
         }
     }
-    ptr::null_mut()
+    false
 }
 
 /// Hands a value over to `target`, if there is a way; the parcel comes back as an error if there is more to do than to
@@ -128,8 +124,8 @@ unsafe fn way_into(target: *const Node, carries: Descriptor) -> *mut u8 {
 ///
 /// # Safety
 ///
-/// - `origin` is the current greenlet. `target` lives, and is another one. Both pointers come from their
-///   [`NodeRef`]s (K3).
+/// - `origin` is the current greenlet. `target` lives, and is another one, unless the backend echoes. Both pointers come
+///   from their [`NodeRef`]s (K3).
 #[inline(always)] // the fast path: a call would cost as much as the switch
 unsafe fn try_to_hand_over<T: 'static>(
     hub: &Hub,
@@ -140,12 +136,11 @@ unsafe fn try_to_hand_over<T: 'static>(
 ) -> Result<Parcel, Parcel> {
     let parcel = Parcel::new(value);
     // SAFETY: the contract.
-    let to = unsafe { way_to(hub, target, Descriptor::of::<T>()) };
-    if to.is_null() {
+    if unsafe { !has_way_to(hub, target, Descriptor::of::<T>()) } {
         return Err(parcel);
     }
     // SAFETY: the contract; S1; S3: no count of the target is needed, it is active.
-    Ok(unsafe { depart(hub, origin, target, to, parcel.described_anew::<T>(), at) })
+    Ok(unsafe { depart(hub, origin, target, parcel.described_anew::<T>(), at) })
 }
 
 /// Hands a value over to `target` and receives what comes back.
@@ -158,7 +153,7 @@ pub(crate) fn hand_over<T: 'static, R: 'static>(
     let hub = Hub::get();
     let target = target.as_ptr();
     let origin = hub.current();
-    let unsent = if ptr::eq(origin, target) {
+    let unsent = if !backend::ECHOES && ptr::eq(origin, target) {
         Parcel::new(value)
     } else {
         // SAFETY: T1: the target has a handle, so the hub is set up.
@@ -190,26 +185,22 @@ unsafe fn hand_over_otherwise<R: 'static>(
     receive_any::<R, Exactly>(back, place)
 }
 
-/// Where a switch to another greenlet goes on that is no matter of its fast path; null if there is more to do.
-fn way_aside(hub: &Hub, target: &Node) -> *mut u8 {
-    match hub.is_free() && !hub.is_current(target) && !std::thread::panicking() {
-        true => way_to_suspended(hub, target),
-        false => ptr::null_mut(),
-    }
+/// As [`has_way_to`], for switches that are not on its fast path.
+fn has_way_aside(hub: &Hub, target: &Node) -> bool {
+    let may_switch = hub.is_free() && !hub.is_current(target) && !std::thread::panicking();
+    may_switch && has_way_to_suspended(hub, target)
 }
 
 /// As [`hand_over`], and lets go of the handle on the way.
 pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     let hub = Hub::get();
-    let to = way_aside(hub, target.node());
-    if to.is_null() {
+    if !has_way_aside(hub, target.node()) {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
         return transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
     }
     let origin = hub.current();
     let place = target.node().as_ptr();
-    hub.set_current(place);
     // As the bare counter: the greenlet is about to run, so it is not ended for want of a handle. It is
     // active and counts itself, so this is not the last count (S3).
     let target = target.into_node();
@@ -218,7 +209,7 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     }
     drop(target);
     // SAFETY: T1; S1; S3.
-    unsafe { depart(hub, origin, place, to, parcel, at) }
+    unsafe { depart(hub, origin, place, parcel, at) }
 }
 
 /// Hands a value over to the greenlet in `place`, without counting a handle of it, and receives what comes back. The
@@ -312,35 +303,34 @@ pub(crate) enum Manners {
     Firm,
 }
 
-/// Leaves the greenlet `origin`, which runs, for `target`, which is suspended at `to` and is the current one from now
-/// on; returns with what the next switch to `origin` brings.
+/// Leaves the greenlet `origin`, which runs, for `target`; returns with what the next switch to `origin` brings.
+///
+/// Who arrives says that it is the current one, not who leaves: where one switch follows another, the compiler then
+/// knows who switches, and need not look at what was just written.
 ///
 /// # Safety
 ///
-/// - `origin` is the current greenlet (or was, until the target was made it), and the target is another one. Both live,
-///   and the pointers come from their [`NodeRef`]s (K3).
-/// - `to`, which is not null, is the target's resume point: it is, or was, its `seat.sp` (S1).
+/// - `origin` is the current greenlet. Both live, and the pointers come from their [`NodeRef`]s (K3).
+/// - The target is suspended, its gate open (S1); or it is `origin`, if the backend echoes.
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
 unsafe fn depart(
     hub: &Hub,
     origin: *const Node,
     target: *const Node,
-    to: *mut u8,
     parcel: Parcel,
     at: &'static Location<'static>,
 ) -> Parcel {
     let (word, data) = parcel.into_words();
     // SAFETY: the contract.
-    let (origin, seat, to) = unsafe { (&*origin, &raw const (*target).seat, NonNull::new_unchecked(to)) };
-    hub.set_current(target);
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
     unsafe {
-        let left = asan::leave();
-        let (word, data) = backend::switch(&origin.seat, at, Target { seat, to }, word, data);
+        let left = asan::leave(&*target);
+        let (from, to) = (&raw const (*origin).seat, &raw const (*target).seat);
+        let (own, word, data) = backend::switch(from, at, to, word, data);
+        hub.set_current(Node::of_seat(own));
         asan::arrive(left);
-        std::hint::assert_unchecked(std::ptr::eq(hub.current(), origin));
         Parcel::from_words(word, data)
     }
 }
@@ -349,17 +339,15 @@ unsafe fn depart(
 ///
 /// # Safety
 ///
-/// - The greenlet that runs is dead, and its stack has been retired; the target lives, and was just made the current one.
-/// - `to` is the target's resume point (S1).
+/// - The greenlet that runs is dead, and its stack has been retired; the target is suspended (S1), and lives.
 /// - What the parcel points to may stand on the retired stack: the other side takes it first (S4).
 #[inline(always)]
-unsafe fn depart_for_good(target: *const Node, to: ResumePoint, parcel: Parcel) -> ! {
+unsafe fn depart_for_good(target: *const Node, parcel: Parcel) -> ! {
     let (word, data) = parcel.into_words();
-    asan::leave_for_good();
     // SAFETY: S1, S2, S3.
     unsafe {
-        let seat = &raw const (*target).seat;
-        backend::switch_final(Target { seat, to }, word, data)
+        asan::leave_for_good(&*target);
+        backend::switch_final(&raw const (*target).seat, word, data)
     }
 }
 
@@ -446,13 +434,12 @@ pub(crate) fn throw_at(
 ) -> Parcel {
     let hub = Hub::get();
     // No tracer is to see it, and the one who leaves has a handle.
-    let to = way_aside(hub, target);
-    if to.is_null() {
+    if !has_way_aside(hub, target) {
         return transfer(target, Content::Message(Message::Error(error)), at, manners);
     }
     let parcel = Thrown(error).into_parcel();
     // SAFETY: T1: the target has a handle, so the hub is set up; S1; S3.
-    unsafe { depart(hub, hub.current(), target.as_ptr(), to, parcel, at) }
+    unsafe { depart(hub, hub.current(), target.as_ptr(), parcel, at) }
 }
 
 /// What is to be sent, while foreign code runs: should that unwind, it is dropped.
@@ -489,9 +476,9 @@ fn send(hub: &Hub, target: NodeRef, content: Content, at: &'static Location<'sta
         }
     };
     let place = target.as_ptr();
-    let to = make_current(hub, target);
+    prepare_for(hub, target);
     // SAFETY: T1; S1: `target` is suspended, or was just prepared by `start`; S3.
-    unsafe { depart(hub, origin, place, to.as_ptr(), parcel, at) }
+    unsafe { depart(hub, origin, place, parcel, at) }
 }
 
 /// The answer to a switch or throw that reaches the greenlet that does it: nothing moves (rules SW-8,
@@ -584,20 +571,19 @@ fn start(hub: &Hub, node: &NodeRef, content: &Content) -> Result<(), StartError>
         return Err(StartError::Type { expected });
     }
     let stack = hub.take_stack(node.stack_size.get()).map_err(StartError::Stack)?;
-    node.seat.sp.set(begin(node, stack).as_ptr());
+    begin(node, stack);
     Ok(())
 }
 
-/// Makes a pending greenlet an active one, on `stack`. Returns where it begins.
+/// Makes a pending greenlet an active one, suspended where it begins, on `stack`.
 #[inline(always)] // the call would be a tenth of it
-fn begin(node: &NodeRef, stack: Stack) -> ResumePoint {
+fn begin(node: &NodeRef, stack: Stack) {
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
-    let resume = unsafe { backend::init::<Start>(stack.entry(), &node.seat) };
+    unsafe { backend::init::<Start>(stack.entry(), &node.seat) };
     node.stack.set(Some(stack));
     // An active greenlet counts itself, until it finishes: it needs no handle to exist.
     node.clone().into_counted();
     node.lifecycle.begin();
-    resume
 }
 
 /// Ends the current greenlet with a value.
@@ -611,15 +597,13 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
     if hub.is_free() && has_handle {
         let parent = node.parent.as_ptr();
         // SAFETY: L1.
-        let to = unsafe { parent.as_ref() }.and_then(|parent| NonNull::new(parent.seat.sp.get()));
-        if let Some(to) = to {
+        if unsafe { parent.as_ref() }.is_some_and(|parent| !parent.seat.sp.get().is_null()) {
             node.finish();
             hub.retire(node.stack.take());
             // SAFETY: `begin` gave it away; not the last one: `has_handle`.
             unsafe { uncount(hub.current()) };
-            hub.set_current(parent);
             // SAFETY: just finished and retired; `parent` is suspended, so active, so alive (S1, S3).
-            unsafe { depart_for_good(parent, to, parcel) }
+            unsafe { depart_for_good(parent, parcel) }
         }
     }
     finish(Content::Parcel(parcel))
@@ -661,25 +645,22 @@ pub(crate) fn finish(content: Content) -> ! {
         traced,
     });
     let place = target.as_ptr();
-    let to = make_current(hub, target);
+    prepare_for(hub, target);
     // SAFETY: finished and retired; `target` is an active greenlet that is suspended (S1, S3).
-    unsafe { depart_for_good(place, to, Parcel::new(&mut control)) }
+    unsafe { depart_for_good(place, Parcel::new(&mut control)) }
 }
 
-/// Makes the suspended greenlet `target` the current one, right before the switch to it, and returns its
-/// resume point.
-fn make_current(hub: &Hub, target: NodeRef) -> ResumePoint {
+/// What there is to do right before the switch to the suspended greenlet `target`.
+fn prepare_for(hub: &Hub, target: NodeRef) {
     if hub.has_flag(slow::UNHELD) {
         hub.lower_flag(slow::UNHELD); // that was about the one who leaves
     }
-    hub.set_current(target.as_ptr());
-    let Some(to) = NonNull::new(target.seat.sp.get()) else {
+    if target.seat.sp.get().is_null() {
         // What is behind a closed gate was refused; nothing below a closed gate runs (see `gate.rs`).
         unwind::abort("a switch to a greenlet that is not suspended");
-    };
+    }
     // Not kept over the switch: it would look like a handle. The greenlet is active: S3.
     drop(target);
-    to
 }
 
 /// Settles what is owed in the last frames of a greenlet, which nothing may unwind (B3).

@@ -123,6 +123,13 @@ impl Node {
         node
     }
 
+    /// The node that a seat belongs to: it stands first.
+    #[inline(always)] // nothing
+    pub(crate) fn of_seat(seat: *const Seat) -> *const Node {
+        const { assert!(std::mem::offset_of!(Node, seat) == 0) };
+        seat.cast()
+    }
+
     /// What to call the greenlet in a message.
     pub(crate) fn label(&self) -> String {
         match self.name.get() {

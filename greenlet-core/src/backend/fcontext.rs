@@ -8,7 +8,7 @@
 //!   side that leaves                         side that arrives
 //!   ├───────────────────┤                    gets (resume point, &packet)
 //!   │ packet            │◄── the one word ── writes the resume point to packet.seat.sp
-//!   │  seat, word, data │                    reads word and data, and never looks again
+//!   │  seats, word, data│                    reads the rest, and never looks again
 //!   ├───────────────────┤
 //! ```
 //!
@@ -22,10 +22,13 @@ use std::ptr::{self, NonNull};
 use context::stack::Stack;
 use context::{Context, Transfer};
 
-use crate::backend::{Entry, Note, ResumePoint, Seat, Target, Word};
+use crate::backend::{Entry, Note, Seat, Word};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "fcontext";
+
+/// What comes back to a seat is written by whoever comes back, so it is not there yet where a stack switches to itself.
+pub(crate) const ECHOES: bool = false;
 
 /// How much of the stack `context` is told of. It takes the size only to lay out the first frame below
 /// the base, so the minimum that any stack of ours has will do.
@@ -33,6 +36,8 @@ const TOLD_SIZE: usize = 4096;
 
 struct Packet {
     seat: *const Seat,
+    /// The seat of who arrives.
+    to: *const Seat,
     word: *const (),
     data: Word,
 }
@@ -43,30 +48,30 @@ struct Packet {
 ///
 /// - `transfer` is what a switch of this module has just brought, and this is its first use (F1).
 #[inline(always)]
-unsafe fn arrive(transfer: Transfer) -> (*const (), Word) {
+unsafe fn arrive(transfer: Transfer) -> (*const Seat, *const (), Word) {
     let packet = ptr::with_exposed_provenance::<Packet>(transfer.data);
     // SAFETY: F1: the packet stands in the frame that switched here. `Context` is one pointer,
     // `repr(C)`, never null, and not dropped: it is kept as the resume point.
     unsafe {
         let resume: *mut u8 = std::mem::transmute::<Context, *mut u8>(transfer.context);
         (*(*packet).seat).sp.set(resume);
-        ((*packet).word, (*packet).data)
+        ((*packet).to, (*packet).word, (*packet).data)
     }
 }
 
 extern "C" fn start<E: Entry>(transfer: Transfer) -> ! {
     // SAFETY: the first thing on this stack; every switch of this module carries a packet.
-    let (word, data) = unsafe { arrive(transfer) };
+    let (own, word, data) = unsafe { arrive(transfer) };
     // SAFETY: the first function on a fresh stack, reached once.
-    unsafe { E::enter(word, data) }
+    unsafe { E::enter(own, word, data) }
 }
 
-/// Prepares a fresh stack: a switch to the result calls `E::enter` on it.
+/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `E::enter` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, _seat: &Seat) -> ResumePoint {
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
     let base = base.as_ptr();
     // SAFETY: the range is inside the stack by the contract; `Stack` does not own it; the transmute is
     // of one non-null pointer.
@@ -74,49 +79,51 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, _seat: &Seat) -> ResumePo
         let limit = base.sub(TOLD_SIZE);
         let stack = Stack::new(base.cast::<c_void>(), limit.cast::<c_void>());
         let context = Context::new(&stack, start::<E>);
-        std::mem::transmute::<Context, ResumePoint>(context)
+        seat.sp.set(std::mem::transmute::<Context, *mut u8>(context));
     }
 }
 
-/// Leaves this stack for `target`, and returns what the next switch back brings.
+/// Leaves this stack for the one whose seat `to` is; returns its own seat, and what the next switch back brings.
 ///
 /// # Safety
 ///
-/// - B1 for `target`, B2 for this stack.
+/// - B1 for `to`, B2 for this stack; they are not the same.
 #[inline(always)]
 pub(crate) unsafe fn switch(
-    from: &Seat,
+    from: *const Seat,
     note: Note,
-    target: Target,
+    to: *const Seat,
     word: *const (),
     data: Word,
-) -> (*const (), Word) {
-    from.note.set(Some(note));
+) -> (*const Seat, *const (), Word) {
+    // SAFETY: B2: the seat is this stack's.
+    unsafe { (*from).note.set(Some(note)) };
     let packet = Packet {
         seat: from,
+        to,
         word,
         data,
     };
-    // SAFETY: B1 for `target`; whatever comes back is a switch of this module.
+    // SAFETY: B1 for `to`: it is a resume point, so not null; whatever comes back is a switch of this module.
     unsafe {
-        let to = std::mem::transmute::<ResumePoint, Context>(target.to);
+        let to = std::mem::transmute::<*mut u8, Context>((*to).sp.get());
         arrive(to.resume((&raw const packet).expose_provenance()))
     }
 }
 
-/// Leaves this stack for `target`, for good.
+/// Leaves this stack for the one whose seat `to` is, for good.
 ///
 /// # Safety
 ///
-/// - B1 for `target`; nothing on this stack is needed any more, but for what `data` points to until the
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(target: Target, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) -> ! {
     // The side that arrives writes our resume point here, and nobody uses it.
     let unused = Seat::new();
     // SAFETY: as for `switch`.
     unsafe {
-        switch(&unused, Location::caller(), target, word, data);
+        switch(&unused, Location::caller(), to, word, data);
     }
     unreachable!("a finished stack was switched to");
 }

@@ -9,10 +9,10 @@
 //! # The contract
 //!
 //! ```text
-//!   init::<E>(base, seat)           a fresh stack; the first switch to it calls E::enter(word, data)
-//!   switch(from, note, to, w, d)    leaves; where to come back is written to the seat `from`, with the note;
-//!                                   returns what the next switch to it brings
-//!   switch_final(to, w, d)          leaves for good; this stack is never come back to
+//!   init::<E>(base, seat)           a fresh stack, with its seat; the first switch there calls E::enter(seat, w, d)
+//!   switch(from, note, to, w, d)    leaves for the seat `to`; where to come back is written to the seat `from`, with
+//!                                   the note; returns that seat, and what the next switch there brings
+//!   switch_final(to, w, d)          leaves for the seat `to` for good; this stack is never come back to
 //! ```
 //!
 //! ```text
@@ -28,9 +28,9 @@
 //!
 //! # Invariants, kept by the callers (`switch.rs`, `entry.rs`)
 //!
-//! - **B1** A resume point (what `init` or `switch` wrote to a seat) is switched to at most once, while its stack is
-//!   mapped, and on the thread that made it. `to` is the `sp` of the seat that it is given with: it is passed beside it
-//!   because the caller has looked at it already, or has it from where it was kept meanwhile.
+//! - **B1** The seat that is switched to holds a resume point (what `init` or `switch` wrote there), its stack is mapped,
+//!   and the thread is the one that made it. A resume point is switched to at most once. Where the backend [`ECHOES`], the
+//!   seat may also be that of the stack that runs, whatever it holds.
 //! - **B2** Nothing runs on a stack between its `switch` away and the switch that comes back.
 //! - **B3** Nothing unwinds out of `Entry::enter`.
 //!
@@ -41,7 +41,7 @@
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::panic::Location;
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -65,16 +65,14 @@ mod fcontext;
 ))]
 use fcontext as imp;
 
-pub(crate) use imp::{NAME, init, switch, switch_final};
-
-/// Where a suspended stack goes on. Opaque: only the backend that made it can read it.
-pub(crate) type ResumePoint = NonNull<u8>;
+pub(crate) use imp::{ECHOES, NAME, init, switch, switch_final};
 
 /// What is kept of a stack that is suspended, outside of it.
 #[repr(C)] // the assembly knows where each is
 #[derive(Debug)]
 pub(crate) struct Seat {
-    /// The resume point; null before there is one. Others may take it out and put it back.
+    /// The resume point: where the stack goes on. Opaque, but for null, before there is one. Others may take it out and
+    /// put it back.
     pub(crate) sp: Cell<*mut u8>,
     /// The code that goes on there, where the backend keeps it here.
     pub(crate) code: Cell<*const u8>,
@@ -95,32 +93,18 @@ impl Seat {
     }
 }
 
-/// A seat, and what its resume point is.
-#[derive(Clone, Copy)]
-pub(crate) struct Target {
-    #[cfg_attr(
-        any(
-            not(any(target_arch = "x86_64", target_arch = "aarch64")),
-            feature = "fcontext"
-        ),
-        expect(dead_code, reason = "`fcontext` keeps all on the stack")
-    )]
-    pub(crate) seat: *const Seat,
-    pub(crate) to: ResumePoint,
-}
-
 /// What a switch carries besides the descriptor: a pointer, or any value that fits. It may be padding or
 /// nothing at all, so it need not be initialised.
 pub(crate) type Word = MaybeUninit<*mut ()>;
 
 /// The first function on a new stack.
 pub(crate) trait Entry {
-    /// Receives the two words of the first switch to the stack.
+    /// Receives the seat of the stack, and the two words of the first switch to it.
     ///
     /// # Safety
     ///
     /// Called by the backend alone, once, as the first function on a fresh stack.
-    unsafe fn enter(word: *const (), data: Word) -> !;
+    unsafe fn enter(own: *const Seat, word: *const (), data: Word) -> !;
 }
 
 /// The same reference, never in the register that is the frame pointer where there are any.

@@ -4,10 +4,10 @@ use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
 use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 use crate::asan;
-use crate::backend::{self, Entry, Seat, Target, Word};
+use crate::backend::{self, Entry, Seat, Word};
 use crate::stack::{Stack, StackCache};
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
@@ -22,28 +22,22 @@ struct Coroutine {
 
 type Body = Box<dyn FnOnce(&Coroutine)>;
 
-/// What a seat says, which is used up.
-fn target(seat: &Seat) -> Target {
-    let to = NonNull::new(seat.sp.replace(ptr::null_mut())).expect("it is suspended");
-    Target { seat, to }
-}
-
 /// What enters: hands the words of the first switch to the body.
 struct Enter;
 
 impl Entry for Enter {
-    unsafe fn enter(word: *const (), data: Word) -> ! {
+    unsafe fn enter(own: *const Seat, word: *const (), data: Word) -> ! {
         asan::enter();
         assert_eq!(word.addr(), 1);
         // SAFETY: `resume` passes the coroutine, which outlives its run.
         let coroutine = unsafe { &*data.assume_init().cast_const().cast::<Coroutine>() };
+        assert!(ptr::eq(own, &coroutine.inside));
         let body = coroutine.body.borrow_mut().take().unwrap();
         body(coroutine);
         coroutine.is_done.set(true);
-        let outside = target(&coroutine.outside);
         asan::leave_for_good_for(None);
         // SAFETY: B1: `resume` wrote it, and is suspended there.
-        unsafe { backend::switch_final(outside, ptr::without_provenance(3), Word::uninit()) }
+        unsafe { backend::switch_final(&coroutine.outside, ptr::without_provenance(3), Word::uninit()) }
     }
 }
 
@@ -52,8 +46,7 @@ impl Coroutine {
         let stack = cache.fetch(size).unwrap();
         let inside = Seat::new();
         // SAFETY: the stack is fresh and ours.
-        let start = unsafe { backend::init::<Enter>(stack.base(), &inside) };
-        inside.sp.set(start.as_ptr());
+        unsafe { backend::init::<Enter>(stack.base(), &inside) };
         Box::new(Coroutine {
             stack: Cell::new(Some(stack)),
             inside,
@@ -65,30 +58,36 @@ impl Coroutine {
 
     /// Runs until the next `pause`, or the end. Returns the word that comes with it.
     fn resume(&self) -> usize {
-        let inside = target(&self.inside);
         let word = ptr::without_provenance(1);
         let data = Word::new((&raw const *self).cast_mut().cast());
-        // SAFETY: B1: taken out, so used once; B2: this stack waits.
-        let (word, _) = unsafe {
+        // SAFETY: B1: `new` or the last `pause` wrote it; B2: this stack waits.
+        let (own, word, _) = unsafe {
             let left = asan::leave_for((*self.stack.as_ptr()).as_ref());
-            let back = backend::switch(&self.outside, Location::caller(), inside, word, data);
+            let back = backend::switch(&self.outside, Location::caller(), &self.inside, word, data);
             asan::arrive(left);
             back
         };
+        assert!(ptr::eq(own, &self.outside));
         word.addr()
     }
 
     /// Called inside: goes back to `resume`, with a word.
     fn pause(&self, word: usize) {
-        let outside = target(&self.outside);
         // SAFETY: as in `resume`.
-        let (word, data) = unsafe {
+        let (own, word, data) = unsafe {
             let word = ptr::without_provenance(word);
             let left = asan::leave_for(None);
-            let back = backend::switch(&self.inside, Location::caller(), outside, word, Word::uninit());
+            let back = backend::switch(
+                &self.inside,
+                Location::caller(),
+                &self.outside,
+                word,
+                Word::uninit(),
+            );
             asan::arrive(left);
             back
         };
+        assert!(ptr::eq(own, &self.inside));
         assert_eq!(word.addr(), 1);
         // SAFETY: `resume` passes the coroutine each time.
         let data = unsafe { data.assume_init() };

@@ -36,9 +36,9 @@
 use std::arch::{asm, global_asm};
 use std::ptr::NonNull;
 
-use crate::backend::{Entry, Note, ResumePoint, Seat, Target, Word};
+use crate::backend::{Entry, Note, Seat, Word};
 
-// The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, [sp] the
+// The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, x2 the seat, [sp] the
 // address of `start`, sp is aligned to 16.
 global_asm!(
     ".text",
@@ -61,19 +61,19 @@ global_asm!(
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Calls the entry with the C calling convention, which fixes where the two words are.
-unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word) -> ! {
+/// Calls the entry with the C calling convention, which fixes where its arguments are.
+unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word, own: *const Seat) -> ! {
     // SAFETY: this is the first function on a fresh stack, reached once, by the trampoline.
-    unsafe { E::enter(word, data) }
+    unsafe { E::enter(own, word, data) }
 }
 
-/// Prepares a fresh stack: a switch to the result, with the seat, calls `E::enter` on it.
+/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `E::enter` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) -> ResumePoint {
-    let start: unsafe extern "C" fn(*const (), Word) -> ! = start::<E>;
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
+    let start: unsafe extern "C" fn(*const (), Word, *const Seat) -> ! = start::<E>;
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -90,24 +90,25 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) -> ResumePoi
         let top = base.cast::<usize>().as_ptr();
         top.sub(1).write(0);
         top.sub(2).write(start as usize);
-        NonNull::new_unchecked(top.sub(2).cast())
+        seat.sp.set(top.sub(2).cast());
     }
 }
 
-/// Leaves this stack for `target`, and returns what the next switch back brings.
+/// Leaves this stack for the one whose seat `to` is; returns its own seat, and what the next switch back brings. To
+/// itself, it comes right back.
 ///
 /// # Safety
 ///
-/// - B1 for `target`, B2 for this stack.
+/// - B1 for `to`, B2 for this stack.
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
-    from: &Seat,
+    from: *const Seat,
     note: Note,
-    target: Target,
+    to: *const Seat,
     word: *const (),
     data: Word,
-) -> (*const (), Word) {
-    let (word_back, data_back);
+) -> (*const Seat, *const (), Word) {
+    let (own, word_back, data_back);
     // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
     // the order in which they are declared, and a note is its address.
     unsafe {
@@ -115,19 +116,19 @@ pub(crate) unsafe fn switch(
             "stp x29, x19, [sp, #-16]!",
             "adr x9, 2f", // where to come back
             "mov x10, sp",
-            "stp x10, x9, [x2]",  // from.sp: the resume point; from.code
-            "str x4, [x2, #16]",  // from.note
-            "ldr x9, [x5, #8]",
-            "mov sp, x3", // from here on, the other stack
-            "br x9",      // to label 2 of the switch that left it, or to the trampoline
+            "stp x10, x9, [x3]",  // from.sp: the resume point; from.code
+            "str x4, [x3, #16]",  // from.note
+            // Not looked up before: where `to` is `from`, this is what was just written.
+            "ldp x10, x9, [x2]",
+            "mov sp, x10", // from here on, the other stack
+            "br x9",       // to label 2 of the switch that left it, or to the trampoline
             "2:",
             "ldp x29, x19, [sp], #16",
             inlateout("x0") word => word_back,
             inlateout("x1") data => data_back,
-            inlateout("x2") from => _,
-            inlateout("x3") target.to.as_ptr() => _,
+            inlateout("x2") to => own,
+            inlateout("x3") from => _,
             inlateout("x4") note => _,
-            inlateout("x5") target.seat => _,
             out("x9") _, // written before the others are read
             out("x10") _,
             lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _,
@@ -138,27 +139,26 @@ pub(crate) unsafe fn switch(
             clobber_abi("C"),
         );
     }
-    (word_back, data_back)
+    (own, word_back, data_back)
 }
 
-/// Leaves this stack for `target`, for good.
+/// Leaves this stack for the one whose seat `to` is, for good.
 ///
 /// # Safety
 ///
-/// - B1 for `target`; nothing on this stack is needed any more, but for what `data` points to until the
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(target: Target, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
-            "ldr x9, [x5, #8]",
-            "mov sp, x3",
+            "ldp x10, x9, [x2]",
+            "mov sp, x10",
             "br x9",
             in("x0") word,
             in("x1") data,
-            in("x3") target.to.as_ptr(),
-            in("x5") target.seat,
+            in("x2") to,
             options(noreturn),
         );
     }

@@ -28,3 +28,7 @@ pub(crate) use arch::{init, switch, switch_final};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "asm";
+
+/// A stack that switches to itself gets what it sends: the resume point that the switch goes to is the one that it has
+/// just written.
+pub(crate) const ECHOES: bool = true;

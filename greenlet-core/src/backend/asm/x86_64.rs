@@ -39,9 +39,9 @@
 use std::arch::{asm, global_asm};
 use std::ptr::NonNull;
 
-use crate::backend::{Entry, Note, ResumePoint, Seat, Target, Word};
+use crate::backend::{Entry, Note, Seat, Word};
 
-// The first code on a fresh stack. At entry: rdi and rsi hold the two words of the switch, [rsp] the
+// The first code on a fresh stack. At entry: rdi and rsi hold the two words of the switch, rdx the seat, [rsp] the
 // address of `start`, rsp + 8 is aligned to 16.
 global_asm!(
     ".text",
@@ -64,19 +64,19 @@ global_asm!(
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Calls the entry with the C calling convention, which fixes where the two words are.
-unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word) -> ! {
+/// Calls the entry with the C calling convention, which fixes where its arguments are.
+unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word, own: *const Seat) -> ! {
     // SAFETY: this is the first function on a fresh stack, reached once, by the trampoline.
-    unsafe { E::enter(word, data) }
+    unsafe { E::enter(own, word, data) }
 }
 
-/// Prepares a fresh stack: a switch to the result, with the seat, calls `E::enter` on it.
+/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `E::enter` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) -> ResumePoint {
-    let start: unsafe extern "C" fn(*const (), Word) -> ! = start::<E>;
+pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
+    let start: unsafe extern "C" fn(*const (), Word, *const Seat) -> ! = start::<E>;
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -93,24 +93,25 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) -> ResumePoi
         top.sub(1).write(0);
         top.sub(2).write(0);
         top.sub(3).write(start as usize);
-        NonNull::new_unchecked(top.sub(3).cast())
+        seat.sp.set(top.sub(3).cast());
     }
 }
 
-/// Leaves this stack for `target`, and returns what the next switch back brings.
+/// Leaves this stack for the one whose seat `to` is; returns its own seat, and what the next switch back brings. To
+/// itself, it comes right back.
 ///
 /// # Safety
 ///
-/// - B1 for `target`, B2 for this stack.
+/// - B1 for `to`, B2 for this stack.
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
-    from: &Seat,
+    from: *const Seat,
     note: Note,
-    target: Target,
+    to: *const Seat,
     word: *const (),
     data: Word,
-) -> (*const (), Word) {
-    let (word_back, data_back);
+) -> (*const Seat, *const (), Word) {
+    let (own, word_back, data_back);
     // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
     // the order in which they are declared, and a note is its address.
     unsafe {
@@ -121,16 +122,16 @@ pub(crate) unsafe fn switch(
             "mov [{from}], rsp",         // from.sp: the resume point
             "mov [{from} + 8], rax",     // from.code
             "mov [{from} + 16], {note}", // from.note
-            "mov rsp, {to}",             // from here on, the other stack
-            "jmp [{seat} + 8]",          // to label 2 of the switch that left it, or to the trampoline
+            // Not looked up before: where `to` is `from`, this is what was just written.
+            "mov rsp, [rdx]",            // from here on, the other stack
+            "jmp [rdx + 8]",             // to label 2 of the switch that left it, or to the trampoline
             "2:",                        // back
             "pop rbx",
             "pop rbp",
             // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
             from = in(reg) from,
             note = in(reg) note,
-            to = in(reg) target.to.as_ptr(),
-            seat = in(reg) target.seat,
+            inlateout("rdx") to => own,
             out("rax") _, // written before they are read
             inlateout("rdi") word => word_back,
             inlateout("rsi") data => data_back,
@@ -141,24 +142,23 @@ pub(crate) unsafe fn switch(
             clobber_abi("sysv64"),
         );
     }
-    (word_back, data_back)
+    (own, word_back, data_back)
 }
 
-/// Leaves this stack for `target`, for good.
+/// Leaves this stack for the one whose seat `to` is, for good.
 ///
 /// # Safety
 ///
-/// - B1 for `target`; nothing on this stack is needed any more, but for what `data` points to until the
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(target: Target, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
-            "mov rsp, {to}",
-            "jmp [{seat} + 8]",
-            to = in(reg) target.to.as_ptr(),
-            seat = in(reg) target.seat,
+            "mov rsp, [rdx]",
+            "jmp [rdx + 8]",
+            in("rdx") to,
             in("rdi") word,
             in("rsi") data,
             options(noreturn),
