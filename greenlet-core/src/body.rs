@@ -8,8 +8,8 @@
 //! # Invariants
 //!
 //! - **Y1** While `calls` is there, `space` holds a function of the type that it was made for, or a box of one. Whoever
-//!   takes `calls` out uses the function up.
-//! - **Y2** A function is put in before anybody else knows the node, and never another one.
+//!   takes `calls` out uses the function up, by way of the entry that it names, or drops it.
+//! - **Y2** A function is put in before anybody else knows the node, and before anything can unwind; and never another one.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -18,11 +18,12 @@ use std::panic::Location;
 
 use anyhow::Result;
 
+use crate::backend::{self, Seat, Word};
 use crate::entry;
 use crate::greenlet::Greenlet;
-use crate::record::NodeRef;
+use crate::record::{NodeRef, space_of};
 use crate::thread::Hub;
-use crate::transfer::{Descriptor, Parcel};
+use crate::transfer::Descriptor;
 use crate::tree::Node;
 
 /// What a function that is kept in the record may have captured, in words.
@@ -38,7 +39,8 @@ pub(crate) type Calling = Cell<Option<&'static Calls>>;
 pub(crate) struct Calls {
     /// The type of the value that the function is started with.
     pub(crate) takes: Descriptor,
-    run: unsafe fn(*mut Space, Parcel) -> !,
+    /// What a fresh stack enters, to call the function and end the greenlet with its outcome.
+    pub(crate) entry: backend::Entry,
     /// `None` if there is nothing to do.
     drop: Option<unsafe fn(*mut Space)>,
 }
@@ -53,7 +55,7 @@ where
 {
     const CALLS: Calls = Calls {
         takes: Descriptor::of::<A>(),
-        run: run::<A, R, F>,
+        entry: run::<A, R, F>,
         drop: if needs_drop::<F>() {
             Some(drop_function::<F>)
         } else {
@@ -62,41 +64,46 @@ where
     };
     const CALLS_BOXED: Calls = Calls {
         takes: Descriptor::of::<A>(),
-        run: run_boxed::<A, R, F>,
+        entry: run_boxed::<A, R, F>,
         drop: Some(drop_function::<Box<F>>),
     };
 }
 
-/// Calls the function in `space`, and ends the current greenlet with its outcome.
+/// Calls the function in a greenlet's space, and ends the greenlet with its outcome.
 ///
 /// # Safety
 ///
-/// - Y1, and this is the end of what is in `space`.
-unsafe fn run<A, R, F>(space: *mut Space, first: Parcel) -> !
+/// - Of an [`Entry`](backend::Entry), and Y1.
+unsafe extern "C" fn run<A, R, F>(word: *const (), data: Word, own: *const Seat) -> !
 where
     A: 'static,
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    // SAFETY: the contract.
-    let function = unsafe { space.cast::<F>().read() };
+    // SAFETY: the contract. It keeps itself, and lives.
+    let (function, first) = unsafe {
+        let (node, first) = entry::arrive(own, word, data);
+        (space_of(node).cast::<F>().read(), first)
+    };
     entry::run::<A, R, F>(function, first)
 }
 
-/// Calls the function whose box is in `space`, as [`run`] does. The box goes first: called as a function itself, it would
+/// Calls the function whose box is in a greenlet's space, as [`run`] does. The box goes first: called as a function itself, it would
 /// stay until the function has returned, and all that was captured would be there twice.
 ///
 /// # Safety
 ///
 /// - As for [`run`].
-unsafe fn run_boxed<A, R, F>(space: *mut Space, first: Parcel) -> !
+unsafe extern "C" fn run_boxed<A, R, F>(word: *const (), data: Word, own: *const Seat) -> !
 where
     A: 'static,
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    // SAFETY: the contract.
-    let function = *unsafe { space.cast::<Box<F>>().read() };
+    // SAFETY: as in `run`.
+    let (node, first) = unsafe { entry::arrive(own, word, data) };
+    // SAFETY: as in `run`. A temporary: the box goes with this statement, for this function is never left.
+    let function = *unsafe { space_of(node).cast::<Box<F>>().read() };
     entry::run::<A, R, F>(function, first)
 }
 
@@ -104,7 +111,7 @@ where
 ///
 /// # Safety
 ///
-/// - As for [`run`].
+/// - Y1, and this is the end of what is in `space`.
 unsafe fn drop_function<F>(space: *mut Space) {
     // SAFETY: the contract.
     // CAUTION: runs foreign code.
@@ -119,49 +126,25 @@ where
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    let node = Node::make(Hub::get(), Some(parent), made_at);
-    // SAFETY: Y2: just made.
-    unsafe { put::<A, R, F>(&node, function) };
-    node
-}
-
-/// Puts the function of a node in its place: to copy it about right after it was written costs more than all else that
-/// there is to write.
-///
-/// # Safety
-///
-/// - Y2.
-#[inline]
-unsafe fn put<A, R, F>(node: &NodeRef, function: F)
-where
-    A: 'static,
-    R: 'static,
-    F: FnOnce(A) -> Result<R> + 'static,
-{
-    let space = node.space();
-    let calls = if size_of::<F>() <= size_of::<Space>() && align_of::<F>() <= align_of::<Space>() {
-        // SAFETY: it fits; Y2.
-        unsafe { space.cast::<F>().write(function) };
-        const { &CallsOf::<A, R, F>::CALLS }
-    } else {
-        const { assert!(size_of::<Box<F>>() <= size_of::<Space>()) };
-        // SAFETY: a box fits; Y2.
-        unsafe { space.cast::<Box<F>>().write(Box::new(function)) };
+    let is_boxed = size_of::<F>() > size_of::<Space>() || align_of::<F>() > align_of::<Space>();
+    let calls = if is_boxed {
         const { &CallsOf::<A, R, F>::CALLS_BOXED }
+    } else {
+        const { &CallsOf::<A, R, F>::CALLS }
     };
-    node.calls.set(Some(calls));
-}
-
-/// Calls the function of the current greenlet, which ends with its outcome.
-///
-/// # Panics
-///
-/// Panics if it has none.
-#[inline]
-pub(crate) fn call(node: &NodeRef, first: Parcel) -> ! {
-    let calls = node.calls.take().expect("a greenlet is started once");
-    // SAFETY: Y1.
-    unsafe { (calls.run)(node.space(), first) }
+    let node = Node::make_pending(Hub::get(), parent, made_at, calls);
+    // Written in its place: to copy it about right after it was written costs more than all else that there is to write.
+    // SAFETY: Y2: just made; it fits; the reference counts the node.
+    unsafe {
+        let space = space_of(node.as_ptr());
+        if is_boxed {
+            const { assert!(size_of::<Box<F>>() <= size_of::<Space>()) };
+            space.cast::<Box<F>>().write(Box::new(function));
+        } else {
+            space.cast::<F>().write(function);
+        }
+    }
+    node
 }
 
 /// Drops the function of a node, if it has one.
@@ -170,6 +153,6 @@ pub(crate) fn clear(node: &NodeRef) {
     if let Some(drop) = node.calls.take().and_then(|calls| calls.drop) {
         // SAFETY: Y1.
         // CAUTION: runs foreign code.
-        unsafe { drop(node.space()) };
+        unsafe { drop(space_of(node.as_ptr())) };
     }
 }

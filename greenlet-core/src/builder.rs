@@ -10,7 +10,6 @@ use crate::body;
 use crate::greenlet::Greenlet;
 use crate::local::Locals;
 use crate::thread;
-use crate::tree::Name;
 
 /// Makes a greenlet with a name, a stack size or a parent of its own: see [`Greenlet::builder`].
 ///
@@ -74,13 +73,13 @@ impl Builder {
         let parent = self.parent.unwrap_or_else(thread::current_greenlet);
         let node = body::pending(parent, Location::caller(), function);
         if let Some(size) = self.stack_size {
-            node.stack_size.set(size);
+            node.set_stack_size(size);
         }
         if let Some(name) = self.name {
-            node.name.get_or_init(|| Name::new(name));
+            node.set_name(name);
         }
         if let Some(locals) = self.locals {
-            node.locals.set(Some(locals));
+            node.replace_locals(Some(locals));
         }
         Greenlet::from_node(node)
     }

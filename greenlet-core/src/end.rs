@@ -16,10 +16,11 @@ use crate::gate;
 use crate::greenlet::Greenlet;
 use crate::record::NodeRef;
 use crate::report::{self, Unraisable};
+use crate::state::Kept;
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub, slow};
 use crate::transfer::{Content, Message, Parcel};
-use crate::tree::{Kept, lineage};
+use crate::tree::lineage;
 use crate::unwind;
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
@@ -29,7 +30,7 @@ pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
     let hub = Hub::get();
     let node = greenlet.node();
     // Main ends with its thread.
-    if node.is_main || node.abandoned.get() {
+    if node.standing.is_main() || node.standing.is_abandoned() {
         return;
     }
     if hub.is_current(node) {
@@ -51,7 +52,7 @@ pub(crate) const COUNT_OF_LAST_HANDLE: u32 = 2;
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
 /// current, not main, and that nothing unwinds.
 pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
-    if greenlet.node().kept.get() == Kept::No {
+    if greenlet.node().standing.kept() == Kept::No {
         step_out_of(greenlet.node());
     }
     end(greenlet, reason, || false);
@@ -62,26 +63,26 @@ pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
 #[inline(always)] // a return after a switch is one that the processor does not predict
 fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
     let node = greenlet.node();
-    if node.kept.get() != Kept::No {
-        node.kept.set(Kept::YesThenEnd);
+    if node.standing.kept() != Kept::No {
+        node.standing.set_kept(Kept::YesThenEnd);
         return;
     }
     // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
     // known who has a handle.
     let exit = Hub::get().spare_exit.error(reason);
     let mut is_forced = stage(greenlet, |at| switch::throw_at(node, exit, at, Manners::Firm));
-    if node.kept.get() != Kept::No {
+    if node.standing.kept() != Kept::No {
         // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
-        node.kept.set(Kept::YesThenEnd);
-    } else if node.lifecycle.is_active() && !spare() {
+        node.standing.set_kept(Kept::YesThenEnd);
+    } else if node.standing.is_active() && !spare() {
         if cfg!(panic = "unwind") {
             // Again: the clean-up may have hung the current greenlet below it.
             step_out_of(node);
             let force = || Content::Message(Message::Force);
             is_forced |= stage(greenlet, |at| switch::transfer(node, force(), at, Manners::Firm));
         }
-        if node.lifecycle.is_active() && !spare() {
-            node.abandoned.set(true);
+        if node.standing.is_active() && !spare() {
+            node.standing.abandon();
             report::call(&Unraisable::of_refusal(greenlet.clone()));
         }
     }
@@ -151,7 +152,7 @@ impl Drop for ParentMeanwhile<'_> {
         let node = self.node;
         let before = self.before.take();
         let has_other_handles =
-            node.count() > COUNT_OF_LAST_HANDLE || node.lifecycle.is_dead() && node.count() > 1;
+            node.count() > COUNT_OF_LAST_HANDLE || node.standing.is_dead() && node.count() > 1;
         if let Some(before) = before.as_ref().filter(|_| has_other_handles) {
             if before.node().has_in_lineage(node) {
                 // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
@@ -180,8 +181,9 @@ pub(crate) fn end_all(hub: &Hub) {
         for greenlet in hub.all_greenlets() {
             let node = greenlet.node();
             // One that is kept suspended is left so: the process is being ended from below its keeper.
-            let can_end = !node.is_main && !node.abandoned.get() && node.kept.get() == Kept::No;
-            if node.lifecycle.is_active() && can_end {
+            let can_end =
+                !node.standing.is_main() && !node.standing.is_abandoned() && node.standing.kept() == Kept::No;
+            if node.standing.is_active() && can_end {
                 hub.patience.set(VAIN_SWITCHES);
                 end_owned(&greenlet, reason::THREAD_ENDED);
                 has_ended_one = true;
@@ -225,8 +227,8 @@ pub fn end_suspended() -> Result<(), Error> {
     hub.settle_debts();
     for greenlet in hub.all_greenlets() {
         let node = greenlet.node();
-        let is_suspended = node.lifecycle.is_active() && !hub.is_current(node);
-        if is_suspended && !node.is_main && !node.abandoned.get() {
+        let is_suspended = node.standing.is_active() && !hub.is_current(node);
+        if is_suspended && !node.standing.is_main() && !node.standing.is_abandoned() {
             end_owned(&greenlet, reason::ENDED);
         }
     }

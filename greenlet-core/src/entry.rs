@@ -3,7 +3,7 @@
 //! ```text
 //!   base ─►├──────────────────────────┤
 //!          │ backend's first frame    │  a backtrace ends here
-//!          │ Start::enter, body::run  │
+//!          │ body::run                │
 //!          │ run                      │  holds the result until the parent has taken it
 //!          │ catch_unwind             │
 //!          │ the function             │
@@ -18,9 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::Result;
 
 use crate::asan;
-use crate::backend::{Entry, Seat, Word};
-use crate::body;
-use crate::record::NodeRef;
+use crate::backend::{Seat, Word};
 use crate::switch;
 use crate::thread::Hub;
 use crate::transfer::{Content, Parcel};
@@ -28,6 +26,7 @@ use crate::tree::Node;
 use crate::unwind;
 
 /// Runs the function of the current greenlet, and ends it with the outcome.
+#[inline(always)] // it is all that its caller does
 pub(crate) fn run<A, R, F>(function: F, first: Parcel) -> !
 where
     A: 'static,
@@ -58,18 +57,16 @@ where
     }
 }
 
-/// What a fresh stack enters.
-pub(crate) struct Start;
-
-impl Entry for Start {
-    unsafe fn enter(own: *const Seat, word: *const (), data: Word) -> ! {
-        let node = Node::of_seat(own);
-        Hub::get().set_current(node);
-        asan::enter();
-        // SAFETY: every switch of the library carries the words of a parcel.
-        let first = unsafe { Parcel::from_words(word, data) };
-        // SAFETY: T1: the greenlet that was started counts itself; this one is not counted (E1).
-        let node = ManuallyDrop::new(unsafe { NodeRef::from_counted(node) });
-        body::call(&node, first)
-    }
+/// The first thing on a fresh stack: says who runs, and what has arrived.
+///
+/// # Safety
+///
+/// - Called once on each stack, with what its entry gets.
+#[inline(always)] // a few instructions
+pub(crate) unsafe fn arrive(own: *const Seat, word: *const (), data: Word) -> (*const Node, Parcel) {
+    let node = Node::of_seat(own);
+    Hub::get().set_current(node);
+    asan::enter();
+    // SAFETY: every switch of the library carries the words of a parcel.
+    (node, unsafe { Parcel::from_words(word, data) })
 }

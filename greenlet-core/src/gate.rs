@@ -29,8 +29,9 @@ use std::ptr;
 
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
+use crate::state::{Gate, Kept};
 use crate::thread::{Hub, slow};
-use crate::tree::{Gate, Kept, Node};
+use crate::tree::Node;
 
 impl Greenlet {
     /// Closes this greenlet and all below it: switching or throwing there is refused with
@@ -60,7 +61,7 @@ impl Greenlet {
     pub fn close_gate(&self) {
         let hub = Hub::get();
         let node = self.node();
-        if node.gate.get() != Gate::Open || !node.lifecycle.is_active() {
+        if node.standing.gate() != Gate::Open || !node.standing.is_active() {
             return;
         }
         assert!(
@@ -68,7 +69,7 @@ impl Greenlet {
             "the gate of a running greenlet cannot be closed"
         );
         node.held.set(node.seat.sp.replace(ptr::null_mut()));
-        node.gate.set(Gate::Closed);
+        node.standing.set_gate(Gate::Closed);
         if node.count() > COUNT_OF_LAST_HANDLE {
             self.close_for_those_below(hub);
         }
@@ -112,7 +113,7 @@ impl Greenlet {
     pub fn keep_suspended<T>(&self, during: impl FnOnce() -> T) -> T {
         let node = self.node();
         assert!(
-            node.kept.get() == Kept::No,
+            node.standing.kept() == Kept::No,
             "the greenlet is kept suspended already"
         );
         assert!(
@@ -127,7 +128,7 @@ impl Greenlet {
             !node.held.get().is_null(),
             "only a suspended greenlet can be kept suspended"
         );
-        node.kept.set(Kept::Yes);
+        node.standing.set_kept(Kept::Yes);
         let is_counted = node.count() > COUNT_OF_LAST_HANDLE;
         if is_counted {
             count_closed(Hub::get());
@@ -142,15 +143,15 @@ impl Greenlet {
     /// Opens what [`close_gate`](Greenlet::close_gate) closed.
     #[inline]
     pub fn open_gate(&self) {
-        if self.node().gate.get() != Gate::Open {
+        if self.node().standing.gate() != Gate::Open {
             self.open_closed_gate();
         }
     }
 
     fn open_closed_gate(&self) {
         let node = self.node();
-        let gate = node.gate.replace(Gate::Open);
-        if node.kept.get() == Kept::No {
+        let gate = node.standing.set_gate(Gate::Open);
+        if node.standing.kept() == Kept::No {
             show(node);
         }
         if gate == Gate::ClosedAndCounted {
@@ -177,8 +178,8 @@ impl Drop for Release<'_> {
     #[inline]
     fn drop(&mut self) {
         let node = self.greenlet.node();
-        let kept = node.kept.replace(Kept::No);
-        if node.gate.get() == Gate::Open {
+        let kept = node.standing.set_kept(Kept::No);
+        if node.standing.gate() == Gate::Open {
             show(node);
         }
         if self.is_counted {
@@ -193,8 +194,8 @@ impl Drop for Release<'_> {
 
 /// Makes every switch of the thread look for this closed gate.
 fn count_gate(hub: &Hub, node: &Node) {
-    if node.gate.get() == Gate::Closed {
-        node.gate.set(Gate::ClosedAndCounted);
+    if node.standing.gate() == Gate::Closed {
+        node.standing.set_gate(Gate::ClosedAndCounted);
         count_closed(hub);
     }
 }
@@ -215,7 +216,7 @@ fn uncount_closed(hub: &Hub) {
 
 /// A greenlet with a closed gate was ended: the gate goes with it.
 pub(crate) fn forget(hub: &Hub, node: &Node) {
-    if node.gate.replace(Gate::Open) == Gate::ClosedAndCounted {
+    if node.standing.set_gate(Gate::Open) == Gate::ClosedAndCounted {
         uncount_closed(hub);
     }
 }

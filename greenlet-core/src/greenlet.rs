@@ -22,7 +22,7 @@ use crate::state::State;
 use crate::switch::{self, Exactly, Manners, OrAnother};
 use crate::thread::{self, Debt, Hub};
 use crate::transfer::{Content, Control, Message, Parcel};
-use crate::tree::{Name, Node};
+use crate::tree::Node;
 use crate::value::Value;
 
 /// A handle of a greenlet: a coroutine on a stack of its own.
@@ -318,10 +318,10 @@ impl Greenlet {
             State::Dead => {}
             State::Pending => {
                 // CAUTION: runs foreign code: the destructors of what the function captured.
-                self.node.lifecycle.cancel();
+                self.node.standing.cancel();
                 body::clear(&self.node);
             }
-            State::Active if self.node.is_main || hub.is_current(&self.node) => {}
+            State::Active if self.node.standing.is_main() || hub.is_current(&self.node) => {}
             State::Active if hub.can_end_greenlets() => end::end_owned(self, reason::ENDED),
             State::Active => hub.owe(Debt::End(self.clone())),
         }
@@ -352,7 +352,7 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn set_parent(&self, parent: &Greenlet) -> Result<(), ParentError> {
-        if self.node.is_main {
+        if self.node.standing.is_main() {
             return Err(ParentError::main());
         }
         if parent.node.has_in_lineage(&self.node) {
@@ -482,7 +482,7 @@ impl Greenlet {
     /// Where the greenlet is in its life.
     #[inline]
     pub fn state(&self) -> State {
-        self.node.lifecycle.get()
+        self.node.standing.state()
     }
 
     /// Says whether the greenlet has been started and has not ended: Python's truth value of a greenlet.
@@ -497,7 +497,7 @@ impl Greenlet {
 
     /// Says whether this is the main greenlet of its thread: the one that is there without being made.
     pub fn is_main(&self) -> bool {
-        self.node.is_main
+        self.node.standing.is_main()
     }
 
     /// Says whether this is the greenlet that runs.
@@ -508,7 +508,7 @@ impl Greenlet {
 
     /// The name that the builder gave it; the main greenlet is called `main`.
     pub fn name(&self) -> Option<&str> {
-        self.node.name.get().map(Name::as_str)
+        self.node.name()
     }
 
     /// A number that no other greenlet of the thread has.
@@ -559,7 +559,7 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn attach<T: 'static>(&self, thing: Rc<T>) -> bool {
-        self.node.attachment.set(thing).is_ok()
+        self.node.attach(thing)
     }
 
     /// What was attached, if it is a `T`.
@@ -575,7 +575,7 @@ impl Greenlet {
     /// Ends an active greenlet of which only this handle is left, besides the one that it has of itself.
     #[inline]
     pub(crate) fn end_if_last_handle(&self) {
-        if self.node.count() == COUNT_OF_LAST_HANDLE && self.node.lifecycle.is_active() {
+        if self.node.count() == COUNT_OF_LAST_HANDLE && self.node.standing.is_active() {
             end::last_handle_gone(self);
         }
     }
@@ -597,7 +597,7 @@ impl Greenlet {
     #[inline(always)] // `look` may switch: a return after that is one that the processor does not predict
     pub fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&T>, u64) -> R) -> R {
         thread::with_current_node(|node| {
-            let thing = node.attachment.get().and_then(|thing| thing.downcast_ref());
+            let thing = node.attachment().and_then(|thing| thing.downcast_ref());
             look(thing, node.id)
         })
     }
@@ -622,7 +622,7 @@ impl Greenlet {
 }
 
 fn attached_to<T: 'static>(node: &Node) -> Option<Rc<T>> {
-    let thing: Rc<dyn Any> = Rc::clone(node.attachment.get()?);
+    let thing: Rc<dyn Any> = Rc::clone(node.attachment()?);
     thing.downcast().ok()
 }
 

@@ -5,8 +5,9 @@
 use std::cell::Cell;
 use std::ptr;
 
+use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
-use crate::record::NodeRef;
+use crate::record::{NodeRef, count_of, uncount};
 use crate::tree::Node;
 
 /// Where a node has the handle of its parent.
@@ -29,6 +30,20 @@ impl Link {
         self.0.take()
     }
 
+    /// Uncounts the handle, if nothing else is to be done for it, and says whether it did. It stays where it is: this is the
+    /// end of the link, which is not dropped.
+    #[inline(always)] // a few instructions
+    pub(crate) fn is_uncounted(&self) -> bool {
+        let parent = self.as_ptr();
+        // SAFETY: L1: the handle counts it.
+        if parent.is_null() || unsafe { count_of(parent) } <= COUNT_OF_LAST_HANDLE {
+            return false;
+        }
+        // SAFETY: it was counted by the handle, and not by that alone.
+        unsafe { uncount(parent) };
+        true
+    }
+
     /// The node that the link leads to. It lives as long as the link is not changed; null if there is none.
     #[inline(always)] // part of the fast path of a generator: one load
     pub(crate) fn as_ptr(&self) -> *const Node {
@@ -43,7 +58,7 @@ impl Link {
     #[inline]
     pub(crate) fn is_open_main(&self) -> bool {
         // SAFETY: L1.
-        unsafe { self.as_ptr().as_ref() }.is_some_and(|parent| parent.is_main && parent.is_open())
+        unsafe { self.as_ptr().as_ref() }.is_some_and(|parent| parent.standing.is_open_main())
     }
 
     /// The node that the link leads to, counted.

@@ -238,7 +238,7 @@ impl Locals {
             return locals;
         }
         let locals = Locals::new();
-        Hub::get().current_node().locals.set(Some(locals.clone()));
+        Hub::get().current_node().replace_locals(Some(locals.clone()));
         locals
     }
 
@@ -312,7 +312,7 @@ fn downcast<T: 'static>(value: Rc<dyn Any>) -> Rc<T> {
 }
 
 fn swap_current(locals: Option<Locals>) -> Option<Locals> {
-    Hub::get().current_node().locals.replace(locals)
+    Hub::get().current_node().replace_locals(locals)
 }
 
 /// Gives the running greenlet its locals back, also after a panic.
@@ -345,17 +345,14 @@ impl Greenlet {
     /// The values of its [`greenlet_local!`](crate::greenlet_local) variables; `None` as long as it has
     /// neither used nor been given any. Python's `gr_context`.
     pub fn locals(&self) -> Option<Locals> {
-        let slot = &self.node().locals;
-        let locals = slot.take();
-        slot.set(locals.clone());
-        locals
+        self.node().locals()
     }
 
     /// Gives it other values for its variables, or none. Possible in every state; the running greenlet
     /// sees them at once.
     pub fn set_locals(&self, locals: impl Into<Option<Locals>>) {
         // CAUTION: runs foreign code, where these were the last ones.
-        drop(self.node().locals.replace(locals.into()));
+        drop(self.node().replace_locals(locals.into()));
     }
 }
 

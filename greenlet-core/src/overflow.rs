@@ -85,8 +85,8 @@ impl Culprit<'_> {
 
     fn write(&self, hit: &GuardHit, text: &mut Text) -> fmt::Result {
         match self {
-            Culprit::Greenlet(node) => match node.name.get() {
-                Some(name) => write!(text, "\ngreenlet '{}'", shortened(name.as_str()))?,
+            Culprit::Greenlet(node) => match node.name() {
+                Some(name) => write!(text, "\ngreenlet '{}'", shortened(name))?,
                 None => write!(text, "\ngreenlet {}", node.id)?,
             },
             Culprit::Unknown => text.write_str("\na greenlet at its end")?,

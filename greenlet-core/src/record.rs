@@ -20,7 +20,8 @@
 //! # Invariants
 //!
 //! - **K1** While `strong` is not 0, the node is initialised, and nobody has it exclusively.
-//! - **K2** While `weak` is not 0, the record is not free. When it becomes 0, the node has been dropped.
+//! - **K2** While `weak` is not 0, the record is not free. When it becomes 0, the node has been dropped, or let go of.
+//!   (The spare record is free then as well, but to its block it is not.)
 //! - **K3** All pointers to a node come from its block, so that the counts in front of it can be reached from them.
 //!   None leaves its thread: a `NodeRef` is not `Send`, and a block belongs to the `Records` of one hub.
 //! - **K4** A block is in the list from when it is made until it is released, which is when none of its records is
@@ -77,6 +78,9 @@ struct Block {
 pub(crate) struct Records {
     first: Cell<*const Block>,
     last: Cell<*const Block>,
+    /// A record for the next node, if it is not in use: most greenlets come and go one by one, in the same record. To its
+    /// block it is never free. Null if there is none.
+    spare: Cell<*const Record>,
     /// Whether the list is being changed (K5).
     is_changing: Cell<bool>,
     /// Whether the thread ends: then no empty block is kept.
@@ -88,19 +92,43 @@ impl Records {
         Records {
             first: Cell::new(ptr::null()),
             last: Cell::new(ptr::null()),
+            spare: Cell::new(ptr::null()),
             is_changing: Cell::new(false),
             is_closed: Cell::new(false),
         }
     }
 
+    /// Makes a node of `what`, in the spare record. `make` runs no foreign code. `what` comes back if there is no such record.
+    #[inline(always)] // the call would be a third of it
+    pub(crate) fn hold_in_spare<W>(&self, what: W, make: impl FnOnce(W) -> Node) -> Result<NodeRef, W> {
+        let spare = self.spare.get();
+        // SAFETY: K2: a spare one stays where it is.
+        if spare.is_null() || unsafe { (*spare).weak.get() } != 0 {
+            return Err(what);
+        }
+        // SAFETY: K2: nobody has it.
+        Ok(unsafe { Records::put(spare, make(what)) })
+    }
+
     /// Makes a node, in a record. `make` runs no foreign code.
     #[inline]
     pub(crate) fn hold(&self, make: impl FnOnce() -> Node) -> NodeRef {
-        let record = self.take().cast_mut();
-        // SAFETY: the record is free, and just taken (K2); K3: the pointer to the node is made from that to the record.
+        // SAFETY: K2: the record is free, and just taken.
+        unsafe { Records::put(self.take(), make()) }
+    }
+
+    /// Puts a node in a record.
+    ///
+    /// # Safety
+    ///
+    /// - Nobody has the record, and it was taken out of its list.
+    #[inline(always)] // the node is written in place
+    unsafe fn put(record: *const Record, node: Node) -> NodeRef {
+        let record = record.cast_mut();
+        // SAFETY: the contract; K3: the pointer to the node is made from that to the record.
         unsafe {
             let place = (&raw mut (*record).content.node).cast::<Node>();
-            place.write(make());
+            place.write(node);
             compiler_fence(Ordering::Release); // for a signal handler: nobody is counted who is not there yet
             (*record).weak.set(1);
             (*record).strong.set(1);
@@ -161,8 +189,28 @@ impl Records {
     /// # Safety
     ///
     /// - K2: both its counts are 0, and it is given back once. It came from here.
-    #[inline]
     unsafe fn give(&self, record: *const Record) {
+        let spare = self.spare.get();
+        if ptr::eq(record, spare) {
+            return;
+        }
+        // SAFETY: K2.
+        let has_spare = !spare.is_null() && unsafe { (*spare).weak.get() } == 0;
+        if has_spare || self.is_closed.get() {
+            // SAFETY: the contract.
+            unsafe { self.give_to_block(record) };
+        } else {
+            // What was the spare one is one like the others from now on.
+            self.spare.set(record);
+        }
+    }
+
+    /// Gives a record back to its block.
+    ///
+    /// # Safety
+    ///
+    /// - As for [`Records::give`].
+    unsafe fn give_to_block(&self, record: *const Record) {
         // SAFETY: K4: the block of a record that is not free is in the list.
         let block = unsafe { &*(*record).block };
         let next = block.free.get();
@@ -194,6 +242,13 @@ impl Records {
     /// The thread ends: from now on, no empty block is kept.
     pub(crate) fn close(&self) {
         self.is_closed.set(true);
+        let spare = self.spare.replace(ptr::null());
+        // SAFETY: K2.
+        unsafe {
+            if !spare.is_null() && (*spare).weak.get() == 0 {
+                self.give_to_block(spare);
+            }
+        }
         // SAFETY: K4.
         if let Some(first) = unsafe { self.first.get().as_ref() } {
             if first.live.get() == 0 {
@@ -363,12 +418,6 @@ impl NodeRef {
         self.0 == other.0
     }
 
-    /// Where the node keeps the function that it has not called yet.
-    #[inline]
-    pub(crate) fn space(&self) -> *mut Space {
-        self.record().space.get()
-    }
-
     /// How many references to the node are counted.
     #[inline]
     pub(crate) fn count(&self) -> u32 {
@@ -411,6 +460,17 @@ impl NodeRef {
     }
 }
 
+/// Where a node keeps the function that it has not called yet.
+///
+/// # Safety
+///
+/// - The record of the node is not free, and the pointer comes from [`NodeRef::as_ptr`] (K3).
+#[inline]
+pub(crate) unsafe fn space_of(node: *const Node) -> *mut Space {
+    // SAFETY: the contract; K2.
+    unsafe { (*record_of(node)).space.get() }
+}
+
 /// How many references to a node are counted.
 ///
 /// # Safety
@@ -422,7 +482,19 @@ pub(crate) unsafe fn count_of(node: *const Node) -> u32 {
     unsafe { (*record_of(node)).strong.get() }
 }
 
-/// Takes back what [`NodeRef::into_counted`] gave away, where it is known not to be the last count.
+/// Counts a node once more, for whoever takes that back with [`uncount`].
+///
+/// # Safety
+///
+/// - As for [`count_of`].
+#[inline]
+pub(crate) unsafe fn count(node: *const Node) {
+    // SAFETY: the contract; K1.
+    let strong = unsafe { &(*record_of(node)).strong };
+    strong.set(one_more(strong.get()));
+}
+
+/// Takes back what [`count`] or [`NodeRef::into_counted`] gave away, where it is known not to be the last count.
 ///
 /// # Safety
 ///
@@ -438,9 +510,9 @@ pub(crate) unsafe fn uncount(node: *const Node) {
 /// Counts one more. Four thousand million of them can only have been forgotten.
 #[inline]
 fn one_more(count: u32) -> u32 {
-    match count.checked_add(1) {
-        Some(count) => count,
-        None => too_many(),
+    match count.wrapping_add(1) {
+        0 => too_many(),
+        more => more,
     }
 }
 
@@ -490,6 +562,26 @@ impl Drop for NodeRef {
 /// - `strong` has just become 0.
 #[inline(never)]
 unsafe fn drop_node(node: NonNull<Node>) {
+    // SAFETY: K1: nobody else can get at the node: no reference is left, and none can be made.
+    let (it, record) = unsafe { (node.as_ref(), &*record_of(node.as_ptr())) };
+    let hub = Hub::get();
+    let is_spare = ptr::eq(record, hub.records.spare.get()) && record.weak.get() == 1;
+    if is_spare && !hub.has_any_flag() && it.is_let_go_of() {
+        record.weak.set(0); // K2
+    } else {
+        // SAFETY: the contract.
+        unsafe { drop_node_with_more(node) };
+    }
+}
+
+/// [`drop_node`], where there is more to do than to keep the record.
+///
+/// # Safety
+///
+/// - As for [`drop_node`].
+#[cold]
+#[inline(never)]
+unsafe fn drop_node_with_more(node: NonNull<Node>) {
     // Also where a destructor panics. The weak reference that all strong ones have together.
     let _weak = WeakNodeRef(node);
     // SAFETY: K1: nobody else can get at the node: no reference is left, and none can be made.
@@ -593,7 +685,9 @@ mod tests {
                 assert!(weak > 0 || strong == 0);
                 weak > 0
             });
-            assert_eq!(live.count(), block.live.get());
+            let has_spare =
+                free_spare(records).is_some_and(|spare| block.records.as_ptr_range().contains(&spare));
+            assert_eq!(live.count() + usize::from(has_spare), block.live.get());
             let mut free = 0;
             let mut record = block.free.get();
             while !record.is_null() {
@@ -616,7 +710,14 @@ mod tests {
             next = block.after.get();
         }
         assert_eq!(records.last.get(), before);
-        (blocks, in_use)
+        (blocks, in_use - usize::from(free_spare(records).is_some()))
+    }
+
+    /// The spare record, if it is not in use.
+    fn free_spare(records: &Records) -> Option<*const MaybeUninit<Record>> {
+        let spare = records.spare.get();
+        // SAFETY: K2.
+        (!spare.is_null() && unsafe { (*spare).weak.get() } == 0).then_some(spare.cast())
     }
 
     /// On a thread of its own, which has nothing but its main greenlet.
@@ -658,7 +759,7 @@ mod tests {
             drop(weak);
             let (blocks, in_use) = check(records);
             assert_eq!(in_use, 1); // main
-            assert!(blocks <= 2, "{blocks}"); // its own, and an empty one for the next
+            assert!(blocks <= 3, "{blocks}"); // its own, that of the spare record, and an empty one
         });
     }
 
@@ -703,7 +804,7 @@ mod tests {
             drop(many);
             let (blocks, in_use) = check(records);
             assert_eq!(in_use, 1);
-            assert!(blocks <= 2, "{blocks}");
+            assert!(blocks <= 3, "{blocks}");
         });
     }
 }

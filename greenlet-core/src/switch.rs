@@ -34,8 +34,8 @@ use anyhow::Error;
 use crate::ahead;
 use crate::asan;
 use crate::backend;
+use crate::body::Calls;
 use crate::end::COUNT_OF_LAST_HANDLE;
-use crate::entry::Start;
 use crate::errand;
 use crate::error::{
     Awaiting, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
@@ -43,7 +43,7 @@ use crate::error::{
 use crate::exit::GreenletExit;
 use crate::greenlet::Greenlet;
 use crate::probe;
-use crate::record::{NodeRef, count_of, uncount};
+use crate::record::{NodeRef, count, count_of, uncount};
 use crate::report::{self, Unraisable};
 use crate::stack::Stack;
 use crate::thread::{Hub, slow};
@@ -64,26 +64,71 @@ use crate::value::Value;
 unsafe fn has_way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> bool {
     // SAFETY: the contract.
     let to = unsafe { (*target).resume_ahead() };
+    if hub.slow.let_pass(to) {
+        return !std::thread::panicking();
+    }
+    backend::keep_apart();
     // SAFETY: the contract.
-    (hub.slow.let_pass(to) && !std::thread::panicking()) || unsafe { has_long_way_to(target, carries) }
+    !std::thread::panicking() && unsafe { has_long_way_to(target, carries) }
 }
 
-/// [`has_way_to`], where the target is not simply suspended, or the thread has a flag.
+/// [`has_way_to`], where the target is not simply suspended, or the thread has a flag. A pending one is started.
+///
+/// It does not switch itself, for its return would be one that the processor does not predict. Nor does it call anything on
+/// its way, so it needs nothing of the stack.
 ///
 /// # Safety
 ///
-/// - As for [`has_way_to`].
+/// - As for [`has_way_to`]; and nothing unwinds.
 #[cold] // leaves the fast path as it is
 #[inline(never)]
 unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
     let hub = Hub::get();
     // SAFETY: the contract.
     let node = unsafe { &*target };
-    if !hub.is_free() || std::thread::panicking() || hub.is_current(node) {
-        return false;
+    if let Some(calls) = node.calls.get() {
+        let is_ordinary =
+            !hub.has_any_flag() && node.standing.is_just_pending() && node.parent.is_open_main();
+        if is_ordinary && carries.is_surely(calls.takes) {
+            if let Some(stack) = hub.default_stack_at_hand() {
+                // SAFETY: the contract.
+                unsafe { begin(target, calls, stack) };
+                return true;
+            }
+        }
     }
     // SAFETY: the contract.
-    has_way_to_suspended(hub, node) || unsafe { has_way_into(target, carries) }
+    unsafe { has_longer_way_to(target, carries) }
+}
+
+/// [`has_long_way_to`], whatever there is to look at.
+///
+/// # Safety
+///
+/// - As for that.
+#[inline(never)] // as that needs nothing of the stack
+unsafe fn has_longer_way_to(target: *const Node, carries: Descriptor) -> bool {
+    let hub = Hub::get();
+    // SAFETY: the contract. It is not dropped, so it need not be counted.
+    let node = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
+    if !hub.is_free() || hub.is_current(&node) {
+        return false;
+    }
+    if has_way_to_suspended(hub, &node) {
+        return true;
+    }
+    let Some(calls) = node.calls.get().filter(|_| node.standing.is_pending()) else {
+        return false;
+    };
+    if !carries.is(calls.takes) || !node.has_open_gates() {
+        return false;
+    }
+    let Some(stack) = hub.stack_at_hand(node.stack_size()) else {
+        return false;
+    };
+    // SAFETY: the contract.
+    unsafe { begin(target, calls, stack) };
+    true
 }
 
 /// Says whether `target`, which is not current, is suspended, its gate open. The rules have
@@ -96,27 +141,6 @@ fn has_way_to_suspended(hub: &Hub, target: &Node) -> bool {
     }
     ahead::pass(hub, target, to);
     true
-}
-
-/// Starts `target` if it is pending and a switch to it is an ordinary one, and says whether it did.
-///
-/// It does not switch itself, for its return would be one that the processor does not predict.
-///
-/// # Safety
-///
-/// - As for [`has_way_to`].
-#[inline(never)] // leaves the path of a crowd as it is
-unsafe fn has_way_into(target: *const Node, carries: Descriptor) -> bool {
-    // SAFETY: the contract. It is not dropped, so it need not be counted.
-    let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
-    let takes_it = target.calls.get().is_some_and(|calls| carries.is(calls.takes));
-    if takes_it && target.lifecycle.is_pending() && target.has_open_gates() {
-        if let Some(stack) = Hub::get().stack_at_hand(target.stack_size.get()) {
-            begin(&target, stack);
-            return true;
-        }
-    }
-    false
 }
 
 /// Hands a value over to `target`, if there is a way; the parcel comes back as an error if there is more to do than to
@@ -387,7 +411,7 @@ pub(crate) fn transfer(
     let content = match content {
         // A dead greenlet eats an exit and passes it up as a value (rule TH-8).
         // CAUTION: runs foreign code (the exit's contexts are dropped): so it comes first.
-        Content::Message(Message::Error(error)) if target.lifecycle.is_dead() => {
+        Content::Message(Message::Error(error)) if target.standing.is_dead() => {
             Content::Message(exit_to_value(error))
         }
         content => content,
@@ -401,13 +425,13 @@ pub(crate) fn transfer(
         return echo(hub, living, content);
     }
     if manners == Manners::Polite {
-        let gate = if living.lifecycle.is_pending() || hub.has_flag(slow::GATES) {
+        let gate = if living.standing.is_pending() || hub.has_flag(slow::GATES) {
             living.closed_gate()
         } else {
             None
         };
         // G2; and G1: nothing may be between a greenlet and where it ends.
-        let is_hidden = living.lifecycle.is_active() && living.seat.sp.get().is_null();
+        let is_hidden = living.standing.is_active() && living.seat.sp.get().is_null();
         let gate = gate.or_else(|| is_hidden.then(|| living.clone()));
         if let Some(gate) = gate {
             let error = Awaiting::new(gate.label(), unsent(content)).into();
@@ -416,7 +440,7 @@ pub(crate) fn transfer(
     } else if living.seat.sp.get().is_null() {
         living.seat.sp.set(living.held.replace(ptr::null_mut()));
     }
-    if living.lifecycle.is_pending() {
+    if living.standing.is_pending() {
         if let Err(error) = start(hub, &living, &content) {
             return Control::local(Message::Error(error.with(unsent(content))));
         }
@@ -570,30 +594,38 @@ fn start(hub: &Hub, node: &NodeRef, content: &Content) -> Result<(), StartError>
     if let Err(expected) = content.fits(calls.takes) {
         return Err(StartError::Type { expected });
     }
-    let stack = hub.take_stack(node.stack_size.get()).map_err(StartError::Stack)?;
-    begin(node, stack);
+    let stack = hub.take_stack(node.stack_size()).map_err(StartError::Stack)?;
+    // SAFETY: the reference counts it.
+    unsafe { begin(node.as_ptr(), calls, stack) };
     Ok(())
 }
 
-/// Makes a pending greenlet an active one, suspended where it begins, on `stack`.
+/// Makes a pending greenlet an active one, suspended where it begins to run its function, on `stack`.
+///
+/// # Safety
+///
+/// - The node lives, and the pointer comes from its [`NodeRef`] (K3).
 #[inline(always)] // the call would be a tenth of it
-fn begin(node: &NodeRef, stack: Stack) {
+unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
+    // SAFETY: the contract. An active greenlet counts itself, until it finishes: it needs no handle to exist.
+    let node = unsafe {
+        count(node);
+        &*node
+    };
+    node.calls.set(None); // Y1: the entry uses the function up
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
-    unsafe { backend::init::<Start>(stack.entry(), &node.seat) };
+    unsafe { backend::init(stack.entry(), calls.entry, &node.seat) };
     node.stack.set(Some(stack));
-    // An active greenlet counts itself, until it finishes: it needs no handle to exist.
-    node.clone().into_counted();
-    node.lifecycle.begin();
+    node.standing.begin();
 }
 
 /// Ends the current greenlet with a value.
-#[inline]
+#[inline(always)] // the call would be a quarter of it
 pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
     let hub = Hub::get();
-    // SAFETY: T1: a greenlet runs.
-    let node = unsafe { &*hub.current() };
+    let current = hub.current();
     // SAFETY: T1.
-    let has_handle = unsafe { count_of(hub.current()) } > 1;
+    let (node, has_handle) = unsafe { (&*current, count_of(current) > 1) };
     if hub.is_free() && has_handle {
         let parent = node.parent.as_ptr();
         // SAFETY: L1.
@@ -601,7 +633,7 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
             node.finish();
             hub.retire(node.stack.take());
             // SAFETY: `begin` gave it away; not the last one: `has_handle`.
-            unsafe { uncount(hub.current()) };
+            unsafe { uncount(current) };
             // SAFETY: just finished and retired; `parent` is suspended, so active, so alive (S1, S3).
             unsafe { depart_for_good(parent, parcel) }
         }
@@ -620,7 +652,7 @@ pub(crate) fn finish(content: Content) -> ! {
     node.finish();
     let mut content = content;
     let mut target = living_parent(&node);
-    while target.lifecycle.is_pending() {
+    while target.standing.is_pending() {
         match start(hub, &target, &content) {
             Ok(()) => break,
             // The parent dies of the mistake, as a Python function does that is called with the wrong

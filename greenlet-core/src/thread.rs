@@ -35,9 +35,9 @@ use crate::exit::SpareExit;
 use crate::greenlet::Greenlet;
 use crate::overflow;
 use crate::record::{NodeRef, Records};
-use crate::stack::{SignalStack, Stack, StackCache};
+use crate::stack::{self, SignalStack, Stack, StackCache};
 use crate::trace::Tracer;
-use crate::tree::{Name, Node};
+use crate::tree::Node;
 
 /// Reasons for a switch to leave the fast path; bits of [`Hub::slow`].
 pub(crate) mod slow {
@@ -83,6 +83,11 @@ impl Flags {
     #[inline]
     pub(crate) fn get(&self) -> u32 {
         (self.0.load(Ordering::Relaxed) >> Flags::SHIFT) as u32
+    }
+
+    #[inline(always)] // one comparison
+    fn are_none(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Flags::NONE
     }
 
     /// Says whether no flag is raised, and the resume point is one.
@@ -221,8 +226,7 @@ impl Hub {
     #[inline(never)]
     fn set_up(&self) -> NodeRef {
         let is_alive = !self.has_flag(slow::EXITING) && EXIT_GUARD.try_with(|_| ()).is_ok();
-        let main = Node::make(self, None, Location::caller());
-        main.name.get_or_init(|| Name::new("main".into()));
+        let main = Node::make_main(self);
         self.main.set(main.as_ptr());
         self.current.set(main.as_ptr());
         if is_alive {
@@ -286,6 +290,12 @@ impl Hub {
         self.slow.get() & !slow::CROWDED == 0
     }
 
+    /// Says whether there is any flag.
+    #[inline]
+    pub(crate) fn has_any_flag(&self) -> bool {
+        !self.slow.are_none()
+    }
+
     pub(crate) fn raise_flag(&self, flag: u32) {
         self.slow.raise(flag);
     }
@@ -326,7 +336,7 @@ impl Hub {
     /// A node is being dropped: forgets it.
     #[inline]
     pub(crate) fn strike_off(&self, node: &Node) {
-        if node.is_main {
+        if node.standing.is_main() {
             self.main.set(ptr::null());
             self.current.set(ptr::null());
         }
@@ -397,11 +407,21 @@ impl Hub {
         }
     }
 
+    /// Gives out a stack of the default size, if the one that was retired last has it.
+    #[inline(always)] // a few instructions
+    pub(crate) fn default_stack_at_hand(&self) -> Option<Stack> {
+        // SAFETY: T3: looked at, and let go of at once.
+        let has_one = unsafe { &*self.retired.as_ptr() }
+            .as_ref()
+            .is_some_and(|stack| stack.has_size(stack::DEFAULT_SIZE));
+        if has_one { self.retired.take() } else { None }
+    }
+
     /// Gives out a stack that is at hand. The one that was retired last is preferred: it is warm.
     #[inline(always)] // the call would be more than what it mostly does
     pub(crate) fn stack_at_hand(&self, size: usize) -> Option<Stack> {
         match self.retired.take() {
-            Some(stack) if stack.size() == size => Some(stack),
+            Some(stack) if stack.has_size(size) => Some(stack),
             other => self.stack_from_cache(other, size),
         }
     }
@@ -504,7 +524,7 @@ impl Drop for ExitGuard {
         // SAFETY: these are the two counts that `set_up` gave away.
         let (first, second) = unsafe { (NodeRef::from_counted(main), NodeRef::from_counted(main)) };
         // CAUTION: runs foreign code: destructors of main's local variables.
-        drop(first.locals.take());
+        drop(first.replace_locals(None));
         first.finish();
         drop(first);
         drop(second);

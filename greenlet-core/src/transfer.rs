@@ -87,14 +87,20 @@ impl Descriptor {
 
     /// Says whether it surely describes the same type as another one: `false` proves nothing.
     #[inline(always)] // part of the fast path: one comparison
-    fn is_surely(self, other: Descriptor) -> bool {
+    pub(crate) fn is_surely(self, other: Descriptor) -> bool {
         ptr::eq(self.0 as *const (), other.0 as *const ()) // P3
     }
 
     /// Says whether it describes the same type as another one.
     #[inline]
     pub(crate) fn is(self, other: Descriptor) -> bool {
-        self.is_surely(other) || self.id() == other.id()
+        self.is_surely(other) || self.is_after_all(other)
+    }
+
+    #[cold]
+    #[inline(never)] // what it needs of the stack, its callers need not
+    fn is_after_all(self, other: Descriptor) -> bool {
+        self.id() == other.id()
     }
 
     #[inline(always)] // one indirect call

@@ -17,14 +17,14 @@ use std::rc::Rc;
 
 use crate::ahead::Soon;
 use crate::backend::{self, Seat};
-use crate::body::Calling;
+use crate::body::{Calling, Calls};
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
 use crate::link::Link;
 use crate::local::Locals;
 use crate::record::NodeRef;
 use crate::stack::{self, Stack};
-use crate::state::{Lifecycle, State};
+use crate::state::Standing;
 use crate::thread::Hub;
 
 /// What there is to know of one greenlet. What a switch reads and writes stands first: together with what the
@@ -39,88 +39,152 @@ pub(crate) struct Node {
     pub(crate) parent: Link,
     /// Whose memory to fetch when the greenlet is switched to.
     pub(crate) soon: Cell<Soon>,
-    pub(crate) lifecycle: Lifecycle,
-    pub(crate) gate: Cell<Gate>,
-    /// Whether nothing may resume the greenlet, not even to end it: see `Greenlet::keep_suspended`.
-    pub(crate) kept: Cell<Kept>,
-    /// The greenlet did not end even by force: it is left alone, and its stack is leaked.
-    pub(crate) abandoned: Cell<bool>,
-    pub(crate) is_main: bool,
+    pub(crate) standing: Standing,
     /// From start to finish. `None` for main, which runs on the thread's own stack.
     pub(crate) stack: Cell<Option<Stack>>,
     /// While the gate is closed: what `seat.sp` was.
     pub(crate) held: Cell<*mut u8>,
-    pub(crate) stack_size: Cell<usize>,
+    more: More,
     pub(crate) id: u64,
-    pub(crate) name: OnceCell<Name>,
     pub(crate) made_at: &'static Location<'static>,
-    /// `None` until something is set, as in all greenlets that use no local variables.
-    pub(crate) locals: Cell<Option<Locals>>,
-    pub(crate) attachment: OnceCell<Rc<dyn Any>>,
     /// The function, until the start.
     pub(crate) calls: Calling,
 }
 
-/// Whether a greenlet and what is below it can be switched to: see `gate.rs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gate {
-    Open,
-    /// Closed, and at that time nothing but its owner referred to the greenlet.
-    Closed,
-    /// Closed, and counted in the hub, so that every switch of the thread looks for it.
-    ClosedAndCounted,
+/// What few greenlets have. Whoever puts something there notes it in `Node::standing`, so that most records are done
+/// with without a look at each of these.
+#[repr(C)] // two words of nothing are written by one store
+struct More {
+    name: OnceCell<Name>,
+    /// `None` until something is set, as in all greenlets that use no local variables.
+    locals: Cell<Option<Locals>>,
+    attachment: OnceCell<Rc<dyn Any>>,
+    stack_size: Cell<usize>,
 }
 
-/// Whether a greenlet is kept suspended for a while.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kept {
-    No,
-    Yes,
-    /// It is, and it is to be ended as soon as it is not.
-    YesThenEnd,
-}
-
-/// A name. In a box of its own, so that it takes one word of a record: few have one.
-pub(crate) struct Name(Box<Box<str>>);
-
-impl Name {
-    pub(crate) fn new(name: Box<str>) -> Name {
-        Name(Box::new(name))
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+/// A name. In a box of its own, so that it takes one word of a record.
+struct Name(Box<Box<str>>);
 
 impl Node {
-    /// Makes a node: of the main greenlet where there is no parent, and else of a pending one.
+    /// Makes the node of a main greenlet.
+    pub(crate) fn make_main(hub: &Hub) -> NodeRef {
+        let main = hub
+            .records
+            .hold(|| Node::new(hub, None, Standing::main(), Location::caller(), None));
+        main.set_name("main".into());
+        main.announce(hub);
+        main
+    }
+
+    /// Makes the node of a pending greenlet.
     #[inline(never)] // what is made of it depends on nobody's types
-    pub(crate) fn make(hub: &Hub, parent: Option<Greenlet>, made_at: &'static Location<'static>) -> NodeRef {
-        let is_main = parent.is_none();
-        let node = hub.records.hold(|| Node {
+    pub(crate) fn make_pending(
+        hub: &Hub,
+        parent: Greenlet,
+        made_at: &'static Location<'static>,
+        calls: &'static Calls,
+    ) -> NodeRef {
+        if hub.keeps_ages() {
+            return Node::make_another(hub, parent, made_at, calls);
+        }
+        let make = |parent| Node::new(hub, Some(parent), Standing::pending(), made_at, Some(calls));
+        match hub.records.hold_in_spare(parent, make) {
+            Ok(node) => node,
+            Err(parent) => Node::make_another(hub, parent, made_at, calls),
+        }
+    }
+
+    /// [`Node::make_pending`], where there is no spare record, or more to do.
+    #[cold]
+    #[inline(never)]
+    fn make_another(
+        hub: &Hub,
+        parent: Greenlet,
+        made_at: &'static Location<'static>,
+        calls: &'static Calls,
+    ) -> NodeRef {
+        let make = || Node::new(hub, Some(parent), Standing::pending(), made_at, Some(calls));
+        let node = hub.records.hold(make);
+        node.announce(hub);
+        node
+    }
+
+    fn announce(&self, hub: &Hub) {
+        if hub.keeps_ages() {
+            hub.note_birth(self);
+            self.standing.note_more();
+        }
+    }
+
+    #[inline(always)] // it is written in its place
+    fn new(
+        hub: &Hub,
+        parent: Option<Greenlet>,
+        standing: Standing,
+        made_at: &'static Location<'static>,
+        calls: Option<&'static Calls>,
+    ) -> Node {
+        Node {
             seat: Seat::new(),
             parent: Link::new(parent),
             soon: Cell::new(Soon::NOBODY),
-            lifecycle: Lifecycle::new(if is_main { State::Active } else { State::Pending }),
-            gate: Cell::new(Gate::Open),
-            kept: Cell::new(Kept::No),
-            abandoned: Cell::new(false),
-            is_main,
+            standing,
             stack: Cell::new(None),
             held: Cell::new(std::ptr::null_mut()),
-            stack_size: Cell::new(stack::DEFAULT_SIZE),
             id: hub.next_greenlet_id(),
-            name: OnceCell::new(),
-            locals: Cell::new(None),
             made_at,
-            attachment: OnceCell::new(),
-            calls: Cell::new(None),
-        });
-        if hub.keeps_ages() {
-            hub.note_birth(&node);
+            calls: Cell::new(calls),
+            more: More {
+                stack_size: Cell::new(stack::DEFAULT_SIZE),
+                name: OnceCell::new(),
+                locals: Cell::new(None),
+                attachment: OnceCell::new(),
+            },
         }
-        node
+    }
+
+    /// The size of the stack that it has, or will have, in bytes.
+    #[inline]
+    pub(crate) fn stack_size(&self) -> usize {
+        self.more.stack_size.get()
+    }
+
+    pub(crate) fn set_stack_size(&self, bytes: usize) {
+        self.standing.note_more();
+        self.more.stack_size.set(bytes);
+    }
+
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.more.name.get().map(|name| &*name.0 as &str)
+    }
+
+    /// Gives it a name, once.
+    pub(crate) fn set_name(&self, name: Box<str>) {
+        self.standing.note_more();
+        self.more.name.get_or_init(|| Name(Box::new(name)));
+    }
+
+    /// Where its local variables are, if there are any.
+    pub(crate) fn locals(&self) -> Option<Locals> {
+        let locals = self.more.locals.take();
+        self.more.locals.set(locals.clone());
+        locals
+    }
+
+    /// Puts other local variables there, and returns those that were.
+    pub(crate) fn replace_locals(&self, locals: Option<Locals>) -> Option<Locals> {
+        self.standing.note_more();
+        self.more.locals.replace(locals)
+    }
+
+    pub(crate) fn attachment(&self) -> Option<&Rc<dyn Any>> {
+        self.more.attachment.get()
+    }
+
+    /// Attaches something, once; says whether there was room.
+    pub(crate) fn attach(&self, thing: Rc<dyn Any>) -> bool {
+        self.standing.note_more();
+        self.more.attachment.set(thing).is_ok()
     }
 
     /// The node that a seat belongs to: it stands first.
@@ -132,9 +196,9 @@ impl Node {
 
     /// What to call the greenlet in a message.
     pub(crate) fn label(&self) -> String {
-        match self.name.get() {
-            _ if self.is_main => "the main greenlet".into(),
-            Some(name) => format!("greenlet '{}'", name.as_str()),
+        match self.name() {
+            _ if self.standing.is_main() => "the main greenlet".into(),
+            Some(name) => format!("greenlet '{name}'"),
             None => format!("greenlet {} made at {}", self.id, self.made_at),
         }
     }
@@ -148,8 +212,19 @@ impl Node {
     /// The greenlet has finished.
     #[inline]
     pub(crate) fn finish(&self) {
-        self.lifecycle.finish();
+        self.standing.finish();
         self.seat.sp.set(std::ptr::null_mut()); // S1
+    }
+
+    /// Lets go of all that an ordinary greenlet has that has ended, and runs no foreign code for it; says whether it did: then
+    /// this is the end of the node, which is not dropped. The thread has no flag.
+    #[inline(always)] // the call would be as long
+    pub(crate) fn is_let_go_of(&self) -> bool {
+        if !self.standing.is_just_dead() {
+            return false;
+        }
+        debug_assert!(self.stack.take().is_none() && self.calls.take().is_none());
+        self.parent.is_uncounted()
     }
 
     /// Where the greenlet goes on, its gate closed or not. Null if it is not suspended; it does not run.
@@ -158,12 +233,6 @@ impl Node {
             resume if resume.is_null() => self.held.get(),
             resume => resume,
         }
-    }
-
-    /// Says whether its own gate is open, and it is not kept suspended.
-    #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        self.gate.get() == Gate::Open && self.kept.get() == Kept::No
     }
 
     /// A handle of the parent.
@@ -182,7 +251,7 @@ impl NodeRef {
     /// Says whether this node or an ancestor has a closed gate, or is kept suspended, and returns the
     /// first that does.
     pub(crate) fn closed_gate(&self) -> Option<NodeRef> {
-        lineage(self).find(|node| !node.is_open())
+        lineage(self).find(|node| !node.standing.is_open())
     }
 
     /// Says whether there is no such node.
@@ -190,7 +259,7 @@ impl NodeRef {
     pub(crate) fn has_open_gates(&self) -> bool {
         if self.parent.is_open_main() {
             // Most greenlets: the lineage ends here.
-            return self.is_open();
+            return self.standing.is_open();
         }
         self.closed_gate().is_none()
     }
@@ -198,7 +267,7 @@ impl NodeRef {
     /// The first greenlet from this one upwards that is not dead. `None` where even main is, when the
     /// thread has ended.
     pub(crate) fn nearest_living(&self) -> Option<NodeRef> {
-        lineage(self).find(|node| !node.lifecycle.is_dead())
+        lineage(self).find(|node| !node.standing.is_dead())
     }
 }
 
@@ -211,7 +280,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         Hub::get().strike_off(self);
         // CAUTION: runs foreign code (the values of its local variables).
-        drop(self.locals.take());
+        drop(self.more.locals.take());
         if let Some(parent) = self.parent.take() {
             // CAUTION: runs foreign code where it was the last handle.
             match parent.node().count() > COUNT_OF_LAST_HANDLE {

@@ -59,26 +59,30 @@ unsafe fn arrive(transfer: Transfer) -> (*const Seat, *const (), Word) {
     }
 }
 
-extern "C" fn start<E: Entry>(transfer: Transfer) -> ! {
+extern "C" fn start(transfer: Transfer) -> ! {
     // SAFETY: the first thing on this stack; every switch of this module carries a packet.
     let (own, word, data) = unsafe { arrive(transfer) };
-    // SAFETY: the first function on a fresh stack, reached once.
-    unsafe { E::enter(own, word, data) }
+    // SAFETY: `init` has put it there. It is the first function on a fresh stack, reached once.
+    unsafe {
+        let entry = std::mem::transmute::<*const u8, Entry>((*own).code.get());
+        entry(word, data, own)
+    }
 }
 
-/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `E::enter` on it.
+/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `entry` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
+    seat.code.set(entry as *const u8);
     let base = base.as_ptr();
     // SAFETY: the range is inside the stack by the contract; `Stack` does not own it; the transmute is
     // of one non-null pointer.
     unsafe {
         let limit = base.sub(TOLD_SIZE);
         let stack = Stack::new(base.cast::<c_void>(), limit.cast::<c_void>());
-        let context = Context::new(&stack, start::<E>);
+        let context = Context::new(&stack, start);
         seat.sp.set(std::mem::transmute::<Context, *mut u8>(context));
     }
 }

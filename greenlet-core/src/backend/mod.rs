@@ -9,7 +9,7 @@
 //! # The contract
 //!
 //! ```text
-//!   init::<E>(base, seat)           a fresh stack, with its seat; the first switch there calls E::enter(seat, w, d)
+//!   init(base, entry, seat)         a fresh stack, with its seat; the first switch there calls entry(w, d, seat)
 //!   switch(from, note, to, w, d)    leaves for the seat `to`; where to come back is written to the seat `from`, with
 //!                                   the note; returns that seat, and what the next switch there brings
 //!   switch_final(to, w, d)          leaves for the seat `to` for good; this stack is never come back to
@@ -32,7 +32,7 @@
 //!   and the thread is the one that made it. A resume point is switched to at most once. Where the backend [`ECHOES`], the
 //!   seat may also be that of the stack that runs, whatever it holds.
 //! - **B2** Nothing runs on a stack between its `switch` away and the switch that comes back.
-//! - **B3** Nothing unwinds out of `Entry::enter`.
+//! - **B3** Nothing unwinds out of an entry.
 //!
 //! Floating-point control words (MXCSR, x87, FPCR) are not part of a resume point in `asm`: they belong
 //! to the thread, and a greenlet that changes them changes them for all. `fcontext` saves and loads the
@@ -74,7 +74,7 @@ pub(crate) struct Seat {
     /// The resume point: where the stack goes on. Opaque, but for null, before there is one. Others may take it out and
     /// put it back.
     pub(crate) sp: Cell<*mut u8>,
-    /// The code that goes on there, where the backend keeps it here.
+    /// The code that goes on there, if the backend keeps it here.
     pub(crate) code: Cell<*const u8>,
     /// What whoever left wanted noted.
     pub(crate) note: Cell<Option<Note>>,
@@ -97,15 +97,10 @@ impl Seat {
 /// nothing at all, so it need not be initialised.
 pub(crate) type Word = MaybeUninit<*mut ()>;
 
-/// The first function on a new stack.
-pub(crate) trait Entry {
-    /// Receives the seat of the stack, and the two words of the first switch to it.
-    ///
-    /// # Safety
-    ///
-    /// Called by the backend alone, once, as the first function on a fresh stack.
-    unsafe fn enter(own: *const Seat, word: *const (), data: Word) -> !;
-}
+/// The first function on a new stack: it gets the two words of the first switch there, and the seat of the stack.
+///
+/// The backend alone calls it, once, as the first function on a fresh stack.
+pub(crate) type Entry = unsafe extern "C" fn(word: *const (), data: Word, own: *const Seat) -> !;
 
 /// The same reference, never in the register that is the frame pointer where there are any.
 ///
@@ -135,6 +130,17 @@ pub(crate) fn off_frame_pointer<T>(place: &T) -> &T {
     }
     #[cfg(not(target_arch = "x86_64"))]
     place
+}
+
+/// Keeps what follows where it is: what two branches have in common, the compiler would else do before it branches, and tear
+/// apart the comparison and its jump, which are one operation where they stand side by side.
+#[inline(always)] // nothing
+pub(crate) fn keep_apart() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: it does nothing.
+    unsafe {
+        std::arch::asm!("", options(nostack, preserves_flags));
+    }
 }
 
 /// Asks for the memory at an address, which may be any at all, without waiting for it.

@@ -54,21 +54,46 @@ const STAGGER: usize = 32 * LINE;
 const LINE: usize = 64;
 
 /// One guarded stack. Not dropped, but given back ([`StackCache::give`]).
+///
+/// One word, since each start and each end moves it about: its base, which is aligned to a page, with the class in the
+/// lowest bits.
 #[derive(Debug)]
-pub(crate) struct Stack {
-    base: NonNull<u8>,
-    class: Class,
-}
+pub(crate) struct Stack(NonNull<u8>);
+
+/// Where the class is.
+const CLASS_BITS: usize = 0xff;
+const _: () = assert!(CLASSES <= CLASS_BITS);
 
 // SAFETY: a stack is memory that whoever has the `Stack` owns; no thread is special to it. (A stack
 // that something still runs on is not given away: see `Hub::retire`.)
 unsafe impl Send for Stack {}
 
 impl Stack {
+    fn new(base: NonNull<u8>, class: Class) -> Stack {
+        debug_assert_eq!(base.addr().get() & CLASS_BITS, 0);
+        Stack(base.map_addr(|address| address | usize::from(class.0)))
+    }
+
     /// The high end of the stack, aligned to a page.
     #[inline]
     pub(crate) fn base(&self) -> NonNull<u8> {
-        self.base
+        let base = self.0.as_ptr().map_addr(|address| address & !CLASS_BITS);
+        // SAFETY: `new` was given a base that is not null, and has set no other bits than these.
+        unsafe { NonNull::new_unchecked(base) }
+    }
+
+    #[inline]
+    fn class(&self) -> Class {
+        Class((self.0.addr().get() & CLASS_BITS) as u8)
+    }
+
+    /// Says whether it has just the size that is asked for.
+    #[inline]
+    pub(crate) fn has_size(&self, bytes: usize) -> bool {
+        match bytes {
+            DEFAULT_SIZE => self.class() == Class::DEFAULT,
+            _ => self.size() == bytes,
+        }
     }
 
     /// Where the first thing on the stack goes: at the base or up to [`STAGGER`] below, by the address.
@@ -78,15 +103,16 @@ impl Stack {
     /// of 1,000 bare switches takes 49 ns a hop, and 10 with it.
     #[inline]
     pub(crate) fn entry(&self) -> NonNull<u8> {
-        let line = (self.base.addr().get() >> 12) % (STAGGER / LINE);
+        let base = self.base();
+        let line = (base.addr().get() >> 12) % (STAGGER / LINE);
         // SAFETY: less than `STAGGER` below the base, which is inside the stack.
-        unsafe { self.base.byte_sub(line * LINE) }
+        unsafe { base.byte_sub(line * LINE) }
     }
 
     /// The usable size, without the guard page, in bytes.
     #[inline]
     pub(crate) fn size(&self) -> usize {
-        self.class.size()
+        self.class().size()
     }
 
     /// The lowest usable address.
@@ -97,8 +123,8 @@ impl Stack {
 
     /// The usable pages: where they start, and their length in bytes.
     pub(crate) fn pages(&self) -> (*mut u8, usize) {
-        let len = self.class.usable();
-        (self.base.as_ptr().wrapping_sub(len), len)
+        let len = self.class().usable();
+        (self.base().as_ptr().wrapping_sub(len), len)
     }
 }
 
@@ -107,11 +133,14 @@ impl Stack {
 struct Class(u8);
 
 impl Class {
+    /// The class of [`DEFAULT_SIZE`].
+    const DEFAULT: Class = Class((DEFAULT_SIZE / MIN_SIZE).trailing_zeros() as u8);
+
     /// The smallest class that holds `size` bytes.
     #[inline]
     fn holding(size: usize) -> Result<Class, StackError> {
         if size == DEFAULT_SIZE {
-            return Ok(Class((DEFAULT_SIZE / MIN_SIZE).trailing_zeros() as u8));
+            return Ok(Class::DEFAULT);
         }
         Class::holding_odd(size)
     }

@@ -132,7 +132,7 @@ impl StackCache {
     #[inline]
     pub(crate) fn give(&mut self, stack: Stack) -> bool {
         self.in_use.decrement();
-        let free = &mut self.free[stack.class.index()];
+        let free = &mut self.free[stack.class().index()];
         free.push(stack);
         if free.len() > CACHE_MAX {
             // Those that have been idle for longest.
@@ -196,7 +196,7 @@ impl StackCache {
 fn share(stacks: impl Iterator<Item = Stack>) {
     let mut stacks: Vec<Stack> = stacks.collect();
     let Some(first) = stacks.first() else { return };
-    let shared = &SHARED[first.class.index()];
+    let shared = &SHARED[first.class().index()];
     let room = idle_limit().saturating_sub(shared.lock().dirty.len());
     let mut surplus = stacks.split_off(room.min(stacks.len()));
     slab::discard(&mut surplus); // without the lock: it asks the kernel

@@ -246,10 +246,8 @@ impl Unguarded {
         self.start = self.start.wrapping_add(stride(self.class));
         self.count -= 1;
         valgrind::announce(self.start.wrapping_sub(self.class.usable()), self.start);
-        Stack {
-            base: NonNull::new(self.start).expect("a slab does not end at address 0"),
-            class: self.class,
-        }
+        let base = NonNull::new(self.start).expect("a slab does not end at address 0");
+        Stack::new(base, self.class)
     }
 }
 
@@ -475,13 +473,14 @@ pub(super) fn map(len: usize) -> io::Result<NonNull<u8>> {
 /// guards, stay.
 pub(super) fn discard(stacks: &mut [Stack]) {
     // Neighbours are given back by one call, which skips the guard between them.
-    stacks.sort_unstable_by_key(|stack| stack.base);
-    let neighbours =
-        |low: &Stack, high: &Stack| low.base.as_ptr().wrapping_add(stride(high.class)) == high.base.as_ptr();
+    stacks.sort_unstable_by_key(Stack::base);
+    let neighbours = |low: &Stack, high: &Stack| {
+        low.base().as_ptr().wrapping_add(stride(high.class())) == high.base().as_ptr()
+    };
     for run in stacks.chunk_by(neighbours) {
         let (lowest, highest) = (&run[0], &run[run.len() - 1]);
-        let start = lowest.base.as_ptr().wrapping_sub(lowest.class.usable());
-        let len = highest.base.addr().get() - start.addr();
+        let start = lowest.base().as_ptr().wrapping_sub(lowest.class().usable());
+        let len = highest.base().addr().get() - start.addr();
         // SAFETY: the ranges are those of the stacks, and of the guards and unused pages between them;
         // whoever calls has the stacks, so nothing there is in use. Guards of both kinds stay.
         unsafe {

@@ -12,7 +12,7 @@
 //!
 //!   base ─►├──────────────────┤      │ frame that switched │
 //!          │ 0                │      ├─────────────────────┤
-//!          │ address of start │◄─ seat.sp      │ x19       │
+//!          │ address of entry │◄─ seat.sp      │ x19       │
 //!          └──────────────────┘      │ x29                 │◄─ seat.sp
 //!                                    └─────────────────────┘
 //!
@@ -38,8 +38,8 @@ use std::ptr::NonNull;
 
 use crate::backend::{Entry, Note, Seat, Word};
 
-// The first code on a fresh stack. At entry: x0 and x1 hold the two words of the switch, x2 the seat, [sp] the
-// address of `start`, sp is aligned to 16.
+// The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
+// x0 and x1 hold the two words of the switch, x2 the seat. At its start, [sp] is the address of the entry, sp is aligned to 16.
 global_asm!(
     ".text",
     ".balign 16",
@@ -55,25 +55,18 @@ global_asm!(
     "mov x29, xzr",
     "mov x30, xzr",
     "blr x9",
-    // `start` does not return.
+    // The entry does not return.
     "brk #1",
     ".cfi_endproc",
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Calls the entry with the C calling convention, which fixes where its arguments are.
-unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word, own: *const Seat) -> ! {
-    // SAFETY: this is the first function on a fresh stack, reached once, by the trampoline.
-    unsafe { E::enter(own, word, data) }
-}
-
-/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `E::enter` on it.
+/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `entry` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
-    let start: unsafe extern "C" fn(*const (), Word, *const Seat) -> ! = start::<E>;
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -89,7 +82,7 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
     unsafe {
         let top = base.cast::<usize>().as_ptr();
         top.sub(1).write(0);
-        top.sub(2).write(start as usize);
+        top.sub(2).write(entry as usize);
         seat.sp.set(top.sub(2).cast());
     }
 }

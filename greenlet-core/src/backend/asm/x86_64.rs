@@ -14,7 +14,7 @@
 //!          │ 0 (ends a walk   │      ├─────────────────────┤
 //!          │ by frame pointer)│      │ rbp                 │
 //!          │ 0                │      │ rbx                 │◄─ seat.sp
-//!          │ address of start │◄─ seat.sp
+//!          │ address of entry │◄─ seat.sp
 //!          └──────────────────┘
 //!
 //!   seat.code: the trampoline        seat.code: label 2 of the switch that left
@@ -41,8 +41,8 @@ use std::ptr::NonNull;
 
 use crate::backend::{Entry, Note, Seat, Word};
 
-// The first code on a fresh stack. At entry: rdi and rsi hold the two words of the switch, rdx the seat, [rsp] the
-// address of `start`, rsp + 8 is aligned to 16.
+// The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
+// rdi and rsi hold the two words of the switch, rdx the seat. At its start, [rsp] is the address of the entry, rsp + 8 is aligned to 16.
 global_asm!(
     ".text",
     ".balign 16",
@@ -58,25 +58,18 @@ global_asm!(
     // For those who walk by frame pointers.
     "xor ebp, ebp",
     "call rax",
-    // `start` does not return.
+    // The entry does not return.
     "ud2",
     ".cfi_endproc",
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Calls the entry with the C calling convention, which fixes where its arguments are.
-unsafe extern "C" fn start<E: Entry>(word: *const (), data: Word, own: *const Seat) -> ! {
-    // SAFETY: this is the first function on a fresh stack, reached once, by the trampoline.
-    unsafe { E::enter(own, word, data) }
-}
-
-/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `E::enter` on it.
+/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `entry` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
-    let start: unsafe extern "C" fn(*const (), Word, *const Seat) -> ! = start::<E>;
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -92,7 +85,7 @@ pub(crate) unsafe fn init<E: Entry>(base: NonNull<u8>, seat: &Seat) {
         let top = base.cast::<usize>().as_ptr();
         top.sub(1).write(0);
         top.sub(2).write(0);
-        top.sub(3).write(start as usize);
+        top.sub(3).write(entry as usize);
         seat.sp.set(top.sub(3).cast());
     }
 }
