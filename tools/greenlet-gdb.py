@@ -19,6 +19,8 @@ of the thread, answers with those registers: so what gdb takes for the caller of
 import gdb
 import gdb.unwinder
 
+# The bits of `state::Standing`.
+STATE, MAIN = 0b11, 1 << 7
 STATES = ["pending", "active", "dead"]
 # No greenlet's backtrace is longer; one that is has lost its way.
 MOST_FRAMES = 256
@@ -101,10 +103,11 @@ class Greenlet:
         self.thread = thread
         self.node = int(node.address)
         self.id = int(node["id"])
-        self.is_main = bool(node["is_main"])
-        name = word(int(node["name"].address))
+        standing = word(int(node["standing"].address))
+        self.is_main = bool(standing & MAIN)
+        name = word(int(node["more"]["name"].address))
         self.name = text(word(name), word(name + 8)) if name else None
-        self.state = STATES[word(int(node["lifecycle"].address)) & 0xFF]
+        self.state = STATES[standing & STATE]
         seat, held = (int(node[field].address) for field in ("seat", "held"))
         # The one that runs has a resume point that means nothing.
         self.resume = 0 if self.node == current else word(seat) or word(held)
