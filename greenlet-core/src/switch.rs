@@ -86,10 +86,13 @@ unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
     let hub = Hub::get();
     // SAFETY: the contract.
     let node = unsafe { &*target };
-    if let Some(calls) = node.calls.get() {
-        let is_ordinary =
-            !hub.has_any_flag() && node.standing.is_just_pending() && node.parent.is_open_main();
-        if is_ordinary && carries.is_surely(calls.takes) {
+    // First where it goes on: all else is in another line of the cache, and in a crowd not a near one.
+    if !node.seat.sp.get().is_null() {
+        return has_way_in_crowd(hub, node);
+    }
+    let is_ordinary = !hub.has_any_flag() && node.standing.is_just_pending() && node.parent.is_open_main();
+    if let Some(calls) = node.calls.get().filter(|_| is_ordinary) {
+        if carries.is_surely(calls.takes) {
             if let Some(stack) = hub.default_stack_at_hand() {
                 // SAFETY: the contract.
                 unsafe { begin(target, calls, stack) };
@@ -98,26 +101,30 @@ unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
         }
     }
     // SAFETY: the contract.
-    unsafe { has_longer_way_to(target, carries) }
+    unsafe { has_way_into(target, carries) }
 }
 
-/// [`has_long_way_to`], whatever there is to look at.
+/// [`has_way_to`], where the target is suspended and its gate is open, or it is current, and the thread has flags.
+#[inline(never)] // as `has_long_way_to` needs nothing of the stack
+fn has_way_in_crowd(hub: &Hub, target: &Node) -> bool {
+    hub.is_free() && !hub.is_current(target) && has_way_to_suspended(hub, target)
+}
+
+/// [`has_way_to`], where the target is pending and not an ordinary one, or there is no way.
 ///
 /// # Safety
 ///
-/// - As for that.
-#[inline(never)] // as that needs nothing of the stack
-unsafe fn has_longer_way_to(target: *const Node, carries: Descriptor) -> bool {
+/// - As for [`has_way_to`].
+#[inline(never)] // as `has_long_way_to` needs nothing of the stack
+unsafe fn has_way_into(target: *const Node, carries: Descriptor) -> bool {
     let hub = Hub::get();
     // SAFETY: the contract. It is not dropped, so it need not be counted.
     let node = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
-    if !hub.is_free() || hub.is_current(&node) {
-        return false;
-    }
-    if has_way_to_suspended(hub, &node) {
-        return true;
-    }
-    let Some(calls) = node.calls.get().filter(|_| node.standing.is_pending()) else {
+    let Some(calls) = node
+        .calls
+        .get()
+        .filter(|_| hub.is_free() && node.standing.is_pending())
+    else {
         return false;
     };
     if !carries.is(calls.takes) || !node.has_open_gates() {
@@ -211,8 +218,8 @@ unsafe fn hand_over_otherwise<R: 'static>(
 
 /// As [`has_way_to`], for switches that are not on its fast path.
 fn has_way_aside(hub: &Hub, target: &Node) -> bool {
-    let may_switch = hub.is_free() && !hub.is_current(target) && !std::thread::panicking();
-    may_switch && has_way_to_suspended(hub, target)
+    let is_free = hub.is_free() && !hub.is_current(target) && !std::thread::panicking();
+    is_free && has_way_to_suspended(hub, target)
 }
 
 /// As [`hand_over`], and lets go of the handle on the way.
