@@ -32,8 +32,8 @@ use crate::tree::Node;
 /// How many switches ahead. What comes from memory takes as long as this many switches; more gained nothing.
 const DISTANCE: usize = 8;
 
-/// From how many stacks in use on. Fewer, with their records, stay in the second-level cache.
-const CROWD: usize = 512;
+/// From how many stacks in use on. Fewer, with their records, stay in the first-level cache.
+const CROWD: usize = 256;
 
 /// Who switched last, in turn.
 pub(crate) struct Ahead {

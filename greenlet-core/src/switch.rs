@@ -63,7 +63,7 @@ use crate::value::Value;
 #[inline(always)] // part of the fast path: two looks, which do not wait for each other
 unsafe fn has_way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> bool {
     // SAFETY: the contract.
-    let to = unsafe { (*target).resume_ahead() };
+    let to = unsafe { (*target).seat.sp.get() };
     if hub.slow.let_pass(to) {
         return !std::thread::panicking();
     }
@@ -619,11 +619,11 @@ unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
         count(node);
         &*node
     };
+    node.standing.begin();
     node.calls.set(None); // Y1: the entry uses the function up
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
     unsafe { backend::init(stack.entry(), calls.entry, &node.seat) };
     node.stack.set(Some(stack));
-    node.standing.begin();
 }
 
 /// Ends the current greenlet with a value.

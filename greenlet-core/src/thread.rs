@@ -403,7 +403,7 @@ impl Hub {
     #[inline]
     pub(crate) fn retire(&self, stack: Option<Stack>) {
         if let Some(previous) = self.retired.replace(stack) {
-            self.give_stack(previous);
+            give_stack_back(previous);
         }
     }
 
@@ -478,6 +478,13 @@ impl Hub {
     pub(crate) fn idle_but_counted(&self) -> usize {
         usize::from(!self.retired_base().is_null())
     }
+}
+
+/// Gives a stack back to the running thread. It looks the hub up itself: who calls it would keep the address of the hub for it,
+/// over all the switches of a greenlet.
+#[inline(never)]
+fn give_stack_back(stack: Stack) {
+    Hub::get().give_stack(stack);
 }
 
 /// Runs `look` with the node of the running greenlet, which is not counted for it.

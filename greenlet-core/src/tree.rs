@@ -16,7 +16,7 @@ use std::panic::Location;
 use std::rc::Rc;
 
 use crate::ahead::Soon;
-use crate::backend::{self, Seat};
+use crate::backend::Seat;
 use crate::body::{Calling, Calls};
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
@@ -201,12 +201,6 @@ impl Node {
             Some(name) => format!("greenlet '{name}'"),
             None => format!("greenlet {} made at {}", self.id, self.made_at),
         }
-    }
-
-    /// What `seat.sp` is, read in a way that the processor can foresee.
-    #[inline(always)] // part of the fast path
-    pub(crate) fn resume_ahead(&self) -> *mut u8 {
-        backend::off_frame_pointer(&self.seat.sp).get()
     }
 
     /// The greenlet has finished.

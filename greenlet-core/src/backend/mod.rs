@@ -102,36 +102,6 @@ pub(crate) type Word = MaybeUninit<*mut ()>;
 /// The backend alone calls it, once, as the first function on a fresh stack.
 pub(crate) type Entry = unsafe extern "C" fn(word: *const (), data: Word, own: *const Seat) -> !;
 
-/// The same reference, never in the register that is the frame pointer where there are any.
-///
-/// Current Intel processors fetch ahead what a load reads at regular distances, but not if its address is in
-/// the stack or frame pointer, which they take for a look at the stack. The frame pointer and one more are the
-/// registers that a loop of switches keeps its target in. A ring of 1,000 greenlets takes 5.8 ns a hop with
-/// this one move, and 13.4 without.
-#[inline(always)] // one move between registers, or nothing
-#[expect(
-    clippy::pointers_in_nomem_asm_block,
-    reason = "the pointer goes in and comes out, and nothing is read"
-)]
-pub(crate) fn off_frame_pointer<T>(place: &T) -> &T {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let mut place: *const T = place;
-        // SAFETY: it does nothing to the pointer but to name a register for it, which cannot be `rbp`.
-        unsafe {
-            std::arch::asm!(
-                "/* {0} */",
-                inlateout(reg) place,
-                // Not `pure`: the result would be kept over the switch, on the stack.
-                options(nomem, nostack, preserves_flags)
-            );
-            &*place
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    place
-}
-
 /// Keeps what follows where it is: what two branches have in common, the compiler would else do before it branches, and tear
 /// apart the comparison and its jump, which are one operation where they stand side by side.
 #[inline(always)] // nothing
