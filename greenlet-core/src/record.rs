@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   Records ── first ─► Block ◄──► Block ◄──► Block ◄──► Block ◄─ last
-//!                       with room: ─────────┘ full: ───────────┘
+//!           │           with room: ─────────┘ full: ───────────┘
+//!           └─ spare ─► a Record of one of them, which is used first
 //!
 //!   Block:  live │ free ─► Record ─► Record         the free ones, the last one given back first
 //!                │ Record │ Record │ Record │ ..    each: counts │ block │ node │ space    (192 bytes)
@@ -740,7 +741,7 @@ mod tests {
             for round in 0..20 {
                 let (most, grows) = (rng.usize(..400), round % 2 == 0);
                 for _ in 0..600 {
-                    match rng.u8(..10) {
+                    match rng.u8(..12) {
                         0..4 => handles.push(Greenlet::new(|(): ()| Ok(()))),
                         4..8 if !handles.is_empty() && (!grows || handles.len() > most) => {
                             drop(handles.swap_remove(rng.usize(..handles.len())));
@@ -749,6 +750,14 @@ mod tests {
                             weak.push(handles[rng.usize(..handles.len())].downgrade());
                         }
                         9 if !weak.is_empty() => drop(weak.swap_remove(rng.usize(..weak.len()))),
+                        // One that ends is done with by another way, and with a name by the first again.
+                        10.. if !handles.is_empty() => {
+                            let ends = &handles[rng.usize(..handles.len())];
+                            ends.switch::<()>(()).unwrap();
+                            if rng.bool() {
+                                ends.attach(std::rc::Rc::new(()));
+                            }
+                        }
                         _ => {}
                     }
                     check(records);
@@ -760,6 +769,75 @@ mod tests {
             let (blocks, in_use) = check(records);
             assert_eq!(in_use, 1); // main
             assert!(blocks <= 3, "{blocks}"); // its own, that of the spare record, and an empty one
+        });
+    }
+
+    #[test]
+    fn one_after_the_other_they_use_the_spare_record_unless_somebody_has_it() {
+        on_a_thread(|records| {
+            let run = || {
+                let greenlet = Greenlet::new(|(): ()| Ok(()));
+                greenlet.switch::<()>(()).unwrap();
+                greenlet
+            };
+            drop(run());
+            let spare = free_spare(records).unwrap();
+            for _ in 0..3 {
+                let one = run();
+                assert_eq!(free_spare(records), None);
+                assert!(ptr::eq(spare.cast(), one.node().record()));
+                let two = run();
+                assert_eq!(check(records).1, 3);
+                drop((one, two));
+                assert_eq!(check(records).1, 1);
+                assert_eq!(free_spare(records), Some(spare));
+            }
+            let weak = run().downgrade(); // the record is kept, so another one is spare
+            assert_eq!(free_spare(records), None);
+            drop(run());
+            assert_ne!(free_spare(records).unwrap(), spare);
+            assert!(weak.upgrade().is_none());
+            drop(weak);
+            assert_eq!(check(records).1, 1);
+        });
+    }
+
+    #[test]
+    fn what_one_had_that_few_have_the_next_in_its_record_has_not() {
+        on_a_thread(|records| {
+            let dropped = std::rc::Rc::new(());
+            let make = || {
+                let locals = crate::Locals::new();
+                let greenlet = Greenlet::builder()
+                    .name("one of few")
+                    .stack_size(16 << 10)
+                    .locals(locals)
+                    .build(|(): ()| Ok(()));
+                assert!(greenlet.attach(std::rc::Rc::clone(&dropped)));
+                greenlet
+            };
+            for started in [true, false] {
+                let one = make();
+                if started {
+                    one.switch::<()>(()).unwrap();
+                }
+                let place = one.node().record() as *const Record;
+                assert_eq!(std::rc::Rc::strong_count(&dropped), 2);
+                drop(one);
+                assert_eq!(std::rc::Rc::strong_count(&dropped), 1);
+                let next = Greenlet::new(|(): ()| Ok(()));
+                assert!(ptr::eq(place, next.node().record()), "the record is used again");
+                assert!(next.name().is_none() && next.locals().is_none());
+                assert!(next.attached::<()>().is_none());
+                assert_eq!(next.node().stack_size(), crate::stack::DEFAULT_SIZE);
+                next.switch::<()>(()).unwrap();
+                // Also where it gets these when it has ended.
+                next.set_locals(crate::Locals::new());
+                assert!(next.attach(std::rc::Rc::clone(&dropped)));
+                drop(next);
+                assert_eq!(std::rc::Rc::strong_count(&dropped), 1);
+                assert_eq!(check(records).1, 1);
+            }
         });
     }
 
