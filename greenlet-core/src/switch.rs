@@ -285,7 +285,7 @@ pub(crate) fn hand_over_to_child<T: 'static, R: 'static, W: Wish<R>>(
             Err(unsent) => unsent,
         }
     };
-    receive_apart(|place| receive_any::<R, W>(otherwise(unsent), place))
+    receive_as::<R, W>(otherwise(unsent))
 }
 
 /// Hands a value over from `child`, which runs, to its parent, without counting a handle of the parent: the
@@ -307,7 +307,7 @@ pub(crate) fn hand_over_to_parent<T: 'static, R: 'static>(
             Err(unsent) => unsent,
         }
     };
-    receive_apart(|place| receive_any::<R, Exactly>(transfer_to_parent(child, unsent, at), place))
+    receive(transfer_to_parent(child, unsent, at))
 }
 
 #[cold]

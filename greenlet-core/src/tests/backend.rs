@@ -27,7 +27,7 @@ type Body = Box<dyn FnOnce(&Coroutine)>;
 /// # Safety
 ///
 /// - Of an [`backend::Entry`]; and it is a coroutine that is resumed.
-unsafe extern "C" fn enter(word: *const (), data: Word, own: *const Seat) -> ! {
+unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const Seat) -> ! {
     asan::enter();
     assert_eq!(word.addr(), 1);
     // SAFETY: `resume` passes the coroutine, which outlives its run.
@@ -46,7 +46,7 @@ impl Coroutine {
         let stack = cache.fetch(size).unwrap();
         let inside = Seat::new();
         // SAFETY: the stack is fresh and ours.
-        unsafe { backend::init(stack.base(), enter, &inside) };
+        unsafe { backend::init(stack.base(), enter_coroutine, &inside) };
         Box::new(Coroutine {
             stack: Cell::new(Some(stack)),
             inside,
@@ -236,7 +236,7 @@ fn a_backtrace_ends_at_the_base() {
         for _ in 0..2 {
             let trace = backtrace_in_here();
             assert!(trace.contains("backtrace_in_here"), "{trace}");
-            assert!(trace.contains("backend::enter"), "{trace}");
+            assert!(trace.contains("enter_coroutine"), "{trace}");
             // It does not run on into who resumed.
             assert!(!trace.contains("who_resumes"), "{trace}");
             it.pause(0);
