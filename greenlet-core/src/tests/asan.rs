@@ -77,7 +77,7 @@ fn an_overrun_on_the_stack_of_a_greenlet_is_reported() {
     assert!(report.contains("writes_behind_an_array"), "{report}");
     // The variable, and the way to the greenlet's first frame, and not to who switched to it.
     assert!(report.contains("'array'"), "{report}");
-    assert!(report.contains("backend::"), "{report}");
+    assert!(report.contains("body::run"), "{report}");
 }
 
 #[test]
