@@ -627,25 +627,62 @@ unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
 }
 
 /// Ends the current greenlet with a value.
+///
+/// The ordinary end calls nothing, so whoever ends with it need not keep anything for it.
 #[inline(always)] // the call would be a quarter of it
 pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
     let hub = Hub::get();
-    let current = hub.current();
-    // SAFETY: T1.
-    let (node, has_handle) = unsafe { (&*current, count_of(current) > 1) };
-    if hub.is_free() && has_handle {
-        let parent = node.parent.as_ptr();
-        // SAFETY: L1.
-        if unsafe { parent.as_ref() }.is_some_and(|parent| !parent.seat.sp.get().is_null()) {
-            node.finish();
-            hub.retire(node.stack.take());
-            // SAFETY: `begin` gave it away; not the last one: `has_handle`.
-            unsafe { uncount(current) };
-            // SAFETY: just finished and retired; `parent` is suspended, so active, so alive (S1, S3).
-            unsafe { depart_for_good(parent, parcel) }
+    if !hub.has_any_flag() && !hub.has_retired_stack() {
+        if let Some(parent) = waiting_parent(hub) {
+            // SAFETY: just looked.
+            unsafe { finish_into(hub, parent, parcel, Hub::retire_first) }
         }
     }
-    finish(Content::Parcel(parcel))
+    finish_with_value_apart(parcel)
+}
+
+/// [`finish_with_value`], where there is more to do.
+#[inline(never)]
+fn finish_with_value_apart(parcel: Parcel) -> ! {
+    let hub = Hub::get();
+    match waiting_parent(hub).filter(|_| hub.is_free()) {
+        // SAFETY: just looked.
+        Some(parent) => unsafe { finish_into(hub, parent, parcel, Hub::retire) },
+        None => finish(Content::Parcel(parcel)),
+    }
+}
+
+/// The parent of the current greenlet, if it is suspended and its gate is open, and somebody has a handle of the current one.
+#[inline(always)] // as `finish_with_value`
+fn waiting_parent(hub: &Hub) -> Option<*const Node> {
+    // SAFETY: T1: a greenlet runs.
+    let (node, has_handle) = unsafe { (&*hub.current(), count_of(hub.current()) > 1) };
+    // SAFETY: L1.
+    let parent = unsafe { node.parent.as_ptr().as_ref() }?;
+    (has_handle && !parent.seat.sp.get().is_null()).then_some(ptr::from_ref(parent))
+}
+
+/// Ends the current greenlet with a value for its parent.
+///
+/// # Safety
+///
+/// - [`waiting_parent`] has just said that this is the one. The rules have nothing to say about it ([`Hub::is_free`]).
+#[inline(always)] // as `finish_with_value`
+unsafe fn finish_into(
+    hub: &Hub,
+    parent: *const Node,
+    parcel: Parcel,
+    retire: impl FnOnce(&Hub, Option<Stack>),
+) -> ! {
+    let current = hub.current();
+    // SAFETY: T1; `begin` gave the count away, and it is not the last one: somebody has a handle.
+    unsafe {
+        (*current).finish();
+        retire(hub, (*current).stack.take());
+        uncount(current);
+    }
+    // SAFETY: just finished and retired; the parent is suspended, so active, so alive (S1, S3).
+    unsafe { depart_for_good(parent, parcel) }
 }
 
 /// Ends the current greenlet: delivers to its nearest living ancestor what it leaves.

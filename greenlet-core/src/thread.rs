@@ -12,7 +12,7 @@
 //! - **T1** `current` is null before the hub is set up, and then points to a living node: to main,
 //!   which the hub counts, or to an active greenlet, which counts itself (see `switch::begin`) until it has
 //!   finished. Who arrives writes it, as the first thing; until then it points to who left, which has a count as well
-//!   (`switch::finish_with_value`, `switch::finish`). It is null again only when no node is left, so never while there is a
+//!   (`switch::finish_into`, `switch::finish`). It is null again only when no node is left, so never while there is a
 //!   handle.
 //! - **T2** A hub never moves and is never dropped: it is in a thread-local without a destructor, so it
 //!   can be used until the thread has gone, from other destructors too. What it owns is released by
@@ -459,6 +459,20 @@ impl Hub {
         let mut stacks = self.stacks.borrow_mut();
         ahead::adapt(self, stacks.in_use());
         stacks.fetch(size)
+    }
+
+    /// [`Hub::retire`], where no stack is retired.
+    #[inline(always)] // one store
+    pub(crate) fn retire_first(&self, stack: Option<Stack>) {
+        let before = self.retired.replace(stack);
+        debug_assert!(before.is_none());
+    }
+
+    /// Says whether a stack is retired, so that another one could not be without giving this one back.
+    #[inline(always)] // one comparison
+    pub(crate) fn has_retired_stack(&self) -> bool {
+        // SAFETY: T3: looked at, and let go of at once.
+        unsafe { &*self.retired.as_ptr() }.is_some()
     }
 
     /// The base of the stack that was retired last; null if there is none. Only to compare with.
