@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use anyhow::{Result, anyhow};
-use greenlet::{Greenlet, getcurrent, getparent, no_switch, stacks_in_use};
+use greenlet::{Greenlet, getcurrent, getparent, greenlets, no_switch, stacks_in_use};
 
 /// Counts the blocks that are allocated and not freed.
 struct Counting;
@@ -17,7 +17,12 @@ static BLOCKS: AtomicIsize = AtomicIsize::new(0);
 thread_local! {
     /// Allocated by this thread, less those freed by it.
     static OWN_BLOCKS: Cell<isize> = const { Cell::new(0) };
+    /// Whether the next block of [`Odd`]'s size ends all greenlets of the thread.
+    static IS_ENDING: Cell<bool> = const { Cell::new(false) };
 }
+
+/// What no other block is as large as.
+type Odd = [u64; 1237];
 
 fn count(change: isize) {
     BLOCKS.fetch_add(change, Ordering::Relaxed);
@@ -28,6 +33,9 @@ fn count(change: isize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1);
+        if layout.size() == size_of::<Odd>() && IS_ENDING.replace(false) {
+            greenlets().iter().for_each(Greenlet::end);
+        }
         // SAFETY: the caller's contract is that of `System`.
         unsafe { System.alloc(layout) }
     }
@@ -190,4 +198,25 @@ fn what_is_captured_is_there_once_in_the_record_or_in_a_box_until_the_start() {
     assert_eq!(blocks::<32>(), (0, 0));
     assert_eq!(blocks::<33>(), (1, 0));
     assert_eq!(blocks::<4096>(), (1, 0));
+}
+
+#[test]
+fn an_allocator_that_ends_all_greenlets_does_not_find_one_without_its_function() {
+    let _main = getcurrent();
+    let other = Greenlet::new(|(): ()| Ok(()));
+    // So that there is something in the next one's record that is no box.
+    let before = Greenlet::new({
+        let captured = [0x41_usize; 4];
+        move |(): ()| Ok(captured[0])
+    });
+    before.switch::<usize>(()).unwrap();
+    drop(before);
+    let (odd, captured): (Odd, _) = ([1; 1237], ());
+    IS_ENDING.set(true);
+    let greenlet = Greenlet::new(move |(): ()| {
+        let () = captured;
+        Ok(odd[7])
+    });
+    assert!(!IS_ENDING.get() && other.is_dead());
+    assert_eq!(greenlet.switch::<u64>(()).unwrap(), 1);
 }

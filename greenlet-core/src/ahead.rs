@@ -26,6 +26,7 @@ use std::cell::Cell;
 use std::ptr;
 
 use crate::backend;
+use crate::record::soon_of;
 use crate::thread::{Hub, slow};
 use crate::tree::Node;
 
@@ -82,23 +83,29 @@ impl Ahead {
 
 /// Notes that control goes to `target`, which is suspended at `to`, and fetches what it foretells. Does nothing
 /// where there is no crowd.
+///
+/// # Safety
+///
+/// - The target lives, and the pointer comes from its `NodeRef` (K3 in `record.rs`).
 #[inline]
-pub(crate) fn pass(hub: &Hub, target: &Node, to: *mut u8) {
+pub(crate) unsafe fn pass(hub: &Hub, target: *const Node, to: *mut u8) {
     if !hub.has_flag(slow::CROWDED) {
         return; // it has just ended
     }
     let turn = hub.ahead.turn.get();
     hub.ahead.turn.set(turn.wrapping_add(1));
     let place = &hub.ahead.recent[turn % DISTANCE];
-    // SAFETY: H1.
-    if let Some(before) = unsafe { place.get().as_ref() } {
-        before.soon.set(Soon {
-            record: (&raw const *target).cast(),
+    let before = place.replace(target);
+    if !before.is_null() {
+        let soon = Soon {
+            record: target.cast(),
             stack: to,
-        });
+        };
+        // SAFETY: H1; it was a target here.
+        unsafe { soon_of(before) }.set(soon);
     }
-    place.set(target);
-    let soon = target.soon.get();
+    // SAFETY: the contract.
+    let soon = unsafe { soon_of(target) }.get();
     backend::fetch(soon.record);
     backend::fetch(soon.stack);
 }
@@ -171,9 +178,10 @@ mod tests {
                 greenlet.switch::<()>(()).unwrap();
             }
             // Each switch to one is followed by one back to main.
-            let soon = crowd[10].node().soon.get();
+            // SAFETY: it has a handle.
+            let soon = unsafe { soon_of(crowd[10].node().as_ptr()) }.get();
             let later = crowd[10 + DISTANCE / 2].node();
-            assert!(ptr::eq(soon.record, (&raw const **later).cast()));
+            assert!(ptr::eq(soon.record, later.as_ptr().cast()));
             assert!(ptr::eq(soon.stack, later.seat.sp.get()));
         });
     }

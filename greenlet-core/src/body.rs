@@ -7,9 +7,11 @@
 //!
 //! # Invariants
 //!
-//! - **Y1** While `calls` is there, `space` holds a function of the type that it was made for, or a box of one. Whoever
-//!   takes `calls` out uses the function up, by way of the entry that it names, or drops it.
-//! - **Y2** A function is put in before anybody else knows the node, and before anything can unwind; and never another one.
+//! - **Y1** While a greenlet is pending, `calls` is there, and `space` holds a function of the type that it was made for, or a
+//!   box of one. Whoever makes it anything else than pending uses the function up, by way of the entry that `calls` names,
+//!   or drops it ([`clear`]).
+//! - **Y2** A function is put in before anybody else knows the node, with no foreign code in between (an allocator is such);
+//!   and never another one.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -23,7 +25,7 @@ use crate::entry;
 use crate::greenlet::Greenlet;
 use crate::record::{NodeRef, space_of};
 use crate::thread::Hub;
-use crate::transfer::Descriptor;
+use crate::transfer::{Descriptor, Parcel};
 use crate::tree::Node;
 
 /// What a function that is kept in the record may have captured, in words.
@@ -32,7 +34,7 @@ const WORDS: usize = 4;
 /// Where a node keeps its function until it is started.
 pub(crate) type Space = MaybeUninit<[usize; WORDS]>;
 
-/// What a node knows of its function; `None` when it has none, or has none any more.
+/// What a node knows of its function; `None` for main, which has none.
 pub(crate) type Calling = Cell<Option<&'static Calls>>;
 
 /// What can be done with a function, whatever its type.
@@ -100,11 +102,28 @@ where
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    // SAFETY: as in `run`.
-    let (node, first) = unsafe { entry::arrive(own, word, data) };
-    // SAFETY: as in `run`. A temporary: the box goes with this statement, for this function is never left.
-    let function = *unsafe { space_of(node).cast::<Box<F>>().read() };
-    entry::run::<A, R, F>(function, first)
+    /// In a frame of its own: it is as large as the function, and may overflow the stack. Then it is to be known whose that is.
+    ///
+    /// # Safety
+    ///
+    /// - Y1.
+    #[inline(never)]
+    unsafe fn run_unboxed<A, R, F>(node: *const Node, first: Parcel) -> !
+    where
+        A: 'static,
+        R: 'static,
+        F: FnOnce(A) -> Result<R> + 'static,
+    {
+        // SAFETY: the contract; it keeps itself, and lives. A temporary: the box goes with this statement, for this function
+        // is never left.
+        let function = *unsafe { space_of(node).cast::<Box<F>>().read() };
+        entry::run::<A, R, F>(function, first)
+    }
+    // SAFETY: the contract.
+    unsafe {
+        let (node, first) = entry::arrive(own, word, data);
+        run_unboxed::<A, R, F>(node, first)
+    }
 }
 
 /// Drops the function in `space`.
@@ -126,28 +145,45 @@ where
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    let is_boxed = size_of::<F>() > size_of::<Space>() || align_of::<F>() > align_of::<Space>();
-    let calls = if is_boxed {
-        const { &CallsOf::<A, R, F>::CALLS_BOXED }
+    if size_of::<F>() <= size_of::<Space>() && align_of::<F>() <= align_of::<Space>() {
+        // SAFETY: it fits.
+        unsafe { put(parent, made_at, const { &CallsOf::<A, R, F>::CALLS }, function) }
     } else {
-        const { &CallsOf::<A, R, F>::CALLS }
-    };
-    let node = Node::make_pending(Hub::get(), parent, made_at, calls);
-    // Written in its place: to copy it about right after it was written costs more than all else that there is to write.
-    // SAFETY: Y2: just made; it fits; the reference counts the node.
-    unsafe {
-        let space = space_of(node.as_ptr());
-        if is_boxed {
-            const { assert!(size_of::<Box<F>>() <= size_of::<Space>()) };
-            space.cast::<Box<F>>().write(Box::new(function));
-        } else {
-            space.cast::<F>().write(function);
+        const { assert!(size_of::<Box<F>>() <= size_of::<Space>()) };
+        // First, for an allocator is foreign code.
+        let function = Box::new(function);
+        // SAFETY: a box fits.
+        unsafe {
+            put(
+                parent,
+                made_at,
+                const { &CallsOf::<A, R, F>::CALLS_BOXED },
+                function,
+            )
         }
     }
+}
+
+/// Makes a pending node, and puts its function in its place: to copy it about right after it was written costs more than
+/// all else that there is to write.
+///
+/// # Safety
+///
+/// - An `F` fits into a [`Space`], and is what the calls are for.
+#[inline(always)] // so that it is written in its place
+unsafe fn put<F>(
+    parent: Greenlet,
+    made_at: &'static Location<'static>,
+    calls: &'static Calls,
+    function: F,
+) -> NodeRef {
+    let node = Node::make_pending(Hub::get(), parent, made_at, calls);
+    // SAFETY: Y2: just made, and nothing has run since; the contract; the reference counts the node.
+    unsafe { space_of(node.as_ptr()).cast::<F>().write(function) };
     node
 }
 
-/// Drops the function of a node, if it has one.
+/// Drops the function of a node that is pending, or was until now.
 #[inline]
 pub(crate) fn clear(node: &NodeRef) {
     if let Some(drop) = node.calls.take().and_then(|calls| calls.drop) {

@@ -26,7 +26,10 @@ use crate::tree::Node;
 use crate::unwind;
 
 /// Runs the function of the current greenlet, and ends it with the outcome.
-#[inline(always)] // it is all that its caller does
+// In its caller, where an overflow of the first frame is told by the stack pointer; else it has to be known before whose
+// stack that is (see `overflow.rs`).
+#[cfg_attr(target_os = "linux", inline(always))]
+#[cfg_attr(not(target_os = "linux"), inline(never))]
 pub(crate) fn run<A, R, F>(function: F, first: Parcel) -> !
 where
     A: 'static,

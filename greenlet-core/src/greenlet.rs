@@ -19,7 +19,7 @@ use crate::error::ParentError;
 use crate::exit::{GreenletExit, reason};
 use crate::record::{NodeRef, WeakNodeRef};
 use crate::state::State;
-use crate::switch::{self, Exactly, Manners, OrAnother};
+use crate::switch::{self, Exactly, Manners, OrAnother, Waiting};
 use crate::thread::{self, Debt, Hub};
 use crate::transfer::{Content, Control, Message, Parcel};
 use crate::tree::Node;
@@ -439,15 +439,16 @@ impl Greenlet {
     #[cold]
     #[inline(never)]
     fn step_otherwise(&self, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+        let waiting = Waiting::new(Content::Parcel(parcel));
         let current = thread::current_greenlet();
         if self.node.parent_greenlet().as_ref() != Some(&current) {
+            // CAUTION: runs foreign code, which may unwind: it may be the end of the old parent.
             if let Err(error) = self.set_parent(&current) {
-                drop(parcel.take_value());
                 return Control::local(Message::Error(error.into()));
             }
         }
         drop(current); // not held over the switch
-        switch::transfer(&self.node, Content::Parcel(parcel), at, Manners::Polite)
+        switch::transfer(&self.node, waiting.over(), at, Manners::Polite)
     }
 
     /// Switches from the running greenlet to the parent of this one with a value, and returns what is

@@ -10,8 +10,8 @@
 //!           └─ spare ─► a Record of one of them, which is used first
 //!
 //!   Block:  live │ free ─► Record ─► Record         the free ones, the last one given back first
-//!                │ Record │ Record │ Record │ ..    each: counts │ block │ node │ space    (192 bytes)
-//!                                                                        ▲
+//!                │ Record │ Record │ Record │ ..    each: counts │ block │ soon │ node │ space    (192 bytes)
+//!                                                                               ▲
 //!                                              NodeRef, WeakNodeRef, Hub::current
 //! ```
 //!
@@ -38,6 +38,7 @@ use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::ahead::Soon;
 use crate::body::{self, Space};
 use crate::thread::Hub;
 use crate::tree::Node;
@@ -51,6 +52,8 @@ struct Record {
     strong: Cell<u32>,
     weak: Cell<u32>,
     block: *const Block,
+    /// Whose memory to fetch when the greenlet is switched to. That of the last greenlet here may be left (H2 in `ahead.rs`).
+    soon: Cell<Soon>,
     content: Content,
     /// Not a part of the node, for what is not initialised is copied all the same where a node is made.
     space: UnsafeCell<Space>,
@@ -363,6 +366,7 @@ impl Block {
                 (&raw mut (*record).strong).write(Cell::new(0));
                 (&raw mut (*record).weak).write(Cell::new(0));
                 (&raw mut (*record).block).write(block);
+                (&raw mut (*record).soon).write(Cell::new(Soon::NOBODY));
                 (&raw mut (*record).content).write(Content { next });
                 next = record;
             }
@@ -459,6 +463,17 @@ impl NodeRef {
         let borrowed = ManuallyDrop::new(unsafe { NodeRef::from_counted(node) });
         NodeRef::clone(&borrowed)
     }
+}
+
+/// What a node remembers for `ahead.rs`.
+///
+/// # Safety
+///
+/// - The record of the node is not free, and the pointer comes from [`NodeRef::as_ptr`] (K3).
+#[inline]
+pub(crate) unsafe fn soon_of<'a>(node: *const Node) -> &'a Cell<Soon> {
+    // SAFETY: the contract; K2.
+    unsafe { &(*record_of(node)).soon }
 }
 
 /// Where a node keeps the function that it has not called yet.
@@ -588,7 +603,7 @@ unsafe fn drop_node_with_more(node: NonNull<Node>) {
     // SAFETY: K1: nobody else can get at the node: no reference is left, and none can be made.
     // CAUTION: runs foreign code, twice.
     unsafe {
-        if node.as_ref().calls.get().is_some() {
+        if node.as_ref().standing.is_pending() {
             drop_unstarted(node);
         }
         node.drop_in_place();

@@ -88,7 +88,8 @@ unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
     let node = unsafe { &*target };
     // First where it goes on: all else is in another line of the cache, and in a crowd not a near one.
     if !node.seat.sp.get().is_null() {
-        return has_way_in_crowd(hub, node);
+        // SAFETY: the contract.
+        return unsafe { has_way_in_crowd(hub, target) };
     }
     let is_ordinary = !hub.has_any_flag() && node.standing.is_just_pending() && node.parent.is_open_main();
     if let Some(calls) = node.calls.get().filter(|_| is_ordinary) {
@@ -105,9 +106,14 @@ unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
 }
 
 /// [`has_way_to`], where the target is suspended and its gate is open, or it is current, and the thread has flags.
+///
+/// # Safety
+///
+/// - As for [`has_way_to`].
 #[inline(never)] // as `has_long_way_to` needs nothing of the stack
-fn has_way_in_crowd(hub: &Hub, target: &Node) -> bool {
-    hub.is_free() && !hub.is_current(target) && has_way_to_suspended(hub, target)
+unsafe fn has_way_in_crowd(hub: &Hub, target: *const Node) -> bool {
+    // SAFETY: the contract.
+    hub.is_free() && hub.current() != target && unsafe { has_way_to_suspended(hub, target) }
 }
 
 /// [`has_way_to`], where the target is pending and not an ordinary one, or there is no way.
@@ -140,13 +146,19 @@ unsafe fn has_way_into(target: *const Node, carries: Descriptor) -> bool {
 
 /// Says whether `target`, which is not current, is suspended, its gate open. The rules have
 /// nothing to say about a switch there ([`Hub::is_free`]). Looks ahead in a crowd.
+///
+/// # Safety
+///
+/// - As for [`has_way_to`].
 #[inline]
-fn has_way_to_suspended(hub: &Hub, target: &Node) -> bool {
-    let to = target.seat.sp.get();
+unsafe fn has_way_to_suspended(hub: &Hub, target: *const Node) -> bool {
+    // SAFETY: the contract.
+    let to = unsafe { (*target).seat.sp.get() };
     if to.is_null() {
         return false;
     }
-    ahead::pass(hub, target, to);
+    // SAFETY: the contract.
+    unsafe { ahead::pass(hub, target, to) };
     true
 }
 
@@ -217,9 +229,10 @@ unsafe fn hand_over_otherwise<R: 'static>(
 }
 
 /// As [`has_way_to`], for switches that are not on its fast path.
-fn has_way_aside(hub: &Hub, target: &Node) -> bool {
+fn has_way_aside(hub: &Hub, target: &NodeRef) -> bool {
     let is_free = hub.is_free() && !hub.is_current(target) && !std::thread::panicking();
-    is_free && has_way_to_suspended(hub, target)
+    // SAFETY: the reference counts it.
+    is_free && unsafe { has_way_to_suspended(hub, target.as_ptr()) }
 }
 
 /// As [`hand_over`], and lets go of the handle on the way.
@@ -228,7 +241,7 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     if !has_way_aside(hub, target.node()) {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
-        return transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
+        return transfer_with(target, Content::Parcel(parcel), at);
     }
     let origin = hub.current();
     let place = target.node().as_ptr();
@@ -316,7 +329,7 @@ fn transfer_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'stati
     match child.parent_greenlet() {
         // The handle goes on living over the switch, on the stack of who leaves: no longer than the
         // link of `child` keeps the parent anyway, unless the child gets another one meanwhile.
-        Some(parent) => transfer(parent.node(), Content::Parcel(parcel), at, Manners::Polite),
+        Some(parent) => transfer_with(parent, Content::Parcel(parcel), at),
         None => {
             drop(parcel.take_value());
             Control::local(Message::Error(ParentError::main().into()))
@@ -404,7 +417,7 @@ pub(crate) fn transfer(
     }
     let content = if manners == Manners::Polite {
         // Before anything is staged, so that what these run cannot get between (rule XD-5).
-        let waiting = Waiting(Some(content));
+        let waiting = Waiting::new(content);
         if hub.has_flag(slow::ERRAND) {
             errand::run(hub);
         }
@@ -455,6 +468,23 @@ pub(crate) fn transfer(
     send(hub, living, content, at)
 }
 
+/// [`transfer`] by a handle that is let go of when control is back.
+///
+/// That may run foreign code: the handle may be the last one of a greenlet, and the end of that can even use the stack that
+/// what arrived still stands on. So that is taken first (S4).
+fn transfer_with(handle: Greenlet, content: Content, at: &'static Location<'static>) -> Parcel {
+    let back = transfer(handle.node(), content, at, Manners::Polite);
+    if handle.node().count() > COUNT_OF_LAST_HANDLE {
+        return back; // there are others, so the end of this one is nothing
+    }
+    let message = open(back);
+    // Should it unwind, the message goes as well.
+    let waiting = Waiting::new(Content::Message(message));
+    // CAUTION: runs foreign code.
+    drop(handle);
+    Control::local(waiting.over().into_message())
+}
+
 /// Throws an error at `target`.
 #[inline(always)] // a return after a switch is one that the processor does not predict
 pub(crate) fn throw_at(
@@ -473,11 +503,15 @@ pub(crate) fn throw_at(
     unsafe { depart(hub, hub.current(), target.as_ptr(), parcel, at) }
 }
 
-/// What is to be sent, while foreign code runs: should that unwind, it is dropped.
-struct Waiting(Option<Content>);
+/// What is to be sent, or has arrived, while foreign code runs: should that unwind, it is dropped.
+pub(crate) struct Waiting(Option<Content>);
 
 impl Waiting {
-    fn over(mut self) -> Content {
+    pub(crate) fn new(content: Content) -> Waiting {
+        Waiting(Some(content))
+    }
+
+    pub(crate) fn over(mut self) -> Content {
         self.0.take().expect("it is taken once")
     }
 }
@@ -620,8 +654,7 @@ unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
         &*node
     };
     node.standing.begin();
-    node.calls.set(None); // Y1: the entry uses the function up
-    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours.
+    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours. Y1: the entry uses the function up.
     unsafe { backend::init(stack.entry(), calls.entry, &node.seat) };
     node.stack.set(Some(stack));
 }

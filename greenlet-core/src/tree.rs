@@ -15,7 +15,6 @@ use std::cell::{Cell, OnceCell};
 use std::panic::Location;
 use std::rc::Rc;
 
-use crate::ahead::Soon;
 use crate::backend::Seat;
 use crate::body::{Calling, Calls};
 use crate::end::COUNT_OF_LAST_HANDLE;
@@ -37,8 +36,6 @@ pub(crate) struct Node {
     pub(crate) seat: Seat,
     /// `None` for main alone (and for what is being destroyed).
     pub(crate) parent: Link,
-    /// Whose memory to fetch when the greenlet is switched to.
-    pub(crate) soon: Cell<Soon>,
     pub(crate) standing: Standing,
     /// From start to finish. `None` for main, which runs on the thread's own stack.
     pub(crate) stack: Cell<Option<Stack>>,
@@ -47,7 +44,7 @@ pub(crate) struct Node {
     more: More,
     pub(crate) id: u64,
     pub(crate) made_at: &'static Location<'static>,
-    /// The function, until the start.
+    /// What there is to know of the function. It means nothing once the greenlet is not pending any more (Y1).
     pub(crate) calls: Calling,
 }
 
@@ -127,7 +124,6 @@ impl Node {
         Node {
             seat: Seat::new(),
             parent: Link::new(parent),
-            soon: Cell::new(Soon::NOBODY),
             standing,
             stack: Cell::new(None),
             held: Cell::new(std::ptr::null_mut()),
@@ -217,7 +213,7 @@ impl Node {
         if !self.standing.is_just_dead() {
             return false;
         }
-        debug_assert!(self.stack.take().is_none() && self.calls.take().is_none());
+        debug_assert!(self.stack.take().is_none());
         self.parent.is_uncounted()
     }
 

@@ -7,7 +7,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use greenlet::{Greenlet, WeakGreenlet, await_, getmain, greenlet_spawn, try_await_};
+use greenlet::{
+    Greenlet, Tracer, WeakGreenlet, await_, getcurrent, getmain, greenlet_spawn, settrace, try_await_,
+};
 
 use crate::support::{Drops, NoLeaks, Witness, on_drop, up};
 
@@ -225,5 +227,108 @@ fn a_value_is_dropped_where_the_debts_before_its_switch_unwind() {
     assert!(unwound.is_err());
     let sent = catch_unwind(AssertUnwindSafe(|| target.switch::<()>(big)));
     assert!(sent.is_err(), "the debt was to panic");
+    assert_eq!(drops.count(), 1);
+}
+
+const TEXT: &str = "what arrives, and is longer than a word";
+
+/// Writes all over the stack that it runs on, and over the one that was retired last.
+fn uses_stacks() {
+    #[inline(never)]
+    fn writes_all_over() {
+        std::hint::black_box(&mut [0x41_u8; 64 << 10]);
+    }
+    writes_all_over();
+    let other = Greenlet::new(|(): ()| {
+        writes_all_over();
+        Ok(())
+    });
+    other.switch::<()>(()).unwrap();
+}
+
+#[test]
+fn what_arrives_is_taken_before_the_last_handle_of_its_sender_goes() {
+    let _leaks = NoLeaks::watch();
+    let suspended = Greenlet::new(|(): ()| {
+        let _ = up::<()>(String::from(TEXT));
+        uses_stacks();
+        Ok(())
+    });
+    assert_eq!(suspended.switch_owned::<String>(()).unwrap(), TEXT);
+}
+
+#[test]
+fn what_arrives_is_taken_before_what_is_attached_to_its_sender_goes() {
+    struct Attached;
+
+    impl Drop for Attached {
+        fn drop(&mut self) {
+            uses_stacks();
+        }
+    }
+
+    let _leaks = NoLeaks::watch();
+    let ended = Greenlet::new(|(): ()| Ok(String::from(TEXT)));
+    ended.attach(Rc::new(Attached));
+    assert_eq!(ended.switch_owned::<String>(()).unwrap(), TEXT);
+
+    let ended = Greenlet::new(|(): ()| Ok(String::from(TEXT)));
+    ended.attach(Rc::new(Attached));
+    let place = RefCell::new(Some(ended));
+    let at = std::panic::Location::caller();
+    let emptied = Greenlet::switch_in::<String>(&place, (), at);
+    assert_eq!(emptied.unwrap().unwrap(), TEXT);
+}
+
+#[test]
+fn what_arrives_is_taken_before_the_last_handle_of_an_old_parent_goes() {
+    /// From a few calls deeper, so that the text stands where others write afterwards.
+    #[inline(never)]
+    fn sends_text(to: &Greenlet, calls: usize) -> anyhow::Result<()> {
+        match std::hint::black_box(calls) {
+            0 => to.switch(String::from(TEXT)),
+            calls => std::hint::black_box(sends_text(to, calls - 1)),
+        }
+    }
+
+    let _leaks = NoLeaks::watch();
+    let child: Later<Greenlet> = later();
+    let known = child.clone();
+    let parent = Greenlet::new(move |(): ()| {
+        settrace(None);
+        let child = known.take().unwrap();
+        child.set_parent(&getmain())?; // from now on, only the switch that `child` is in has a handle of this one
+        let _ = sends_text(&child, 8);
+        drop(child);
+        uses_stacks();
+        Ok(())
+    });
+    let asking = Greenlet::builder()
+        .parent(&parent)
+        .build(|(): ()| Ok(getcurrent().switch_to_parent::<String>(())? == TEXT));
+    drop(parent);
+    *child.borrow_mut() = Some(asking.clone());
+    settrace(Some(Tracer::new(|_| Ok(())))); // so that no switch takes the fast path
+    let outcome = asking.switch::<bool>(());
+    settrace(None);
+    assert!(outcome.unwrap());
+}
+
+#[test]
+fn a_step_that_unwinds_with_the_old_parent_drops_its_value() {
+    let _leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let bomb = on_drop(|| panic!("in the old parent"));
+    let parent = Greenlet::new(move |(): ()| {
+        let _bomb = bomb;
+        Ok(())
+    });
+    let child = Greenlet::builder()
+        .parent(&parent)
+        .build(|(_, _): (Witness, [u64; 8])| Ok(()));
+    drop(parent);
+    let value = (drops.witness(), [0_u64; 8]);
+    let unwound = catch_unwind(AssertUnwindSafe(|| child.step::<()>(value)));
+    assert!(unwound.is_err());
     assert_eq!(drops.count(), 1);
 }
