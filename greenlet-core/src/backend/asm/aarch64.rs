@@ -11,7 +11,7 @@
 //!   fresh (made by init)             suspended (left by switch)
 //!
 //!   base ─►├──────────────────┤      │ frame that switched │
-//!          │ 0                │      ├─────────────────────┤
+//!          │ not written      │      ├─────────────────────┤
 //!          │ address of entry │◄─ seat.sp      │ x19       │
 //!          └──────────────────┘      │ x29                 │◄─ seat.sp
 //!                                    └─────────────────────┘
@@ -81,7 +81,6 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
     // SAFETY: the two words below `base` are inside the stack, by the contract of this function.
     unsafe {
         let top = base.cast::<usize>().as_ptr();
-        top.sub(1).write(0);
         top.sub(2).write(entry as usize);
         seat.sp.set(top.sub(2).cast());
     }

@@ -11,11 +11,10 @@
 //!   fresh (made by init)             suspended (left by switch)
 //!
 //!   base ─►├──────────────────┤      │ frame that switched │
-//!          │ 0 (ends a walk   │      ├─────────────────────┤
-//!          │ by frame pointer)│      │ rbp                 │
-//!          │ 0                │      │ rbx                 │◄─ seat.sp
-//!          │ address of entry │◄─ seat.sp
-//!          └──────────────────┘
+//!          │ not written      │      ├─────────────────────┤
+//!          │ not written      │      │ rbp                 │
+//!          │ address of entry │◄─ seat.sp      │ rbx       │◄─ seat.sp
+//!          └──────────────────┘      └─────────────────────┘
 //!
 //!   seat.code: the trampoline        seat.code: label 2 of the switch that left
 //!
@@ -80,11 +79,10 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
         );
     }
     seat.code.set(trampoline);
-    // SAFETY: the three words below `base` are inside the stack, by the contract of this function.
+    // SAFETY: the three words below `base` are inside the stack, by the contract of this function. Two of them only keep
+    // the alignment.
     unsafe {
         let top = base.cast::<usize>().as_ptr();
-        top.sub(1).write(0);
-        top.sub(2).write(0);
         top.sub(3).write(entry as usize);
         seat.sp.set(top.sub(3).cast());
     }
