@@ -14,6 +14,7 @@ use anyhow::Error;
 use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
+use crate::receive;
 use crate::record::NodeRef;
 use crate::report::{self, Unraisable};
 use crate::state::Kept;
@@ -99,7 +100,7 @@ fn stage(greenlet: &Greenlet, deliver: impl FnOnce(&'static Location<'static>) -
     let _meanwhile = ParentMeanwhile::new(greenlet.node());
     gate::forget(Hub::get(), greenlet.node());
     let back = deliver(Location::caller());
-    switch::open_unless_exit(back).is_some_and(|message| dispose(greenlet, message))
+    receive::open_unless_exit(back).is_some_and(|message| dispose(greenlet, message))
 }
 
 /// What comes back has nowhere to go (rules DE-5, DE-6, DE-19). Says whether it was the second stage of the end of the

@@ -19,6 +19,7 @@ use anyhow::Result;
 
 use crate::asan;
 use crate::backend::{Seat, Word};
+use crate::receive;
 use crate::switch;
 use crate::thread::Hub;
 use crate::transfer::{Content, Parcel};
@@ -40,7 +41,7 @@ where
     // (rules ST-7, RN-9). An error instead of a value drops it unrun (TH-7).
     // Unwind safety: a panic goes on in the parent, so nobody looks at broken state without knowing.
     let outcome = catch_unwind(AssertUnwindSafe(move || {
-        let first = switch::receive::<A>(first)?;
+        let first = receive::receive::<A>(first)?;
         function(first)
     }));
     match outcome {

@@ -17,9 +17,10 @@ use crate::builder::Builder;
 use crate::end::{self, COUNT_OF_LAST_HANDLE};
 use crate::error::ParentError;
 use crate::exit::{GreenletExit, reason};
+use crate::receive::{self, Exactly, OrAnother};
 use crate::record::{NodeRef, WeakNodeRef};
 use crate::state::State;
-use crate::switch::{self, Exactly, Manners, OrAnother, Waiting};
+use crate::switch::{self, Manners, Waiting};
 use crate::thread::{self, Debt, Hub};
 use crate::transfer::{Content, Control, Message, Parcel};
 use crate::tree::Node;
@@ -162,7 +163,7 @@ impl Greenlet {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         let parcel = Parcel::new(&mut value);
-        switch::receive(switch::hand_over_owned(self, parcel, at))
+        receive::receive(switch::hand_over_owned(self, parcel, at))
     }
 
     /// Switches to the greenlet whose handle is in `place`, as [`switch`](Greenlet::switch) does; no handle
@@ -200,7 +201,9 @@ impl Greenlet {
         let mut value = ManuallyDrop::new(value);
         match switch::hand_over_in(place, &mut value, at) {
             Ok(received) => Ok(received),
-            Err(unsent) => Ok(switch::receive(Greenlet::switch_in_otherwise(place, unsent, at)?)),
+            Err(unsent) => Ok(receive::receive(Greenlet::switch_in_otherwise(
+                place, unsent, at,
+            )?)),
         }
     }
 
@@ -253,7 +256,7 @@ impl Greenlet {
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
         let at = Location::caller();
-        switch::receive(switch::throw_at(&self.node, error.into(), at, Manners::Polite))
+        receive::receive(switch::throw_at(&self.node, error.into(), at, Manners::Polite))
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.

@@ -58,6 +58,7 @@ mod link;
 mod local;
 mod overflow;
 mod probe;
+mod receive;
 mod record;
 mod report;
 mod section;

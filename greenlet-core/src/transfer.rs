@@ -19,7 +19,7 @@
 //!   the word ([`goes_in_word`]), and else points to one. The value is initialised, and its owner
 //!   will not touch or drop it: the parcel owns the value.
 //! - **P2** A parcel is used up exactly once, by [`Parcel::take`], [`Parcel::take_boxed`] or by being
-//!   sent on, and before anything else may run on the stack that it points into. (`switch.rs` keeps it:
+//!   sent on, and before anything else may run on the stack that it points into. (`receive.rs` keeps it:
 //!   who arrives takes the parcel before it calls foreign code.)
 //! - **P3** Descriptors at the same address describe the same type: a descriptor is a function that returns one
 //!   `TypeId` only. The converse does not hold (each code generation unit may have a copy), so unequal addresses prove
