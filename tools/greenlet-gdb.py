@@ -22,6 +22,8 @@ import gdb.unwinder
 # The bits of `state::Standing`.
 STATE, MAIN = 0b11, 1 << 7
 STATES = ["pending", "active", "dead"]
+# The first frames of a greenlet are the library's own. Without debug information in full, only the second shows.
+OWN_FRAMES = ["greenlet_core::entry::", "greenlet_core::body::"]
 # No greenlet's backtrace is longer; one that is has lost its way.
 MOST_FRAMES = 256
 
@@ -268,7 +270,7 @@ def print_backtrace(greenlet):
             if frame is None or not frame.is_valid():
                 break
             name = frame.name()
-            if name is None or "greenlet_core::entry::" in name:
+            if name is None or any(own in name for own in OWN_FRAMES):
                 break
             place = frame.find_sal()
             where = " at %s:%d" % (place.symtab.filename, place.line) if place.symtab else ""

@@ -182,13 +182,18 @@ fn without_ours(backtrace: &str) -> String {
         }
     }
     let is_ours = |frame: &String| OURS.iter().any(|name| frame.contains(name));
-    // A greenlet's first frames are those of `entry.rs`; main's are those of its thread.
-    let end = frames
+    // A greenlet's first frames are those of the core's `body.rs` and `entry.rs`, of which the latter may not be seen; main's are
+    // those of its thread.
+    let is_first = |frame: &String| {
+        [
+            "greenlet_core::entry::",
+            "greenlet_core::body::",
+            "__rust_begin_short_backtrace",
+        ]
         .iter()
-        .position(|frame| {
-            frame.contains("greenlet_core::entry::") || frame.contains("__rust_begin_short_backtrace")
-        })
-        .unwrap_or(frames.len());
+        .any(|name| frame.contains(name))
+    };
+    let end = frames.iter().position(is_first).unwrap_or(frames.len());
     // Of the current greenlet, also all that took the backtrace.
     let looks = frames
         .iter()
