@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use anyhow::{Result, anyhow};
-use greenlet::{Greenlet, getcurrent, getparent, greenlets, no_switch, stacks_in_use};
+use greenlet::{Greenlet, Locals, getcurrent, getparent, greenlets, no_switch, stacks_in_use};
 
 /// Counts the blocks that are allocated and not freed.
 struct Counting;
@@ -219,4 +219,62 @@ fn an_allocator_that_ends_all_greenlets_does_not_find_one_without_its_function()
     });
     assert!(!IS_ENDING.get() && other.is_dead());
     assert_eq!(greenlet.switch::<u64>(()).unwrap(), 1);
+}
+
+#[test]
+fn what_few_greenlets_have_goes_with_them_each_for_itself() {
+    let run = |greenlet: Greenlet| {
+        greenlet.switch::<()>(()).unwrap();
+        greenlet
+    };
+    let ends = |(): ()| Ok(());
+    let named = || drop(run(Greenlet::builder().name("one of few").build(ends)));
+    assert_eq!(left_after(100, named), 0);
+    let local = || drop(run(Greenlet::builder().locals(Locals::new()).build(ends)));
+    assert_eq!(left_after(100, local), 0);
+    let attached = || {
+        let greenlet = Greenlet::new(ends);
+        greenlet.attach(Rc::new(0));
+        drop(run(greenlet));
+    };
+    assert_eq!(left_after(100, attached), 0);
+    let when_dead = || {
+        let greenlet = run(Greenlet::new(ends));
+        greenlet.set_locals(Locals::new());
+    };
+    assert_eq!(left_after(100, when_dead), 0);
+    let attached_when_dead = || {
+        let greenlet = run(Greenlet::new(ends));
+        greenlet.attach(Rc::new(0));
+    };
+    assert_eq!(left_after(100, attached_when_dead), 0);
+}
+
+#[test]
+fn greenlets_of_a_late_destructor_leave_nothing() {
+    struct Late;
+
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let before = OWN_BLOCKS.get();
+            for _ in 0..3 {
+                drop(Greenlet::new(|(): ()| Ok(())));
+            }
+            LEFT.store(OWN_BLOCKS.get() - before, Ordering::Relaxed);
+        }
+    }
+
+    thread_local! {
+        static LATE: Late = const { Late };
+    }
+
+    /// What the destructor has left; something else before it has run.
+    static LEFT: AtomicIsize = AtomicIsize::new(-1000);
+    let ends = std::thread::spawn(|| {
+        LATE.with(|_| ()); // before the first greenlet: it is destroyed after what the thread keeps for them
+        let greenlet = Greenlet::new(|(): ()| Ok(()));
+        greenlet.switch::<()>(()).unwrap();
+    });
+    ends.join().unwrap();
+    assert_eq!(LEFT.load(Ordering::Relaxed), 0);
 }

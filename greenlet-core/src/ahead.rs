@@ -187,6 +187,34 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_noted_who_has_ended_and_whose_record_is_spare() {
+        on_a_thread(|| {
+            let end = |greenlet: Greenlet| {
+                let node: *const Node = greenlet.node().as_ptr();
+                assert!(Hub::get().ahead.recent.iter().any(|recent| recent.get() == node));
+                greenlet.switch::<()>(()).unwrap();
+                assert!(greenlet.is_dead());
+                drop(greenlet);
+                assert!(Hub::get().ahead.recent.iter().all(|recent| recent.get() != node));
+            };
+            let ends = || {
+                let greenlet = Greenlet::new(|(): ()| {
+                    getparent().unwrap().switch::<()>(())?;
+                    getparent().unwrap().switch::<()>(())
+                });
+                greenlet.switch::<()>(()).unwrap();
+                greenlet
+            };
+            drop(Greenlet::new(|(): ()| Ok(()))); // its record is spare from now on, so the next one's
+            let in_spare = ends();
+            let _crowd: Vec<Greenlet> = (0..2 * CROWD).map(|_| suspended()).collect();
+            assert!(is_crowded());
+            in_spare.switch::<()>(()).unwrap();
+            end(in_spare);
+        });
+    }
+
+    #[test]
     fn nobody_is_noted_who_is_gone() {
         on_a_thread(|| {
             let mut crowd: Vec<Greenlet> = (0..2 * CROWD).map(|_| suspended()).collect();

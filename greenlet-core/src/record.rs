@@ -818,6 +818,27 @@ mod tests {
     }
 
     #[test]
+    fn the_last_handle_of_a_parent_is_noticed_where_its_child_has_the_spare_record() {
+        on_a_thread(|records| {
+            let in_spare = Greenlet::new(|(): ()| Ok(()));
+            let parent = Greenlet::new(|(): ()| {
+                crate::getmain().switch::<()>(())?;
+                crate::getmain().switch::<()>(())
+            });
+            parent.switch::<()>(()).unwrap();
+            let weak = parent.downgrade();
+            drop(in_spare);
+            let child = Greenlet::builder().parent(&parent).build(|(): ()| Ok(()));
+            assert!(ptr::eq(records.spare.get(), child.node().record()));
+            child.switch::<()>(()).unwrap(); // it ended into the parent, which has come back
+            drop(parent);
+            assert!(weak.upgrade().unwrap().is_active());
+            drop(child);
+            assert!(weak.upgrade().is_none(), "nobody has a handle of it");
+        });
+    }
+
+    #[test]
     fn what_one_had_that_few_have_the_next_in_its_record_has_not() {
         on_a_thread(|records| {
             let dropped = std::rc::Rc::new(());

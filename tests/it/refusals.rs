@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::anyhow;
 use greenlet::{
-    Greenlet, GreenletExit, StackError, State, SwitchForbidden, ThreadExiting, Tracer, TypeMismatch,
-    Unwinding, getcurrent, no_switch, settrace,
+    Awaiting, Greenlet, GreenletExit, StackError, State, SwitchForbidden, ThreadExiting, Tracer,
+    TypeMismatch, Unwinding, getcurrent, no_switch, settrace, stack,
 };
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
@@ -238,4 +238,48 @@ fn at_the_end_of_a_thread_a_throw_is_refused() {
     let told = seen.join().unwrap();
     let error = told.recv().unwrap();
     assert!(error.value().is_none(), "the value stays in its thread");
+}
+
+/// Starts and ends a greenlet, so that the next one has a stack at hand.
+fn leave_a_stack(size: usize) {
+    let greenlet = Greenlet::builder().stack_size(size).build(|(): ()| Ok(()));
+    greenlet.switch::<()>(()).unwrap();
+}
+
+#[test]
+fn a_start_is_refused_also_where_a_stack_is_at_hand() {
+    leave_a_stack(stack::DEFAULT_SIZE);
+    let pending = Greenlet::new(|text: String| Ok(text.len()));
+    let error = pending.switch::<usize>([7_u64; 3]).unwrap_err();
+    let value = error.downcast::<TypeMismatch>().unwrap().into_value();
+    assert_eq!(value.unwrap().downcast::<[u64; 3]>().unwrap(), [7; 3]);
+    assert_eq!(pending.switch::<usize>(String::from("text")).unwrap(), 4);
+
+    let closed = Greenlet::new(|(): ()| up::<()>(()));
+    closed.switch::<()>(()).unwrap();
+    closed.close_gate(); // nobody else has it, so the thread is not told
+    let below = Greenlet::builder().parent(&closed).build(|(): ()| Ok(()));
+    leave_a_stack(stack::DEFAULT_SIZE);
+    assert!(below.switch::<()>(()).unwrap_err().is::<Awaiting>());
+    assert_eq!(below.state(), State::Pending);
+    closed.open_gate();
+}
+
+#[test]
+fn a_stack_of_another_size_is_not_taken_because_it_is_at_hand() {
+    for (left, asked) in [
+        (stack::MIN_SIZE, stack::DEFAULT_SIZE),
+        (stack::DEFAULT_SIZE, 1 << 20),
+    ] {
+        leave_a_stack(left);
+        let measures = |(): ()| Ok(getcurrent().stack_usage().unwrap().size);
+        let of_default = Greenlet::new(measures);
+        let of_size = Greenlet::builder().stack_size(asked).build(measures);
+        let greenlet = if asked == stack::DEFAULT_SIZE {
+            of_default
+        } else {
+            of_size
+        };
+        assert_eq!(greenlet.switch::<usize>(()).unwrap(), asked);
+    }
 }
