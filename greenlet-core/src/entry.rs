@@ -27,10 +27,22 @@ use crate::tree::Node;
 use crate::unwind;
 
 /// Runs the function of the current greenlet, and ends it with the outcome.
-// In its caller, where an overflow of the first frame is told by the stack pointer; else it has to be known before whose
-// stack that is (see `overflow.rs`).
-#[cfg_attr(target_os = "linux", inline(always))]
-#[cfg_attr(not(target_os = "linux"), inline(never))]
+// In its caller, where an overflow of the first frame is told by the stack pointer (`stack/fault.rs` says where that is known); else
+// it has to be known before whose stack that is (see `overflow.rs`).
+#[cfg_attr(
+    all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")
+    ),
+    inline(always)
+)]
+#[cfg_attr(
+    not(all(
+        target_os = "linux",
+        any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")
+    )),
+    inline(never)
+)]
 pub(crate) fn run<A, R, F>(function: F, first: Parcel) -> !
 where
     A: 'static,

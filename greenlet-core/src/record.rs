@@ -262,37 +262,25 @@ impl Records {
     }
 
     fn unlink(&self, block: *const Block) {
-        self.change(|| {
-            // SAFETY: K4: it is in the list, and so are those beside it.
-            let (before, after) = unsafe { ((*block).before.get(), (*block).after.get()) };
-            // SAFETY: as above.
-            unsafe { before.as_ref() }
-                .map_or(&self.first, |before| &before.after)
-                .set(after);
-            // SAFETY: as above.
-            unsafe { after.as_ref() }
-                .map_or(&self.last, |after| &after.before)
-                .set(before);
-        });
+        // SAFETY: K4: it is in the list.
+        let (before, after) = unsafe { ((*block).before.get(), (*block).after.get()) };
+        self.change(|| self.join(before, after));
     }
 
     /// Puts a block that is in no list between two that stand beside each other, or at an end.
     fn link(&self, block: *const Block, before: *const Block, after: *const Block) {
         self.change(|| {
-            // SAFETY: the block is ours, and K4.
-            unsafe {
-                (*block).before.set(before);
-                (*block).after.set(after);
-            }
-            // SAFETY: K4.
-            unsafe { before.as_ref() }
-                .map_or(&self.first, |before| &before.after)
-                .set(block);
-            // SAFETY: K4.
-            unsafe { after.as_ref() }
-                .map_or(&self.last, |after| &after.before)
-                .set(block);
+            self.join(before, block);
+            self.join(block, after);
         });
+    }
+
+    /// Makes two blocks neighbours. Null is an end of the list.
+    fn join(&self, before: *const Block, after: *const Block) {
+        // SAFETY: K4: they are in the list, or about to be.
+        let (here, there) = unsafe { (before.as_ref(), after.as_ref()) };
+        here.map_or(&self.first, |before| &before.after).set(after);
+        there.map_or(&self.last, |after| &after.before).set(before);
     }
 
     fn change(&self, change: impl FnOnce()) {
