@@ -25,7 +25,7 @@ use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
-use greenlet_core::{Builder, Greenlet, TypeMismatch, Value, getcurrent};
+use greenlet_core::{Builder, Greenlet, TypeMismatch, Unexpected, Value, getcurrent};
 
 /// Values computed one by one by a function with a stack of its own: Python's generators, without a mark
 /// on the functions in between.
@@ -219,68 +219,59 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     #[track_caller]
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn send(&mut self, value: S) -> Option<Result<Y>> {
-        if self.link.stage.get() != Stage::Waiting {
-            return apart(|item| self.send_otherwise(value, item));
-        }
-        match self.greenlet.step_or_value::<Item<Y>>(Sent(value)) {
-            Ok(Ok(Item(item))) => {
-                self.link.stage.set(Stage::Waiting); // N1
-                Some(Ok(item))
-            }
-            Ok(Err(other)) => apart(|item| self.settle(Ok(other), item)),
-            Err(error) => apart(|item| self.settle(Err(error), item)),
-        }
+        // N1.
+        let (stage, waits) = (&self.link.stage, Stage::Waiting);
+        let outcome = self.greenlet.step_or_else::<_, Item<Y>, Option<Item<Y>>, _>(
+            Sent(value),
+            stage,
+            waits,
+            |unexpected| match unexpected {
+                Unexpected::Unsent(value) => self.send_otherwise(value),
+                Unexpected::Back(outcome) => self.settle(outcome),
+            },
+        );
+        Some(outcome.transpose()?.map(|Item(item)| item))
     }
 
     /// A step when the function is not simply in its `yield_`.
-    #[cold]
-    #[inline(never)]
     #[track_caller]
-    fn send_otherwise(&mut self, value: S, place: &mut Option<Y>) -> Option<Error> {
+    fn send_otherwise(&self, value: Sent<S>) -> Result<Option<Item<Y>>> {
         if self.greenlet.is_dead() {
-            return None;
+            return Ok(None);
         }
         if self.link.stage.get() != Stage::WaitingInChild {
-            return Some(GeneratorError::new(Kind::Busy).into());
+            return Err(GeneratorError::new(Kind::Busy).into());
         }
         let parent = getcurrent();
         if self.greenlet.parent().as_ref() != Some(&parent) {
-            if let Err(error) = self.greenlet.set_parent(&parent) {
-                return Some(error.into());
-            }
+            self.greenlet.set_parent(&parent)?;
         }
         drop(parent);
         let child = self.link.child.borrow().clone();
         let child = child.expect("the stage says that there is one");
-        let outcome = child.switch::<Value>(Sent(value));
-        self.settle(outcome, place)
+        self.settle(child.switch(value))
     }
 
     /// Notes who yielded, for the next step.
-    fn keep_child(&mut self, item: ItemOfChild<Y>) -> Y {
+    fn keep_child(&self, item: ItemOfChild<Y>) -> Item<Y> {
         let (item, child) = *item.0;
         self.link.child.replace(Some(child));
         self.link.stage.set(Stage::WaitingInChild);
-        item
+        Item(item)
     }
 
-    /// Everything that a step can come back with.
-    #[cold]
-    #[inline(never)]
-    fn settle(&mut self, outcome: Result<Value>, place: &mut Option<Y>) -> Option<Error> {
+    /// What is not simply an item, or came back on a rare path.
+    fn settle(&self, outcome: Result<Value>) -> Result<Option<Item<Y>>> {
         let error = match outcome {
             Ok(value) if value.is::<Item<Y>>() => {
-                let Item(item) = value.downcast().expect("just looked");
                 self.link.stage.set(Stage::Waiting);
-                *place = Some(item);
-                return None;
+                return Ok(Some(value.downcast().expect("just looked")));
             }
             Ok(value) if value.is::<ItemOfChild<Y>>() => {
-                *place = Some(self.keep_child(value.downcast().expect("just looked")));
-                return None;
+                return Ok(Some(self.keep_child(value.downcast().expect("just looked"))));
             }
             // It ended, by exit or without; or it was dead before, and passed up what was sent to it.
-            Ok(value) if self.greenlet.is_dead() && is_of_the_end::<S>(&value) => return None,
+            Ok(value) if self.greenlet.is_dead() && is_of_the_end::<S>(&value) => return Ok(None),
             // Another generator's, which was stepped past its `Generator`.
             Ok(value) if value.is::<End>() => GeneratorError::new(Kind::Busy).into(),
             Ok(value) => TypeMismatch::of::<Item<Y>>(value).into(),
@@ -290,7 +281,7 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         if self.link.stage.get() == Stage::Stepped {
             self.link.stage.set(Stage::Adrift);
         }
-        Some(error)
+        Err(error)
     }
 
     /// Says whether the iteration is over: the function has returned, or was ended.
@@ -301,18 +292,6 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     /// The greenlet that runs the function, to look at. To switch to it is to go past the generator.
     pub fn greenlet(&self) -> &Greenlet {
         &self.greenlet
-    }
-}
-
-/// What a cold function has to say of a step: an error, an item in the place that it is given, or that there are no more.
-///
-/// As one value with what the fast path has to say, the compiler would look at that again, every time.
-#[inline(always)] // for that
-fn apart<Y>(cold: impl FnOnce(&mut Option<Y>) -> Option<Error>) -> Option<Result<Y>> {
-    let mut item = None;
-    match cold(&mut item) {
-        Some(error) => Some(Err(error)),
-        None => item.map(Ok),
     }
 }
 
@@ -412,22 +391,23 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     #[track_caller]
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn yield_(&self, value: Y) -> Result<S> {
-        if self.link.stage.get() != Stage::Stepped || !self.greenlet.is_current() {
-            return self.yield_otherwise(value);
-        }
-        match self.greenlet.switch_to_parent::<Sent<S>>(Item(value)) {
-            Ok(Sent(input)) => {
-                self.link.stage.set(Stage::Stepped); // N1
-                Ok(input)
-            }
-            Err(error) => Err(self.cut_short(error)),
-        }
+        // N1.
+        let (stage, stepped) = (&self.link.stage, Stage::Stepped);
+        let outcome = self.greenlet.switch_to_parent_or_else::<_, Sent<S>, Sent<S>, _>(
+            Item(value),
+            stage,
+            stepped,
+            |unexpected| match unexpected {
+                Unexpected::Unsent(value) => self.yield_otherwise(value),
+                Unexpected::Back(outcome) => self.settle(outcome),
+            },
+        );
+        outcome.map(|Sent(input)| input)
     }
 
     /// A yield by another greenlet, or to nobody.
-    #[cold]
     #[track_caller]
-    fn yield_otherwise(&self, value: Y) -> Result<S> {
+    fn yield_otherwise(&self, Item(value): Item<Y>) -> Result<Sent<S>> {
         let current = getcurrent();
         let mut lineage = std::iter::successors(Some(current.clone()), Greenlet::parent);
         if !lineage.any(|ancestor| ancestor == self.greenlet) {
@@ -440,17 +420,31 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
         // The handle of the running greenlet goes along, so that none is left on this stack.
         let item = ItemOfChild(Box::new((value, current)));
         match self.greenlet.switch_to_parent::<Sent<S>>(item) {
-            Ok(Sent(input)) => {
+            Ok(sent) => {
                 self.link.stage.set(Stage::Stepped);
                 drop(self.link.child.take());
-                Ok(input)
+                Ok(sent)
+            }
+            Err(error) => Err(self.cut_short(error)),
+        }
+    }
+
+    /// What is not simply a step, or came back on a rare path.
+    fn settle(&self, outcome: Result<Value>) -> Result<Sent<S>> {
+        let outcome = outcome.and_then(|value| {
+            let sent = value.downcast();
+            sent.map_err(|value| TypeMismatch::of::<Sent<S>>(value).into())
+        });
+        match outcome {
+            Ok(sent) => {
+                self.link.stage.set(Stage::Stepped);
+                Ok(sent)
             }
             Err(error) => Err(self.cut_short(error)),
         }
     }
 
     /// Something else than a step came back.
-    #[cold]
     fn cut_short(&self, error: Error) -> Error {
         // In the stage `Stepped` the switch was refused, and the consumer waits as before (N1).
         if self.link.stage.get() != Stage::Stepped {

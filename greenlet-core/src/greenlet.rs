@@ -17,12 +17,12 @@ use crate::builder::Builder;
 use crate::end::{self, COUNT_OF_LAST_HANDLE};
 use crate::error::ParentError;
 use crate::exit::{GreenletExit, reason};
-use crate::receive::{self, Exactly, OrAnother};
+use crate::receive;
 use crate::record::{NodeRef, WeakNodeRef};
 use crate::state::State;
-use crate::switch::{self, Manners, Waiting};
+use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub};
-use crate::transfer::{Content, Control, Message, Parcel};
+use crate::transfer::Parcel;
 use crate::tree::Node;
 use crate::value::Value;
 
@@ -371,116 +371,6 @@ impl Greenlet {
         // CAUTION: runs foreign code: it may end the old parent.
         drop(before);
         Ok(())
-    }
-
-    /// Makes the running greenlet the parent, and switches to this one as [`switch`](Greenlet::switch) does.
-    ///
-    /// For things that step a greenlet, and are to get what it leaves, whoever steps it. Where the running
-    /// greenlet is the parent already, it is the cheapest of all switches.
-    ///
-    /// # Errors, Panics
-    ///
-    /// As for [`set_parent`](Greenlet::set_parent), and then for [`switch`](Greenlet::switch). Where the
-    /// parent cannot be set, the value is dropped.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use greenlet_core::{Greenlet, getcurrent};
-    ///
-    /// let child = Greenlet::new(|(): ()| Ok("from the child"));
-    /// let shared = child.clone();
-    /// let consumer = Greenlet::new(move |(): ()| shared.step::<&str>(()));
-    /// assert_eq!(consumer.switch::<&str>(())?, "from the child");
-    /// assert_eq!(child.parent(), Some(consumer));
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    #[track_caller]
-    #[inline(always)] // a return after a switch is one that the processor does not predict
-    pub fn step<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
-        let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
-        switch::hand_over_to_child::<_, R, Exactly>(&self.node, &mut value, at, |unsent| {
-            self.step_otherwise(unsent, at)
-        })
-    }
-
-    /// Makes a [`step`](Greenlet::step); what comes back may as well be of another type than `R`: that is no error, but the
-    /// inner `Err`.
-    ///
-    /// For things that step a greenlet which mostly sends one type, and sometimes another: the one takes no longer than with
-    /// [`step`](Greenlet::step), and the other is not mistaken for an error that the greenlet ended with.
-    ///
-    /// # Errors, Panics
-    ///
-    /// As for [`step`](Greenlet::step), but for the [`TypeMismatch`](crate::TypeMismatch) of what arrives.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use greenlet_core::{Greenlet, getparent};
-    ///
-    /// let child = Greenlet::new(|(): ()| {
-    ///     getparent().unwrap().switch::<()>(1_u32)?;
-    ///     Ok("that is all")
-    /// });
-    /// assert_eq!(child.step_or_value::<u32>(())?.unwrap(), 1);
-    /// let other = child.step_or_value::<u32>(())?.unwrap_err();
-    /// assert_eq!(other.downcast::<&str>().unwrap(), "that is all");
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    #[track_caller]
-    #[inline(always)] // as `step`
-    pub fn step_or_value<R: 'static>(&self, value: impl Sized + 'static) -> Result<Result<R, Value>> {
-        let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
-        switch::hand_over_to_child::<_, R, OrAnother>(&self.node, &mut value, at, |unsent| {
-            self.step_otherwise(unsent, at)
-        })
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn step_otherwise(&self, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
-        let waiting = Waiting::new(Content::Parcel(parcel));
-        let current = thread::current_greenlet();
-        if self.node.parent_greenlet().as_ref() != Some(&current) {
-            // CAUTION: runs foreign code, which may unwind: it may be the end of the old parent.
-            if let Err(error) = self.set_parent(&current) {
-                return Control::local(Message::Error(error.into()));
-            }
-        }
-        drop(current); // not held over the switch
-        switch::transfer(&self.node, waiting.over(), at, Manners::Polite)
-    }
-
-    /// Switches from the running greenlet to the parent of this one with a value, and returns what is
-    /// next sent to the caller.
-    ///
-    /// The same as switching to [`parent()`](Greenlet::parent), but no handle of the parent is made: for
-    /// things that step a greenlet, whose every step comes back this way.
-    ///
-    /// # Errors, Panics
-    ///
-    /// As for [`switch`](Greenlet::switch); also [`ParentError`] if this is the main greenlet, which has
-    /// no parent.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use greenlet_core::{Greenlet, getcurrent};
-    ///
-    /// let child = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<u32>("a number, please"));
-    /// assert_eq!(child.switch::<&str>(())?, "a number, please");
-    /// assert_eq!(child.switch::<u32>(5_u32)?, 5);
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    #[track_caller]
-    #[inline(always)] // a return after a switch is one that the processor does not predict
-    pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
-        let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
-        switch::hand_over_to_parent(&self.node, &mut value, at)
     }
 
     /// Where the greenlet is in its life.

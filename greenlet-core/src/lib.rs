@@ -64,6 +64,7 @@ mod report;
 mod section;
 pub mod stack;
 mod state;
+mod step;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -88,6 +89,7 @@ pub use local::{LocalKey, Locals};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;
 pub use state::State;
+pub use step::Unexpected;
 pub use switch::may_switch;
 pub use trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
 pub use unwind::raise;

@@ -42,7 +42,7 @@ use crate::error::{
 };
 use crate::exit::GreenletExit;
 use crate::greenlet::Greenlet;
-use crate::receive::{Exactly, Wish, open, receive, receive_any, receive_apart, receive_as};
+use crate::receive::{Arrival, apart, open, receive_any};
 use crate::record::{NodeRef, count, count_of, uncount};
 use crate::report::{self, Unraisable};
 use crate::stack::Stack;
@@ -176,14 +176,14 @@ unsafe fn try_to_hand_over<T: 'static>(
     target: *const Node,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Result<Parcel, Parcel> {
+) -> Result<Arrival, Parcel> {
     let parcel = Parcel::new(value);
     // SAFETY: the contract.
     if unsafe { !has_way_to(hub, target, Descriptor::of::<T>()) } {
-        return Err(parcel);
+        return Err(parcel.described_anew::<T>());
     }
     // SAFETY: the contract; S1; S3: no count of the target is needed, it is active.
-    Ok(unsafe { depart(hub, origin, target, parcel.described_anew::<T>(), at) })
+    Ok(unsafe { depart(origin, target, parcel.described_anew::<T>(), at) })
 }
 
 /// Hands a value over to `target` and receives what comes back.
@@ -201,12 +201,12 @@ pub(crate) fn hand_over<T: 'static, R: 'static>(
     } else {
         // SAFETY: T1: the target has a handle, so the hub is set up.
         match unsafe { try_to_hand_over(hub, origin, target, value, at) } {
-            Ok(back) => return receive(back),
+            Ok(back) => return back.receive(),
             Err(unsent) => unsent,
         }
     };
     // SAFETY: the caller has the handle.
-    receive_apart(|place| unsafe { hand_over_otherwise(target, unsent, at, place) })
+    apart(move || unsafe { hand_over_otherwise(target, unsent, at) })
 }
 
 /// Hands over what does not take the fast path.
@@ -214,18 +214,15 @@ pub(crate) fn hand_over<T: 'static, R: 'static>(
 /// # Safety
 ///
 /// - The target has a handle that is held until this returns, and the pointer comes from it (K3).
-#[cold]
-#[inline(never)]
 unsafe fn hand_over_otherwise<R: 'static>(
     target: *const Node,
     parcel: Parcel,
     at: &'static Location<'static>,
-    place: &mut Option<R>,
-) -> Option<Error> {
+) -> Result<R, Error> {
     // SAFETY: the contract: it stands for the handle.
     let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
     let back = transfer(&target, Content::Parcel(parcel), at, Manners::Polite);
-    receive_any::<R, Exactly>(back, place)
+    receive_any(back)
 }
 
 /// As [`has_way_to`], for switches that are not on its fast path.
@@ -253,7 +250,7 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     }
     drop(target);
     // SAFETY: T1; S1; S3.
-    unsafe { depart(hub, origin, place, parcel, at) }
+    unsafe { depart(origin, place, parcel, at) }.enter()
 }
 
 /// Hands a value over to the greenlet in `place`, without counting a handle of it, and receives what comes back. The
@@ -270,62 +267,54 @@ pub(crate) fn hand_over_in<T: 'static, R: 'static>(
         _ => return Err(Parcel::new(value)),
     };
     // SAFETY: there is a handle, so T1; nothing has run since it was looked at.
-    unsafe { try_to_hand_over(hub, hub.current(), target, value, at) }.map(receive)
+    unsafe { try_to_hand_over(hub, hub.current(), target, value, at) }.map(Arrival::receive)
 }
 
-/// Hands a value over to `child`, whose parent the running greenlet is, and receives what comes back. Where that is another
-/// one, or the fast path is not open, `otherwise` is done with the parcel.
+/// Hands a value over to `child`, if the running greenlet is its parent, and it `may`. The parcel comes back as an error if
+/// not, or if the fast path is not open.
 ///
-/// It is [`hand_over`] for those who know who runs: the origin is read from the link, which has not
-/// changed for long, and only compared with what the last switch has written; and that link is a handle, so the count
-/// needs no look.
+/// The conditions are one: who runs is read before the first branch, or the compiler would not keep it for that.
 #[inline(always)] // the fast path of a generator's step
-pub(crate) fn hand_over_to_child<T: 'static, R: 'static, W: Wish<R>>(
+pub(crate) fn hand_over_to_child<T: 'static>(
     child: &NodeRef,
+    may: bool,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-    otherwise: impl FnOnce(Parcel) -> Parcel,
-) -> Result<W::Made, Error> {
+) -> Result<Arrival, Parcel> {
     let hub = Hub::get();
-    let parent = child.parent.as_ptr();
+    let origin = hub.current();
     // (Nor is it null: somebody is current, since there is a handle.)
-    let unsent = if hub.current() != parent {
-        Parcel::new(value)
-    } else {
-        // SAFETY: the parent is current, so it lives (T1), and the child is not.
-        match unsafe { try_to_hand_over(hub, parent, child.as_ptr(), value, at) } {
-            Ok(back) => return receive_as::<R, W>(back),
-            Err(unsent) => unsent,
-        }
-    };
-    receive_as::<R, W>(otherwise(unsent))
+    if !may | (child.parent.as_ptr() != origin) {
+        return Err(Parcel::new(value).described_anew::<T>());
+    }
+    // SAFETY: the current one is the parent of the child, so it is another one.
+    unsafe { try_to_hand_over(hub, origin, child.as_ptr(), value, at) }
 }
 
-/// Hands a value over from `child`, which runs, to its parent, without counting a handle of the parent: the
+/// Hands a value over from `child`, if it runs, to its parent, without counting a handle of the parent: the
 /// link keeps it until control has left. The rest is as for [`hand_over_to_child`].
 #[inline(always)] // the fast path of a generator's yield
-pub(crate) fn hand_over_to_parent<T: 'static, R: 'static>(
+pub(crate) fn hand_over_to_parent<T: 'static>(
     child: &NodeRef,
+    may: bool,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Result<R, Error> {
+) -> Result<Arrival, Parcel> {
     let hub = Hub::get();
+    let origin = hub.current();
+    if !may | !ptr::eq(child.as_ptr(), origin) {
+        return Err(Parcel::new(value).described_anew::<T>());
+    }
     let parent = child.parent.as_ptr();
-    let unsent = if parent.is_null() || !hub.is_current(child) {
-        Parcel::new(value)
-    } else {
-        // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
-        match unsafe { try_to_hand_over(hub, child.as_ptr(), parent, value, at) } {
-            Ok(back) => return receive(back),
-            Err(unsent) => unsent,
-        }
-    };
-    receive(transfer_to_parent(child, unsent, at))
+    if parent.is_null() {
+        return Err(Parcel::new(value).described_anew::<T>());
+    }
+    // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
+    unsafe { try_to_hand_over(hub, origin, parent, value, at) }
 }
 
-#[cold]
-#[inline(never)]
-fn transfer_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+/// [`hand_over_to_parent`], where that does not do it.
+pub(crate) fn transfer_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
     match child.parent_greenlet() {
         // The handle goes on living over the switch, on the stack of who leaves: no longer than the
         // link of `child` keeps the parent anyway, unless the child gets another one meanwhile.
@@ -349,9 +338,6 @@ pub(crate) enum Manners {
 
 /// Leaves the greenlet `origin`, which runs, for `target`; returns with what the next switch to `origin` brings.
 ///
-/// Who arrives says that it is the current one, not who leaves: where one switch follows another, the compiler then
-/// knows who switches, and need not look at what was just written.
-///
 /// # Safety
 ///
 /// - `origin` is the current greenlet. Both live, and the pointers come from their [`NodeRef`]s (K3).
@@ -359,12 +345,11 @@ pub(crate) enum Manners {
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
 unsafe fn depart(
-    hub: &Hub,
     origin: *const Node,
     target: *const Node,
     parcel: Parcel,
     at: &'static Location<'static>,
-) -> Parcel {
+) -> Arrival {
     let (word, data) = parcel.into_words();
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
@@ -372,9 +357,8 @@ unsafe fn depart(
         let left = asan::leave(&*target);
         let (from, to) = (&raw const (*origin).seat, &raw const (*target).seat);
         let (own, word, data) = backend::switch(from, at, to, word, data);
-        hub.set_current(Node::of_seat(own));
         asan::arrive(left);
-        Parcel::from_words(word, data)
+        Arrival::new(Node::of_seat(own), Parcel::from_words(word, data))
     }
 }
 
@@ -499,7 +483,7 @@ pub(crate) fn throw_at(
     }
     let parcel = Thrown(error).into_parcel();
     // SAFETY: T1: the target has a handle, so the hub is set up; S1; S3.
-    unsafe { depart(hub, hub.current(), target.as_ptr(), parcel, at) }
+    unsafe { depart(hub.current(), target.as_ptr(), parcel, at) }.enter()
 }
 
 /// What is to be sent, or has arrived, while foreign code runs: should that unwind, it is dropped.
@@ -542,7 +526,7 @@ fn send(hub: &Hub, target: NodeRef, content: Content, at: &'static Location<'sta
     let place = target.as_ptr();
     prepare_for(hub, target);
     // SAFETY: T1; S1: `target` is suspended, or was just prepared by `start`; S3.
-    unsafe { depart(hub, origin, place, parcel, at) }
+    unsafe { depart(origin, place, parcel, at) }.enter()
 }
 
 /// The answer to a switch or throw that reaches the greenlet that does it: nothing moves (rules SW-8,

@@ -21,6 +21,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::hint::black_box;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
@@ -251,6 +252,13 @@ impl Hub {
     #[inline(always)]
     pub(crate) fn set_current(&self, node: *const Node) {
         self.current.set(node);
+    }
+
+    /// Makes the current greenlet the current one: for the compiler, at the end of a cold path that meets the fast one again.
+    /// What the fast one has just written there it can keep in a register only if the other one has written something as well.
+    #[inline(always)] // at the end of cold paths
+    pub(crate) fn repeat_current(&self) {
+        self.current.set(black_box(self.current.get()));
     }
 
     /// A counted reference to the running greenlet's node.
