@@ -24,7 +24,6 @@ use crate::backend::{self, Seat, Word};
 use crate::entry;
 use crate::greenlet::Greenlet;
 use crate::record::{NodeRef, space_of};
-use crate::thread::Hub;
 use crate::transfer::{Descriptor, Parcel};
 use crate::tree::Node;
 
@@ -83,11 +82,11 @@ where
     F: FnOnce(A) -> Result<R> + 'static,
 {
     // SAFETY: the contract. It keeps itself, and lives.
-    let (function, first) = unsafe {
+    unsafe {
         let (node, first) = entry::arrive(own, word, data);
-        (space_of(node).cast::<F>().read(), first)
-    };
-    entry::run::<A, R, F>(function, first)
+        let function = space_of(node).cast::<F>().read();
+        entry::run::<A, R, F>(node, function, first)
+    }
 }
 
 /// Calls the function whose box is in a greenlet's space, as [`run`] does. The box goes first: called as a function itself, it would
@@ -116,8 +115,10 @@ where
     {
         // SAFETY: the contract; it keeps itself, and lives. A temporary: the box goes with this statement, for this function
         // is never left.
-        let function = *unsafe { space_of(node).cast::<Box<F>>().read() };
-        entry::run::<A, R, F>(function, first)
+        unsafe {
+            let function = *space_of(node).cast::<Box<F>>().read();
+            entry::run::<A, R, F>(node, function, first)
+        }
     }
     // SAFETY: the contract.
     unsafe {
@@ -177,7 +178,7 @@ unsafe fn put<F>(
     calls: &'static Calls,
     function: F,
 ) -> NodeRef {
-    let node = Node::make_pending(Hub::get(), parent, made_at, calls);
+    let node = Node::make_pending(parent, made_at, calls);
     // SAFETY: Y2: just made, and nothing has run since; the contract; the reference counts the node.
     unsafe { space_of(node.as_ptr()).cast::<F>().write(function) };
     node

@@ -43,7 +43,7 @@ use crate::unwind;
     )),
     inline(never)
 )]
-pub(crate) fn run<A, R, F>(function: F, first: Parcel) -> !
+pub(crate) unsafe fn run<A, R, F>(node: *const Node, function: F, first: Parcel) -> !
 where
     A: 'static,
     R: 'static,
@@ -59,13 +59,15 @@ where
     match outcome {
         Ok(Ok(value)) => {
             let mut value = ManuallyDrop::new(value); // E1
-            switch::finish_with_value(Parcel::new(&mut value))
+            // SAFETY: the contract.
+            unsafe { switch::finish_with_value(node, Parcel::new(&mut value)) }
         }
         // An exit becomes an ordinary value where it leaves a greenlet (rule EX-2).
         Ok(Err(error)) => match unwind::exit_of(error) {
             Ok(exit) => {
                 let mut exit = ManuallyDrop::new(exit); // E1
-                switch::finish_with_value(Parcel::new(&mut exit))
+                // SAFETY: the contract.
+                unsafe { switch::finish_with_value(node, Parcel::new(&mut exit)) }
             }
             Err(message) => switch::finish(Content::Message(message)),
         },

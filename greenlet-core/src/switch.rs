@@ -642,16 +642,23 @@ unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
     node.stack.set(Some(stack));
 }
 
-/// Ends the current greenlet with a value.
+/// Ends the current greenlet, which is `node`, with a value.
 ///
 /// The ordinary end calls nothing, so whoever ends with it need not keep anything for it.
+///
+/// # Safety
+///
+/// - The node is the current one, and the pointer comes from its [`NodeRef`] (K3).
 #[inline(always)] // the call would be a quarter of it
-pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
+pub(crate) unsafe fn finish_with_value(node: *const Node, parcel: Parcel) -> ! {
     let hub = Hub::get();
+    debug_assert!(ptr::eq(node, hub.current()));
     if !hub.has_any_flag() && !hub.has_retired_stack() {
-        if let Some(parent) = waiting_parent(hub) {
-            // SAFETY: just looked.
-            unsafe { finish_into(hub, parent, parcel, Hub::retire_first) }
+        // SAFETY: the contract; and just looked.
+        unsafe {
+            if let Some(parent) = waiting_parent(node) {
+                finish_into(hub, node, parent, parcel, Hub::retire_first)
+            }
         }
     }
     finish_with_value_apart(parcel)
@@ -661,24 +668,29 @@ pub(crate) fn finish_with_value(parcel: Parcel) -> ! {
 #[inline(never)]
 fn finish_with_value_apart(parcel: Parcel) -> ! {
     let hub = Hub::get();
-    match waiting_parent(hub).filter(|_| hub.is_free()) {
-        // SAFETY: just looked.
-        Some(parent) => unsafe { finish_into(hub, parent, parcel, Hub::retire) },
-        None => finish(Content::Parcel(parcel)),
+    let node = hub.current();
+    // SAFETY: T1; and just looked.
+    unsafe {
+        match waiting_parent(node).filter(|_| hub.is_free()) {
+            Some(parent) => finish_into(hub, node, parent, parcel, Hub::retire),
+            None => finish(Content::Parcel(parcel)),
+        }
     }
 }
 
-/// The parent of the current greenlet, if it is suspended and its gate is open, and somebody has a handle of the current one.
+/// The parent of a greenlet, if it is suspended and its gate is open, and somebody has a handle of the greenlet.
+///
+/// # Safety
+///
+/// - The node lives, and the pointer comes from its [`NodeRef`] (K3).
 #[inline(always)] // as `finish_with_value`
-fn waiting_parent(hub: &Hub) -> Option<*const Node> {
-    // SAFETY: T1: a greenlet runs.
-    let (node, has_handle) = unsafe { (&*hub.current(), count_of(hub.current()) > 1) };
-    // SAFETY: L1.
-    let parent = unsafe { node.parent.as_ptr().as_ref() }?;
+unsafe fn waiting_parent(node: *const Node) -> Option<*const Node> {
+    // SAFETY: the contract; L1.
+    let (parent, has_handle) = unsafe { ((*node).parent.as_ptr().as_ref()?, count_of(node) > 1) };
     (has_handle && !parent.seat.sp.get().is_null()).then_some(ptr::from_ref(parent))
 }
 
-/// Ends the current greenlet with a value for its parent.
+/// Ends the current greenlet, which is `node`, with a value for its parent.
 ///
 /// # Safety
 ///
@@ -686,16 +698,16 @@ fn waiting_parent(hub: &Hub) -> Option<*const Node> {
 #[inline(always)] // as `finish_with_value`
 unsafe fn finish_into(
     hub: &Hub,
+    node: *const Node,
     parent: *const Node,
     parcel: Parcel,
     retire: impl FnOnce(&Hub, Option<Stack>),
 ) -> ! {
-    let current = hub.current();
     // SAFETY: T1; `begin` gave the count away, and it is not the last one: somebody has a handle.
     unsafe {
-        (*current).finish();
-        retire(hub, (*current).stack.take());
-        uncount(current);
+        (*node).finish();
+        retire(hub, (*node).stack.take());
+        uncount(node);
     }
     // SAFETY: just finished and retired; the parent is suspended, so active, so alive (S1, S3).
     unsafe { depart_for_good(parent, parcel) }

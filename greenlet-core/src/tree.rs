@@ -74,13 +74,15 @@ impl Node {
     }
 
     /// Makes the node of a pending greenlet.
+    ///
+    /// It looks for the hub itself: whoever calls would keep that on a stack, and what follows would wait for where that goes on.
     #[inline(never)] // what is made of it depends on nobody's types
     pub(crate) fn make_pending(
-        hub: &Hub,
         parent: Greenlet,
         made_at: &'static Location<'static>,
         calls: &'static Calls,
     ) -> NodeRef {
+        let hub = Hub::get();
         if hub.keeps_ages() {
             return Node::make_another(hub, parent, made_at, calls);
         }
