@@ -8,12 +8,15 @@
 //! ```
 //!
 //! A step is two bare switches and a few comparisons: the consumer is made the parent when it is
-//! another one than at the last step, and both sides note where they are in a [`Stage`] that they share.
+//! another one than at the last step, and both sides look whether all is in order. Neither writes that down each time: it takes
+//! a quarter of the time of a step to read back what the other side has just written.
 //! The types of all that is sent are private, so nothing else can be taken for a step. Each has one of its own, so
 //! that an item as small as a word travels in a register.
 //!
-//! - **N1** The stage is changed by the side that control arrives at. So a switch that fails leaves a
-//!   stage that says whether the other side has seen it.
+//! - **N1** As long as all is in order, either nobody is in a step, and the function has not started, is in a `yield_` of its own
+//!   (the greenlet says so: [`Greenlet::is_yielding`]), or has ended; or the consumer waits in a step, and the function
+//!   is not in a `yield_`. Whoever comes back from a step or a `yield_` in another way says that it is not in order any more.
+//! - **N2** A step borrows the generator mutably, so nobody else can begin one meanwhile.
 
 #![forbid(unsafe_code)]
 
@@ -88,15 +91,20 @@ struct Link<Y, S> {
     types: PhantomData<fn(S) -> Y>,
 }
 
+impl<Y, S> Link<Y, S> {
+    #[inline(always)] // one comparison
+    fn is_in_order(&self) -> bool {
+        self.stage.get() == Stage::InOrder
+    }
+}
+
 /// Where the function is. See N1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// In a `yield_` (or not started), so that a step can go on with it.
-    Waiting,
-    /// In a `yield_` that another greenlet called for it.
-    WaitingInChild,
-    /// In a step, and a consumer waits for what it yields.
-    Stepped,
+    /// All is in order.
+    InOrder,
+    /// In order, and in a `yield_` that another greenlet called for it.
+    InChild,
     /// Not in a `yield_`, and nobody waits: the consumer's step was cut short, or something else than a
     /// step went on with it.
     Adrift,
@@ -186,13 +194,12 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         function: impl FnOnce(Yielder<Y, S>, S) -> Result<()> + 'static,
     ) -> Generator<Y, S> {
         let link = Rc::new(Link {
-            stage: Cell::new(Stage::Waiting),
+            stage: Cell::new(Stage::InOrder),
             child: RefCell::new(None),
             types: PhantomData,
         });
         let shared = Rc::clone(&link);
         let greenlet = builder.build(move |Sent(first): Sent<S>| {
-            shared.stage.set(Stage::Stepped);
             let yielder = Yielder {
                 greenlet: getcurrent(),
                 link: shared,
@@ -219,15 +226,17 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     #[track_caller]
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn send(&mut self, value: S) -> Option<Result<Y>> {
-        // N1.
-        let (stage, waits) = (&self.link.stage, Stage::Waiting);
-        let outcome = self.greenlet.step_or_else::<_, Item<Y>, Option<Item<Y>>, _>(
+        let outcome = self.greenlet.step_or_else::<_, Item<Y>, Option<Item<Y>>>(
             Sent(value),
-            stage,
-            waits,
+            || self.link.is_in_order(),
             |unexpected| match unexpected {
                 Unexpected::Unsent(value) => self.send_otherwise(value),
+                Unexpected::Refused(error) => Err(error),
                 Unexpected::Back(outcome) => self.settle(outcome),
+                Unexpected::Unwinds => {
+                    self.link.stage.set(Stage::Adrift);
+                    Ok(None)
+                }
             },
         );
         Some(outcome.transpose()?.map(|Item(item)| item))
@@ -239,7 +248,7 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         if self.greenlet.is_dead() {
             return Ok(None);
         }
-        if self.link.stage.get() != Stage::WaitingInChild {
+        if self.link.stage.get() != Stage::InChild {
             return Err(GeneratorError::new(Kind::Busy).into());
         }
         let parent = getcurrent();
@@ -249,14 +258,17 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         drop(parent);
         let child = self.link.child.borrow().clone();
         let child = child.expect("the stage says that there is one");
-        self.settle(child.switch(value))
+        let unless_back = AdriftUnlessSaid(&self.link.stage);
+        let outcome = child.switch(value);
+        std::mem::forget(unless_back);
+        self.settle(outcome)
     }
 
     /// Notes who yielded, for the next step.
     fn keep_child(&self, item: ItemOfChild<Y>) -> Item<Y> {
         let (item, child) = *item.0;
         self.link.child.replace(Some(child));
-        self.link.stage.set(Stage::WaitingInChild);
+        self.link.stage.set(Stage::InChild);
         Item(item)
     }
 
@@ -264,21 +276,23 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     fn settle(&self, outcome: Result<Value>) -> Result<Option<Item<Y>>> {
         let error = match outcome {
             Ok(value) if value.is::<Item<Y>>() => {
-                self.link.stage.set(Stage::Waiting);
                 return Ok(Some(value.downcast().expect("just looked")));
             }
             Ok(value) if value.is::<ItemOfChild<Y>>() => {
                 return Ok(Some(self.keep_child(value.downcast().expect("just looked"))));
             }
             // It ended, by exit or without; or it was dead before, and passed up what was sent to it.
-            Ok(value) if self.greenlet.is_dead() && is_of_the_end::<S>(&value) => return Ok(None),
+            Ok(value) if self.greenlet.is_dead() && is_of_the_end::<S>(&value) => {
+                self.link.stage.set(Stage::Adrift); // what is below it may live on, and yield in vain
+                return Ok(None);
+            }
             // Another generator's, which was stepped past its `Generator`.
             Ok(value) if value.is::<End>() => GeneratorError::new(Kind::Busy).into(),
             Ok(value) => TypeMismatch::of::<Item<Y>>(value).into(),
             Err(error) => error,
         };
-        // In another stage the step was refused: the other side has not seen it (N1).
-        if self.link.stage.get() == Stage::Stepped {
+        // Else it was a child's step, and was refused: the child has not seen it.
+        if self.link.is_in_order() {
             self.link.stage.set(Stage::Adrift);
         }
         Err(error)
@@ -292,6 +306,17 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     /// The greenlet that runs the function, to look at. To switch to it is to go past the generator.
     pub fn greenlet(&self) -> &Greenlet {
         &self.greenlet
+    }
+}
+
+/// Sets a stage adrift where a step to a child unwinds that the child has seen.
+struct AdriftUnlessSaid<'a>(&'a Cell<Stage>);
+
+impl Drop for AdriftUnlessSaid<'_> {
+    fn drop(&mut self) {
+        if self.0.get() == Stage::InOrder {
+            self.0.set(Stage::Adrift);
+        }
     }
 }
 
@@ -391,15 +416,15 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     #[track_caller]
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn yield_(&self, value: Y) -> Result<S> {
-        // N1.
-        let (stage, stepped) = (&self.link.stage, Stage::Stepped);
-        let outcome = self.greenlet.switch_to_parent_or_else::<_, Sent<S>, Sent<S>, _>(
+        let outcome = self.greenlet.yield_or_else::<_, Sent<S>, Sent<S>>(
             Item(value),
-            stage,
-            stepped,
+            || self.link.is_in_order(),
             |unexpected| match unexpected {
                 Unexpected::Unsent(value) => self.yield_otherwise(value),
-                Unexpected::Back(outcome) => self.settle(outcome),
+                Unexpected::Refused(error) => Err(error), // the consumer waits as before
+                Unexpected::Back(Ok(value)) => Err(self.cut_short(TypeMismatch::of::<Sent<S>>(value).into())),
+                Unexpected::Back(Err(error)) => Err(self.cut_short(error)),
+                Unexpected::Unwinds => Err(self.cut_short(GeneratorError::new(Kind::CutShort).into())),
             },
         );
         outcome.map(|Sent(input)| input)
@@ -414,43 +439,27 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
             return Err(GeneratorError::new(Kind::Outside).into());
         }
         drop(lineage);
-        if self.link.stage.get() != Stage::Stepped {
+        if !self.link.is_in_order() || self.greenlet.is_yielding() {
             return Err(GeneratorError::new(Kind::CutShort).into());
         }
         // The handle of the running greenlet goes along, so that none is left on this stack.
         let item = ItemOfChild(Box::new((value, current)));
-        match self.greenlet.switch_to_parent::<Sent<S>>(item) {
+        match self.greenlet.switch_to_parent(item) {
             Ok(sent) => {
-                self.link.stage.set(Stage::Stepped);
+                self.link.stage.set(Stage::InOrder);
                 drop(self.link.child.take());
                 Ok(sent)
             }
-            Err(error) => Err(self.cut_short(error)),
-        }
-    }
-
-    /// What is not simply a step, or came back on a rare path.
-    fn settle(&self, outcome: Result<Value>) -> Result<Sent<S>> {
-        let outcome = outcome.and_then(|value| {
-            let sent = value.downcast();
-            sent.map_err(|value| TypeMismatch::of::<Sent<S>>(value).into())
-        });
-        match outcome {
-            Ok(sent) => {
-                self.link.stage.set(Stage::Stepped);
-                Ok(sent)
-            }
-            Err(error) => Err(self.cut_short(error)),
+            // Else it was refused, and the consumer waits as before.
+            Err(error) if !self.link.is_in_order() => Err(self.cut_short(error)),
+            Err(error) => Err(error),
         }
     }
 
     /// Something else than a step came back.
     fn cut_short(&self, error: Error) -> Error {
-        // In the stage `Stepped` the switch was refused, and the consumer waits as before (N1).
-        if self.link.stage.get() != Stage::Stepped {
-            self.link.stage.set(Stage::Adrift);
-            drop(self.link.child.take());
-        }
+        self.link.stage.set(Stage::Adrift);
+        drop(self.link.child.take());
         error
     }
 }

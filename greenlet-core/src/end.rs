@@ -11,6 +11,7 @@ use std::panic::Location;
 
 use anyhow::Error;
 
+use crate::backend::Note;
 use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
@@ -80,7 +81,9 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
             // Again: the clean-up may have hung the current greenlet below it.
             step_out_of(node);
             let force = || Content::Message(Message::Force);
-            is_forced |= stage(greenlet, |at| switch::transfer(node, force(), at, Manners::Firm));
+            is_forced |= stage(greenlet, |at| {
+                switch::transfer(node, force(), Note::at(at), Manners::Firm)
+            });
         }
         if node.standing.is_active() && !spare() {
             node.standing.abandon();
@@ -96,11 +99,17 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
 /// Delivers one message, with the current greenlet as the parent meanwhile. Says whether the current
 /// greenlet was itself told to unwind while that went on.
 #[inline(always)] // as `end`
-fn stage(greenlet: &Greenlet, deliver: impl FnOnce(&'static Location<'static>) -> Parcel) -> bool {
+fn stage(
+    greenlet: &Greenlet,
+    deliver: impl FnOnce(&'static Location<'static>) -> Result<Parcel, Error>,
+) -> bool {
     let _meanwhile = ParentMeanwhile::new(greenlet.node());
     gate::forget(Hub::get(), greenlet.node());
-    let back = deliver(Location::caller());
-    receive::open_unless_exit(back).is_some_and(|message| dispose(greenlet, message))
+    let message = match deliver(Location::caller()) {
+        Ok(back) => receive::open_unless_exit(back),
+        Err(refused) => Some(Message::Error(refused)),
+    };
+    message.is_some_and(|message| dispose(greenlet, message))
 }
 
 /// What comes back has nowhere to go (rules DE-5, DE-6, DE-19). Says whether it was the second stage of the end of the

@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
+use crate::backend::Note;
 use crate::body;
 use crate::builder::Builder;
 use crate::end::{self, COUNT_OF_LAST_HANDLE};
@@ -163,7 +164,7 @@ impl Greenlet {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         let parcel = Parcel::new(&mut value);
-        receive::receive(switch::hand_over_owned(self, parcel, at))
+        receive::receive(switch::hand_over_owned(self, parcel, at)?)
     }
 
     /// Switches to the greenlet whose handle is in `place`, as [`switch`](Greenlet::switch) does; no handle
@@ -201,9 +202,7 @@ impl Greenlet {
         let mut value = ManuallyDrop::new(value);
         match switch::hand_over_in(place, &mut value, at) {
             Ok(received) => Ok(received),
-            Err(unsent) => Ok(receive::receive(Greenlet::switch_in_otherwise(
-                place, unsent, at,
-            )?)),
+            Err(unsent) => Ok(Greenlet::switch_in_otherwise(place, unsent, at)?.and_then(receive::receive)),
         }
     }
 
@@ -213,7 +212,7 @@ impl Greenlet {
         place: &RefCell<Option<Greenlet>>,
         unsent: Parcel,
         at: &'static Location<'static>,
-    ) -> Result<Parcel> {
+    ) -> Result<Result<Parcel>> {
         if let Err(refused) = switch::may_switch() {
             drop(unsent.take_value());
             return Err(refused);
@@ -256,7 +255,7 @@ impl Greenlet {
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
         let at = Location::caller();
-        receive::receive(switch::throw_at(&self.node, error.into(), at, Manners::Polite))
+        receive::receive(switch::throw_at(&self.node, error.into(), at, Manners::Polite)?)
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.
@@ -417,8 +416,12 @@ impl Greenlet {
 
     /// Where the greenlet switched away, if it is suspended.
     pub fn parked_at(&self) -> Option<&'static Location<'static>> {
-        let is_suspended = self.is_active() && !self.is_current();
-        self.node.seat.note.get().filter(|_| is_suspended)
+        let note = self.node.seat.note.get().filter(|_| self.is_suspended());
+        note.map(Note::place)
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.is_active() && !self.is_current()
     }
 
     /// Makes a handle that does not keep the greenlet from being ended.

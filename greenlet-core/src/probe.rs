@@ -27,7 +27,7 @@ use std::panic::{Location, catch_unwind};
 use std::ptr;
 
 use crate::asan;
-use crate::backend::{self, Seat};
+use crate::backend::{self, Note, Seat};
 use crate::error::NoBacktrace;
 use crate::greenlet::Greenlet;
 use crate::record::NodeRef;
@@ -127,7 +127,13 @@ fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
     unsafe {
         let left = asan::leave(node);
         let to = &raw const (*node.as_ptr()).seat;
-        backend::switch(&raw const (*inquiry).back, Location::caller(), to, word, data);
+        backend::switch(
+            &raw const (*inquiry).back,
+            Note::at(Location::caller()),
+            to,
+            word,
+            data,
+        );
         asan::arrive(left);
         hub.set_current((*inquiry).asker);
     }

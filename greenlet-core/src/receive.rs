@@ -48,12 +48,10 @@ impl Arrival {
         self.parcel
     }
 
-    /// Takes what arrived as a value of the type that is asked for, or leaves it as it is. If it is one, `then` is done before
-    /// the greenlet is current: it must not care.
+    /// Takes what arrived as a value of the type that is asked for, or leaves it as it is.
     #[inline(always)] // the fast path: one comparison
-    pub(crate) fn take<R: 'static>(self, then: impl FnOnce()) -> Result<R, Parcel> {
+    pub(crate) fn take<R: 'static>(self) -> Result<R, Parcel> {
         if self.parcel.is_likely::<R>() {
-            then();
             // SAFETY: just looked.
             return Ok(unsafe { self.enter().take() });
         }

@@ -9,27 +9,65 @@
 
 #![forbid(unsafe_code)]
 
-use std::cell::Cell;
+use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
+use crate::backend::Note;
 use crate::greenlet::Greenlet;
 use crate::receive::{apart, receive_any};
 use crate::switch::{self, Manners, Waiting};
 use crate::thread;
-use crate::transfer::{Content, Control, Message, Parcel};
+use crate::transfer::{Content, Parcel};
 use crate::value::Value;
 
 /// What is not the rule in a [`Greenlet::step_or_else`].
 #[derive(Debug)]
 pub enum Unexpected<T> {
-    /// The stage was another one: the value was not sent.
+    /// It was not to be sent.
     Unsent(T),
-    /// A value of another type came back, or an error, or the switch was refused; or one of the type that is mostly sent came
-    /// back on a rare path, where a tracer is installed say.
+    /// The switch was refused: control has not left.
+    Refused(Error),
+    /// A value of another type came back, or an error.
     Back(Result<Value>),
+    /// What came back unwinds the caller. Nobody gets what is made of this.
+    Unwinds,
+}
+
+/// Who is to be told if what came back unwinds.
+struct Told<T, M, F: FnOnce(Unexpected<T>) -> M>(Option<F>, PhantomData<fn(T)>);
+
+impl<T, M, F: FnOnce(Unexpected<T>) -> Result<M>> Told<T, Result<M>, F> {
+    fn new(otherwise: F) -> Told<T, Result<M>, F> {
+        Told(Some(otherwise), PhantomData)
+    }
+
+    /// Opens what came back, which may unwind. It may also be what is mostly sent: by a rare path.
+    fn settle<R: 'static>(mut self, back: Parcel) -> Result<M>
+    where
+        M: From<R>,
+    {
+        let outcome = match receive_any::<Value>(back).map(Value::downcast::<R>) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(other)) => Err(Ok(other)),
+            Err(error) => Err(Err(error)),
+        };
+        let otherwise = self.0.take().expect("it is told once");
+        match outcome {
+            Ok(value) => Ok(value.into()),
+            Err(unexpected) => otherwise(Unexpected::Back(unexpected)),
+        }
+    }
+}
+
+impl<T, M, F: FnOnce(Unexpected<T>) -> M> Drop for Told<T, M, F> {
+    fn drop(&mut self) {
+        if let Some(otherwise) = self.0.take() {
+            otherwise(Unexpected::Unwinds);
+        }
+    }
 }
 
 impl Greenlet {
@@ -59,18 +97,17 @@ impl Greenlet {
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn step<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
+        let at = Note::at(Location::caller());
         match switch::hand_over_to_child(self.node(), true, &mut value, at) {
             Ok(back) => back.receive(),
-            Err(unsent) => apart(move || receive_any(self.step_otherwise(unsent, at))),
+            Err(unsent) => apart(move || receive_any(self.step_otherwise(unsent, at)?)),
         }
     }
 
     /// Makes a [`step`](Greenlet::step), for things that keep account of where the greenlet is, and are sent one type mostly.
     ///
-    /// If the stage is `waits`, the value is sent. If an `R` comes back then, the stage is `waits` again before anything else,
-    /// whatever the other side has made it, and that is all. Whatever else there is, `otherwise` is given, and makes the
-    /// outcome of it. It is not called if the step unwinds.
+    /// If it `may` (which is asked twice on a rare path), the value is sent; and if an `R` comes back, that is all. Whatever else there is, `otherwise` is given, and makes
+    /// the outcome of it.
     ///
     /// # Errors, Panics
     ///
@@ -79,61 +116,58 @@ impl Greenlet {
     /// # Examples
     ///
     /// ```
-    /// use std::cell::Cell;
-    /// use greenlet_core::{Greenlet, Stages, Unexpected, getparent};
+    /// use greenlet_core::{Greenlet, Unexpected, getparent};
     ///
     /// let child = Greenlet::new(|(): ()| {
     ///     getparent().unwrap().switch::<()>(1_u32)?;
     ///     Ok("that is all")
     /// });
-    /// let stage = Cell::new("waits");
     /// let step = || {
-    ///     child.step_or_else::<_, u32, Option<u32>, _>((), &stage, "waits", |unexpected| match unexpected {
-    ///         Unexpected::Unsent(()) => Ok(None),
-    ///         Unexpected::Back(outcome) => {
-    ///             stage.set("over");
-    ///             assert_eq!(outcome?.downcast::<&str>().unwrap(), "that is all");
-    ///             Ok(None)
-    ///         }
+    ///     child.step_or_else::<_, u32, Option<u32>>((), || !child.is_dead(), |unexpected| match unexpected {
+    ///         Unexpected::Refused(error) => Err(error),
+    ///         Unexpected::Back(outcome) => outcome.map(|value| {
+    ///             assert_eq!(value.downcast::<&str>().unwrap(), "that is all");
+    ///             None
+    ///         }),
+    ///         Unexpected::Unsent(()) | Unexpected::Unwinds => Ok(None),
     ///     })
     /// };
-    /// assert_eq!((step()?, stage.get()), (Some(1), "waits"));
-    /// assert_eq!((step()?, stage.get()), (None, "over"));
-    /// assert_eq!(step()?, None);
+    /// assert_eq!([step()?, step()?, step()?], [Some(1), None, None]);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
     #[inline(always)] // as `step`
-    pub fn step_or_else<T: 'static, R: 'static, M: From<R>, S: Copy + PartialEq>(
+    pub fn step_or_else<T: 'static, R: 'static, M: From<R>>(
         &self,
         value: T,
-        stage: &Cell<S>,
-        waits: S,
+        may: impl Fn() -> bool,
         otherwise: impl FnOnce(Unexpected<T>) -> Result<M>,
     ) -> Result<M> {
         let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
-        let may = stage.get() == waits;
-        match switch::hand_over_to_child(self.node(), may, &mut value, at) {
-            Ok(arrival) => match arrival.take::<R>(|| stage.set(waits)) {
+        let at = Note::at(Location::caller());
+        match switch::hand_over_to_child(self.node(), may(), &mut value, at) {
+            Ok(arrival) => match arrival.take::<R>() {
                 Ok(value) => Ok(value.into()),
-                Err(other) => apart(move || otherwise(Unexpected::Back(receive_any(other)))),
+                Err(back) => apart(move || Told::new(otherwise).settle::<R>(back)),
             },
-            Err(unsent) if may => {
-                apart(move || otherwise(Unexpected::Back(receive_any(self.step_otherwise(unsent, at)))))
-            }
-            Err(unsent) => apart(move || otherwise(Unexpected::Unsent(receive_any(unsent)?))),
+            Err(unsent) => apart(move || {
+                if !may() {
+                    return otherwise(Unexpected::Unsent(receive_any(unsent)?));
+                }
+                match self.step_otherwise(unsent, at) {
+                    Ok(back) => Told::new(otherwise).settle::<R>(back),
+                    Err(refused) => otherwise(Unexpected::Refused(refused)),
+                }
+            }),
         }
     }
 
-    fn step_otherwise(&self, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+    fn step_otherwise(&self, parcel: Parcel, at: Note) -> Result<Parcel> {
         let waiting = Waiting::new(Content::Parcel(parcel));
         let current = thread::current_greenlet();
         if self.node().parent_greenlet().as_ref() != Some(&current) {
             // CAUTION: runs foreign code, which may unwind: it may be the end of the old parent.
-            if let Err(error) = self.set_parent(&current) {
-                return Control::local(Message::Error(error.into()));
-            }
+            self.set_parent(&current)?;
         }
         drop(current); // not held over the switch
         switch::transfer(self.node(), waiting.over(), at, Manners::Polite)
@@ -164,16 +198,19 @@ impl Greenlet {
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
+        let at = Note::at(Location::caller());
         match switch::hand_over_to_parent(self.node(), true, &mut value, at) {
             Ok(back) => back.receive(),
-            Err(unsent) => apart(move || receive_any(switch::transfer_to_parent(self.node(), unsent, at))),
+            Err(unsent) => apart(move || {
+                let (parent, back) = switch::transfer_to_parent(self.node(), unsent, at)?;
+                receive_any(switch::let_go(parent, back))
+            }),
         }
     }
 
-    /// Switches to the parent as [`switch_to_parent`](Greenlet::switch_to_parent) does, with the account that
-    /// [`step_or_else`](Greenlet::step_or_else) keeps on the other side. Where another greenlet runs than this one, the value is
-    /// not sent either.
+    /// Switches to the parent as [`switch_to_parent`](Greenlet::switch_to_parent) does, for the other side of
+    /// [`step_or_else`](Greenlet::step_or_else), and as that does. Unless this greenlet is the one that runs, nothing is sent.
+    /// Until control is back, it [is yielding](Greenlet::is_yielding).
     ///
     /// # Errors, Panics
     ///
@@ -182,51 +219,52 @@ impl Greenlet {
     /// # Examples
     ///
     /// ```
-    /// use std::cell::Cell;
-    /// use std::rc::Rc;
     /// use greenlet_core::{Greenlet, Unexpected, getcurrent};
     ///
-    /// let stage = Rc::new(Cell::new("runs"));
-    /// let shared = Rc::clone(&stage);
-    /// let child = Greenlet::new(move |(): ()| {
-    ///     for n in 0..2 {
-    ///         getcurrent().switch_to_parent_or_else::<_, (), (), _>(n, &shared, "runs", |unexpected| match unexpected {
-    ///             Unexpected::Unsent(n) => Err(anyhow::anyhow!("nobody waits for {n}")),
-    ///             Unexpected::Back(outcome) => outcome.map(drop),
-    ///         })?;
-    ///         shared.set("waits for nothing");
-    ///     }
-    ///     Ok(())
+    /// let child = Greenlet::new(|(): ()| {
+    ///     getcurrent().yield_or_else::<_, (), ()>(1, || true, |unexpected| match unexpected {
+    ///         Unexpected::Back(outcome) => Err(anyhow::anyhow!("no step, but {outcome:?}")),
+    ///         _ => unreachable!("it may yield, and is not refused"),
+    ///     })
     /// });
-    /// assert_eq!(child.step::<i32>(())?, 0);
-    /// assert_eq!(child.step::<i32>(()).unwrap_err().to_string(), "nobody waits for 1");
+    /// assert_eq!(child.step::<i32>(())?, 1);
+    /// assert!(child.is_yielding());
+    /// assert!(child.step::<()>("something else").unwrap_err().to_string().starts_with("no step"));
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    #[inline(always)] // as `step`
-    pub fn switch_to_parent_or_else<T: 'static, R: 'static, M: From<R>, S: Copy + PartialEq>(
+    #[inline(always)] // as `switch_to_parent`
+    pub fn yield_or_else<T: 'static, R: 'static, M: From<R>>(
         &self,
         value: T,
-        stage: &Cell<S>,
-        runs: S,
+        may: impl Fn() -> bool,
         otherwise: impl FnOnce(Unexpected<T>) -> Result<M>,
     ) -> Result<M> {
         let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
-        let may = self.is_current() & (stage.get() == runs);
-        match switch::hand_over_to_parent(self.node(), may, &mut value, at) {
-            Ok(arrival) => match arrival.take::<R>(|| stage.set(runs)) {
+        let at = Note::of_yield(Location::caller());
+        match switch::hand_over_to_parent(self.node(), may(), &mut value, at) {
+            Ok(arrival) => match arrival.take::<R>() {
                 Ok(value) => Ok(value.into()),
-                Err(other) => apart(move || otherwise(Unexpected::Back(receive_any(other)))),
+                Err(back) => apart(move || Told::new(otherwise).settle::<R>(back)),
             },
-            Err(unsent) if may => apart(move || {
-                otherwise(Unexpected::Back(receive_any(switch::transfer_to_parent(
-                    self.node(),
-                    unsent,
-                    at,
-                ))))
+            Err(unsent) => apart(move || {
+                if !may() || !self.is_current() {
+                    return otherwise(Unexpected::Unsent(receive_any(unsent)?));
+                }
+                match switch::transfer_to_parent(self.node(), unsent, at) {
+                    Ok((parent, back)) => {
+                        let told = Told::new(otherwise);
+                        told.settle::<R>(switch::let_go(parent, back))
+                    }
+                    Err(refused) => otherwise(Unexpected::Refused(refused)),
+                }
             }),
-            Err(unsent) => apart(move || otherwise(Unexpected::Unsent(receive_any(unsent)?))),
         }
+    }
+
+    /// Says whether the greenlet is suspended in a [`yield_or_else`](Greenlet::yield_or_else).
+    pub fn is_yielding(&self) -> bool {
+        let note = self.node().seat.note.get().filter(|_| self.is_suspended());
+        note.is_some_and(Note::is_of_yield)
     }
 }

@@ -34,6 +34,7 @@ use anyhow::Error;
 use crate::ahead;
 use crate::asan;
 use crate::backend;
+use crate::backend::Note;
 use crate::body::Calls;
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::errand;
@@ -175,7 +176,7 @@ unsafe fn try_to_hand_over<T: 'static>(
     origin: *const Node,
     target: *const Node,
     value: &mut ManuallyDrop<T>,
-    at: &'static Location<'static>,
+    at: Note,
 ) -> Result<Arrival, Parcel> {
     let parcel = Parcel::new(value);
     // SAFETY: the contract.
@@ -200,7 +201,7 @@ pub(crate) fn hand_over<T: 'static, R: 'static>(
         Parcel::new(value)
     } else {
         // SAFETY: T1: the target has a handle, so the hub is set up.
-        match unsafe { try_to_hand_over(hub, origin, target, value, at) } {
+        match unsafe { try_to_hand_over(hub, origin, target, value, Note::at(at)) } {
             Ok(back) => return back.receive(),
             Err(unsent) => unsent,
         }
@@ -221,8 +222,12 @@ unsafe fn hand_over_otherwise<R: 'static>(
 ) -> Result<R, Error> {
     // SAFETY: the contract: it stands for the handle.
     let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
-    let back = transfer(&target, Content::Parcel(parcel), at, Manners::Polite);
-    receive_any(back)
+    receive_any(transfer(
+        &target,
+        Content::Parcel(parcel),
+        Note::at(at),
+        Manners::Polite,
+    )?)
 }
 
 /// As [`has_way_to`], for switches that are not on its fast path.
@@ -233,12 +238,22 @@ fn has_way_aside(hub: &Hub, target: &NodeRef) -> bool {
 }
 
 /// As [`hand_over`], and lets go of the handle on the way.
-pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
+///
+/// # Errors
+///
+/// Why it was refused.
+pub(crate) fn hand_over_owned(
+    target: Greenlet,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Result<Parcel, Error> {
+    let at = Note::at(at);
     let hub = Hub::get();
     if !has_way_aside(hub, target.node()) {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
-        return transfer_with(target, Content::Parcel(parcel), at);
+        let back = transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
+        return Ok(let_go(target, back?));
     }
     let origin = hub.current();
     let place = target.node().as_ptr();
@@ -250,7 +265,7 @@ pub(crate) fn hand_over_owned(target: Greenlet, parcel: Parcel, at: &'static Loc
     }
     drop(target);
     // SAFETY: T1; S1; S3.
-    unsafe { depart(origin, place, parcel, at) }.enter()
+    Ok(unsafe { depart(origin, place, parcel, at) }.enter())
 }
 
 /// Hands a value over to the greenlet in `place`, without counting a handle of it, and receives what comes back. The
@@ -267,7 +282,7 @@ pub(crate) fn hand_over_in<T: 'static, R: 'static>(
         _ => return Err(Parcel::new(value)),
     };
     // SAFETY: there is a handle, so T1; nothing has run since it was looked at.
-    unsafe { try_to_hand_over(hub, hub.current(), target, value, at) }.map(Arrival::receive)
+    unsafe { try_to_hand_over(hub, hub.current(), target, value, Note::at(at)) }.map(Arrival::receive)
 }
 
 /// Hands a value over to `child`, if the running greenlet is its parent, and it `may`. The parcel comes back as an error if
@@ -279,7 +294,7 @@ pub(crate) fn hand_over_to_child<T: 'static>(
     child: &NodeRef,
     may: bool,
     value: &mut ManuallyDrop<T>,
-    at: &'static Location<'static>,
+    at: Note,
 ) -> Result<Arrival, Parcel> {
     let hub = Hub::get();
     let origin = hub.current();
@@ -291,18 +306,18 @@ pub(crate) fn hand_over_to_child<T: 'static>(
     unsafe { try_to_hand_over(hub, origin, child.as_ptr(), value, at) }
 }
 
-/// Hands a value over from `child`, if it runs, to its parent, without counting a handle of the parent: the
+/// Hands a value over from `child`, if it runs, and it `may`, to its parent, without counting a handle of the parent: the
 /// link keeps it until control has left. The rest is as for [`hand_over_to_child`].
 #[inline(always)] // the fast path of a generator's yield
 pub(crate) fn hand_over_to_parent<T: 'static>(
     child: &NodeRef,
     may: bool,
     value: &mut ManuallyDrop<T>,
-    at: &'static Location<'static>,
+    at: Note,
 ) -> Result<Arrival, Parcel> {
     let hub = Hub::get();
     let origin = hub.current();
-    if !may | !ptr::eq(child.as_ptr(), origin) {
+    if !may || !ptr::eq(child.as_ptr(), origin) {
         return Err(Parcel::new(value).described_anew::<T>());
     }
     let parent = child.parent.as_ptr();
@@ -313,17 +328,23 @@ pub(crate) fn hand_over_to_parent<T: 'static>(
     unsafe { try_to_hand_over(hub, origin, parent, value, at) }
 }
 
-/// [`hand_over_to_parent`], where that does not do it.
-pub(crate) fn transfer_to_parent(child: &Node, parcel: Parcel, at: &'static Location<'static>) -> Parcel {
-    match child.parent_greenlet() {
-        // The handle goes on living over the switch, on the stack of who leaves: no longer than the
-        // link of `child` keeps the parent anyway, unless the child gets another one meanwhile.
-        Some(parent) => transfer_with(parent, Content::Parcel(parcel), at),
-        None => {
-            drop(parcel.take_value());
-            Control::local(Message::Error(ParentError::main().into()))
-        }
-    }
+/// [`hand_over_to_parent`], where that does not do it. Returns the handle of the parent that was held meanwhile as well, to be let
+/// go of ([`let_go`]): no longer than the link of `child` keeps the parent anyway, unless the child gets another one meanwhile.
+///
+/// # Errors
+///
+/// Why it was refused.
+pub(crate) fn transfer_to_parent(
+    child: &Node,
+    parcel: Parcel,
+    at: Note,
+) -> Result<(Greenlet, Parcel), Error> {
+    let Some(parent) = child.parent_greenlet() else {
+        drop(parcel.take_value());
+        return Err(ParentError::main().into());
+    };
+    let back = transfer(parent.node(), Content::Parcel(parcel), at, Manners::Polite)?;
+    Ok((parent, back))
 }
 
 /// Whether a transfer asks before it acts.
@@ -344,12 +365,7 @@ pub(crate) enum Manners {
 /// - The target is suspended, its gate open (S1); or it is `origin`, if the backend echoes.
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
-unsafe fn depart(
-    origin: *const Node,
-    target: *const Node,
-    parcel: Parcel,
-    at: &'static Location<'static>,
-) -> Arrival {
+unsafe fn depart(origin: *const Node, target: *const Node, parcel: Parcel, at: Note) -> Arrival {
     let (word, data) = parcel.into_words();
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
@@ -379,14 +395,18 @@ unsafe fn depart_for_good(target: *const Node, parcel: Parcel) -> ! {
 }
 
 /// Hands anything over to any greenlet: everything that the fast path does not do.
+///
+/// # Errors
+///
+/// Why it was refused: then control has not left.
 #[cold]
 #[inline(never)]
 pub(crate) fn transfer(
     target: &NodeRef,
     content: Content,
-    at: &'static Location<'static>,
+    at: Note,
     manners: Manners,
-) -> Parcel {
+) -> Result<Parcel, Error> {
     let hub = Hub::get();
     if manners == Manners::Polite {
         if let Some(refuse) = refusal(hub) {
@@ -395,7 +415,7 @@ pub(crate) fn transfer(
                 drop(error);
                 unwind::force();
             }
-            return Control::local(Message::Error(error));
+            return Err(error);
         }
     }
     let content = if manners == Manners::Polite {
@@ -421,11 +441,11 @@ pub(crate) fn transfer(
     };
     let Some(living) = target.nearest_living() else {
         let error = ThreadExiting::new(unsent(content)).into();
-        return Control::local(Message::Error(error));
+        return Err(error);
     };
 
     if hub.is_current(&living) {
-        return echo(hub, living, content);
+        return Ok(echo(hub, living, content));
     }
     if manners == Manners::Polite {
         let gate = if living.standing.is_pending() || hub.has_flag(slow::GATES) {
@@ -438,25 +458,24 @@ pub(crate) fn transfer(
         let gate = gate.or_else(|| is_hidden.then(|| living.clone()));
         if let Some(gate) = gate {
             let error = Awaiting::new(gate.label(), unsent(content)).into();
-            return Control::local(Message::Error(error));
+            return Err(error);
         }
     } else if living.seat.sp.get().is_null() {
         living.seat.sp.set(living.held.replace(ptr::null_mut()));
     }
     if living.standing.is_pending() {
         if let Err(error) = start(hub, &living, &content) {
-            return Control::local(Message::Error(error.with(unsent(content))));
+            return Err(error.with(unsent(content)));
         }
     }
-    send(hub, living, content, at)
+    Ok(send(hub, living, content, at))
 }
 
-/// [`transfer`] by a handle that is let go of when control is back.
+/// Lets go of a handle that a transfer was by, when control is back.
 ///
 /// That may run foreign code: the handle may be the last one of a greenlet, and the end of that can even use the stack that
 /// what arrived still stands on. So that is taken first (S4).
-fn transfer_with(handle: Greenlet, content: Content, at: &'static Location<'static>) -> Parcel {
-    let back = transfer(handle.node(), content, at, Manners::Polite);
+pub(crate) fn let_go(handle: Greenlet, back: Parcel) -> Parcel {
     if handle.node().count() > COUNT_OF_LAST_HANDLE {
         return back; // there are others, so the end of this one is nothing
     }
@@ -469,13 +488,18 @@ fn transfer_with(handle: Greenlet, content: Content, at: &'static Location<'stat
 }
 
 /// Throws an error at `target`.
+///
+/// # Errors
+///
+/// Why it was refused.
 #[inline(always)] // a return after a switch is one that the processor does not predict
 pub(crate) fn throw_at(
     target: &NodeRef,
     error: Error,
     at: &'static Location<'static>,
     manners: Manners,
-) -> Parcel {
+) -> Result<Parcel, Error> {
+    let at = Note::at(at);
     let hub = Hub::get();
     // No tracer is to see it, and the one who leaves has a handle.
     if !has_way_aside(hub, target) {
@@ -483,7 +507,7 @@ pub(crate) fn throw_at(
     }
     let parcel = Thrown(error).into_parcel();
     // SAFETY: T1: the target has a handle, so the hub is set up; S1; S3.
-    unsafe { depart(hub.current(), target.as_ptr(), parcel, at) }.enter()
+    Ok(unsafe { depart(hub.current(), target.as_ptr(), parcel, at) }.enter())
 }
 
 /// What is to be sent, or has arrived, while foreign code runs: should that unwind, it is dropped.
@@ -506,7 +530,7 @@ impl Drop for Waiting {
 }
 
 /// Switches to the active greenlet `target`.
-fn send(hub: &Hub, target: NodeRef, content: Content, at: &'static Location<'static>) -> Parcel {
+fn send(hub: &Hub, target: NodeRef, content: Content, at: Note) -> Parcel {
     let origin = hub.current();
     let traced = hub.has_flag(slow::TRACED);
     // SAFETY: T1.

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use anyhow::{Result, anyhow, bail};
 use greenlet::{
-    Generator, GeneratorError, Greenlet, GreenletExit, ParentError, SwitchForbidden, TypeMismatch, Yielder,
-    getcurrent, getparent, no_switch, yield_,
+    Generator, GeneratorError, Greenlet, GreenletExit, ParentError, SwitchForbidden, Tracer, TypeMismatch,
+    Yielder, getcurrent, getparent, no_switch, settrace, yield_,
 };
 
 use crate::support::{Drops, Log, NoLeaks, up};
@@ -559,6 +559,114 @@ fn a_function_that_drops_its_own_generator_has_nobody_to_yield_to() {
     assert!(greenlet.switch::<()>(()).unwrap_err().is::<TypeMismatch>());
     assert_eq!(log.take(), ["true"]);
     assert!(greenlet.is_dead());
+}
+
+/// A greenlet that panics as soon as it is switched to: the panic goes to its parent.
+fn panics_into(parent: &Greenlet) -> Greenlet {
+    Greenlet::builder()
+        .parent(parent)
+        .build(|(): ()| -> Result<()> { panic!("past the generator") })
+}
+
+#[test]
+fn a_step_that_unwinds_sets_it_adrift() {
+    let main = getcurrent();
+    let log = Log::new();
+    let seen = log.clone();
+    let mut generator = Generator::<u32>::new(move |out| {
+        panics_into(&main).switch::<()>(())?;
+        let error = out.yield_(1).unwrap_err();
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
+        Ok(())
+    });
+    catch_unwind(AssertUnwindSafe(|| generator.next())).unwrap_err();
+    let error = generator.next().unwrap().unwrap_err();
+    assert!(is_kind(&error, GeneratorError::is_busy));
+    assert!(generator.greenlet().switch::<()>(()).is_err());
+    assert_eq!(log.take(), ["true"]);
+    assert!(generator.next().is_none());
+}
+
+#[test]
+fn a_yield_that_unwinds_sets_it_adrift() {
+    let log = Log::new();
+    let seen = log.clone();
+    let mut generator = Generator::<u32>::new(move |out| {
+        catch_unwind(AssertUnwindSafe(|| out.yield_(1))).unwrap_err();
+        let error = out.yield_(2).unwrap_err();
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
+        Ok(())
+    });
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    assert!(generator.greenlet().is_yielding());
+    assert!(panics_into(generator.greenlet()).switch::<()>(()).is_err());
+    assert_eq!(log.take(), ["true"]);
+    assert!(generator.next().is_none());
+}
+
+#[test]
+fn a_step_to_a_greenlet_of_the_function_that_unwinds_sets_it_adrift() {
+    let main = getcurrent();
+    let mut generator = Generator::<u32>::new(move |out| {
+        let helper = out.clone();
+        let child = Greenlet::new(move |(): ()| {
+            helper.yield_(1)?;
+            panics_into(&main).switch::<()>(())
+        });
+        child.switch::<()>(())?;
+        out.yield_(2)
+    });
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    catch_unwind(AssertUnwindSafe(|| generator.next())).unwrap_err();
+    let error = generator.next().unwrap().unwrap_err();
+    assert!(is_kind(&error, GeneratorError::is_busy));
+}
+
+/// The function is in a `yield_` of its own, or has ended, and a greenlet that it made yields for it.
+#[test]
+fn nobody_waits_for_what_a_greenlet_yields_between_steps() {
+    let main = getcurrent();
+    let slot = Rc::new(RefCell::new(None::<Greenlet>));
+    let made = slot.clone();
+    let mut generator = Generator::<u32>::new(move |out| {
+        let helper = out.clone();
+        made.replace(Some(Greenlet::new(move |(): ()| {
+            for _ in 0..2 {
+                let error = helper.yield_(7).unwrap_err();
+                main.switch::<()>(is_kind(&error, GeneratorError::is_cut_short))?;
+            }
+            Ok(())
+        })));
+        out.yield_(1)?;
+        out.yield_(2)
+    });
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    let helper = slot.take().unwrap();
+    assert!(helper.switch::<bool>(()).unwrap());
+    assert_eq!(generator.next().unwrap().unwrap(), 2);
+    assert!(generator.next().is_none());
+    assert!(helper.switch::<bool>(()).unwrap());
+}
+
+#[test]
+fn with_a_tracer_the_items_are_the_same() {
+    let mut generator = Generator::with_input(|out, first: u32| {
+        let mut n = first;
+        loop {
+            n = out.yield_(n * 2)?;
+        }
+    });
+    let switches = Rc::new(RefCell::new(0));
+    let counted = switches.clone();
+    let before = settrace(Some(Tracer::new(move |_| {
+        *counted.borrow_mut() += 1;
+        Ok(())
+    })));
+    let items = [1, 2, 3].map(|n| generator.send(n).unwrap().unwrap());
+    settrace(before);
+    assert_eq!(items, [2, 4, 6]);
+    assert_eq!(*switches.borrow(), 6);
+    assert_eq!(generator.send(4).unwrap().unwrap(), 8);
 }
 
 /// The one who ends a greenlet becomes its parent meanwhile: from below, that must not make a ring.

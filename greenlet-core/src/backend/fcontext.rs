@@ -129,7 +129,7 @@ pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) 
     let unused = Seat::new();
     // SAFETY: as for `switch`.
     unsafe {
-        switch(&unused, Location::caller(), to, word, data);
+        switch(&unused, Note::at(Location::caller()), to, word, data);
     }
     unreachable!("a finished stack was switched to");
 }

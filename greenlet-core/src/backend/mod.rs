@@ -41,7 +41,7 @@
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::panic::Location;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
@@ -80,8 +80,33 @@ pub(crate) struct Seat {
     pub(crate) note: Cell<Option<Note>>,
 }
 
-/// A place in the source.
-pub(crate) type Note = &'static Location<'static>;
+/// A place in the source, and whether it is one where a generator yields: that is the lowest bit, which in an address of a
+/// [`Location`] is 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Note(NonNull<Location<'static>>);
+
+impl Note {
+    #[inline(always)] // nothing
+    pub(crate) fn at(place: &'static Location<'static>) -> Note {
+        Note(NonNull::from(place))
+    }
+
+    #[inline(always)] // nothing, where the place is known
+    pub(crate) fn of_yield(place: &'static Location<'static>) -> Note {
+        const { assert!(align_of::<Location<'_>>() > 1) };
+        // SAFETY: inside of the location.
+        Note(unsafe { NonNull::from(place).byte_add(1) })
+    }
+
+    pub(crate) fn is_of_yield(self) -> bool {
+        self.0.addr().get() & 1 != 0
+    }
+
+    pub(crate) fn place(self) -> &'static Location<'static> {
+        // SAFETY: it is made of such a reference.
+        unsafe { self.0.byte_sub(usize::from(self.is_of_yield())).as_ref() }
+    }
+}
 
 impl Seat {
     pub(crate) const fn new() -> Seat {

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
 use crate::asan;
-use crate::backend::{self, Seat, Word};
+use crate::backend::{self, Note, Seat, Word};
 use crate::stack::{Stack, StackCache};
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
@@ -63,7 +63,13 @@ impl Coroutine {
         // SAFETY: B1: `new` or the last `pause` wrote it; B2: this stack waits.
         let (own, word, _) = unsafe {
             let left = asan::leave_for((*self.stack.as_ptr()).as_ref());
-            let back = backend::switch(&self.outside, Location::caller(), &self.inside, word, data);
+            let back = backend::switch(
+                &self.outside,
+                Note::at(Location::caller()),
+                &self.inside,
+                word,
+                data,
+            );
             asan::arrive(left);
             back
         };
@@ -79,7 +85,7 @@ impl Coroutine {
             let left = asan::leave_for(None);
             let back = backend::switch(
                 &self.inside,
-                Location::caller(),
+                Note::at(Location::caller()),
                 &self.outside,
                 word,
                 Word::uninit(),

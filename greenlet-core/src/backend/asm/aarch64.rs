@@ -120,7 +120,7 @@ pub(crate) unsafe fn switch(
             inlateout("x1") data => data_back,
             inlateout("x2") to => own,
             inlateout("x3") from => _,
-            inlateout("x4") note => _,
+            inlateout("x4") note.0.as_ptr() => _,
             out("x9") _, // written before the others are read
             out("x10") _,
             lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _,

@@ -121,7 +121,7 @@ pub(crate) unsafe fn switch(
             "pop rbp",
             // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
             from = in(reg) from,
-            note = in(reg) note,
+            note = in(reg) note.0.as_ptr(),
             inlateout("rdx") to => own,
             out("rax") _, // written before they are read
             inlateout("rdi") word => word_back,
