@@ -67,7 +67,7 @@ pub struct TypeMismatch {
 
 impl TypeMismatch {
     /// Makes what a switch returns that asks for an `R` and gets this value. For those who sort values themselves: see
-    /// [`Greenlet::step_or_value`](crate::Greenlet::step_or_value).
+    /// [`Unexpected`](crate::Unexpected).
     ///
     /// # Examples
     ///

@@ -11,9 +11,9 @@
 //!
 //! - **T1** `current` is null before the hub is set up, and then points to a living node: to main,
 //!   which the hub counts, or to an active greenlet, which counts itself (see `switch::begin`) until it has
-//!   finished. Who arrives writes it, as the first thing; until then it points to who left, which has a count as well
-//!   (`switch::finish_into`, `switch::finish`). It is null again only when no node is left, so never while there is a
-//!   handle.
+//!   finished. Who arrives writes it, before anything looks at it (`receive::Arrival`, `entry::arrive`); until then it points
+//!   to who left, which has a count as well (`switch::finish_into`, `switch::finish`). It is null again only when no node
+//!   is left, so never while there is a handle.
 //! - **T2** A hub never moves and is never dropped: it is in a thread-local without a destructor, so it
 //!   can be used until the thread has gone, from other destructors too. What it owns is released by
 //!   `ExitGuard`, a thread-local that has one.

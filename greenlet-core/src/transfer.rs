@@ -22,7 +22,7 @@
 //!   sent on, and before anything else may run on the stack that it points into. (`receive.rs` keeps it:
 //!   who arrives takes the parcel before it calls foreign code.)
 //! - **P3** Descriptors at the same address describe the same type: a descriptor is a function that returns one
-//!   `TypeId` only. The converse does not hold (each code generation unit may have a copy), so unequal addresses prove
+//!   `TypeId` only. The converse does not hold (each crate may have a copy), so unequal addresses prove
 //!   nothing.
 
 use std::any::{Any, TypeId, type_name};
@@ -43,6 +43,7 @@ pub(crate) struct TypeInfo {
     boxed: unsafe fn(Word) -> Box<dyn Any>,
 }
 
+#[inline(never)] // or there were one in each code generation unit, and its address would say little
 fn describe<T: 'static>() -> TypeInfo {
     TypeInfo {
         id: TypeId::of::<T>(),
