@@ -45,6 +45,12 @@ use std::ptr::{self, NonNull};
 
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(target_pointer_width = "64")
+))]
+compile_error!("x86_64 and aarch64 are supported with pointers of 64 bits only: not x32, nor arm64_32");
+
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     not(feature = "fcontext")
 ))]
 mod asm;
