@@ -11,12 +11,12 @@
 //! another one than at the last step, and both sides look whether all is in order. Neither writes down each time where it is:
 //! to read back what the other side has just written takes more than to compute it (a step takes 4.3 to 4.6 ns, and took 5.0
 //! to 5.1).
-//! The types of all that is sent are private, so nothing else can be taken for a step. Each has one of its own, so
+//! The types of all that is sent are private, so nothing but another generator's can be taken for a step. Each has one of its own, so
 //! that an item as small as a word travels in a register.
 //!
-//! - **N1** As long as all is in order, either nobody is in a step, and the function has not started, is in a `yield_` of its own
-//!   (the greenlet says so: [`Greenlet::is_yielding`]), or has ended; or the consumer waits in a step, and the function
-//!   is not in a `yield_`. Whoever comes back from a step or a `yield_` in another way says that it is not in order any more.
+//! - **N1** As long as all is in order, either nobody is in a step, and the function is in a `yield_` of its own (the greenlet
+//!   says so: [`Greenlet::is_yielding`]); or the consumer waits in a step, and the function is not in a `yield_`. Whoever
+//!   comes back from a step or a `yield_` in another way says that it is not in order any more, before foreign code runs.
 //! - **N2** A step borrows the generator mutably, so nobody else can begin one meanwhile.
 
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
+use std::panic::Location;
 use std::rc::Rc;
 
 use anyhow::{Error, Result};
@@ -93,21 +94,41 @@ struct Link<Y, S> {
 }
 
 impl<Y, S> Link<Y, S> {
+    /// Says whether nothing is in the way of a step. Where none is going on, which N2 sees to.
+    #[inline(always)] // one comparison
+    fn can_be_stepped(&self) -> bool {
+        self.stage.get() <= Stage::InOrder
+    }
+
     #[inline(always)] // one comparison
     fn is_in_order(&self) -> bool {
         self.stage.get() == Stage::InOrder
     }
+
+    /// What came back on a rare path is opened, or was after all what it mostly is; unless the code that ran meanwhile has set
+    /// all adrift.
+    fn opens(&self, opens: bool) {
+        if opens {
+            self.stage.set(Stage::Opening);
+        } else if self.stage.get() == Stage::Opening {
+            self.stage.set(Stage::InOrder);
+        }
+    }
 }
 
 /// Where the function is. See N1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
+    /// Not started.
+    Fresh,
     /// All is in order.
     InOrder,
     /// In order, and in a `yield_` that another greenlet called for it.
     InChild,
+    /// Something came to the consumer, or to the function, and it is not known yet what.
+    Opening,
     /// Not in a `yield_`, and nobody waits: the consumer's step was cut short, or something else than a
-    /// step went on with it.
+    /// step went on with it. Or it has ended.
     Adrift,
 }
 
@@ -195,12 +216,13 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
         function: impl FnOnce(Yielder<Y, S>, S) -> Result<()> + 'static,
     ) -> Generator<Y, S> {
         let link = Rc::new(Link {
-            stage: Cell::new(Stage::InOrder),
+            stage: Cell::new(Stage::Fresh),
             child: RefCell::new(None),
             types: PhantomData,
         });
         let shared = Rc::clone(&link);
         let greenlet = builder.build(move |Sent(first): Sent<S>| {
+            shared.stage.set(Stage::InOrder);
             let yielder = Yielder {
                 greenlet: getcurrent(),
                 link: shared,
@@ -227,25 +249,22 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
     #[track_caller]
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn send(&mut self, value: S) -> Option<Result<Y>> {
+        let at = Location::caller();
         let outcome = self.greenlet.step_or_else::<_, Item<Y>, Option<Item<Y>>>(
             Sent(value),
-            || self.link.is_in_order(),
+            self.link.can_be_stepped(),
+            |opens| self.link.opens(opens),
             |unexpected| match unexpected {
-                Unexpected::Unsent(value) => self.send_otherwise(value),
+                Unexpected::Unsent(value) => self.send_otherwise(value, at),
                 Unexpected::Refused(error) => Err(error),
                 Unexpected::Back(outcome) => self.settle(outcome),
-                Unexpected::Unwinds => {
-                    self.link.stage.set(Stage::Adrift);
-                    Ok(None)
-                }
             },
         );
         Some(outcome.transpose()?.map(|Item(item)| item))
     }
 
     /// A step when the function is not simply in its `yield_`.
-    #[track_caller]
-    fn send_otherwise(&self, value: Sent<S>) -> Result<Option<Item<Y>>> {
+    fn send_otherwise(&self, value: Sent<S>, at: &'static Location<'static>) -> Result<Option<Item<Y>>> {
         if self.greenlet.is_dead() {
             return Ok(None);
         }
@@ -257,10 +276,10 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
             self.greenlet.set_parent(&parent)?;
         }
         drop(parent);
-        let child = self.link.child.borrow().clone();
-        let child = child.expect("the stage says that there is one");
+        // Held over the switch, however long the stage says that there is one.
+        let child = RefCell::new(self.link.child.borrow().clone());
         let unless_back = AdriftUnlessSaid(&self.link.stage);
-        let outcome = child.switch(value);
+        let outcome = Greenlet::switch_in(&child, value, at)?;
         std::mem::forget(unless_back);
         self.settle(outcome)
     }
@@ -293,7 +312,7 @@ impl<Y: 'static, S: 'static> Generator<Y, S> {
             Err(error) => error,
         };
         // Else it was a child's step, and was refused: the child has not seen it.
-        if self.link.is_in_order() {
+        if self.link.stage.get() != Stage::InChild {
             self.link.stage.set(Stage::Adrift);
         }
         Err(error)
@@ -417,23 +436,27 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     #[track_caller]
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn yield_(&self, value: Y) -> Result<S> {
+        if !self.link.is_in_order() || !self.greenlet.is_current() {
+            return self.yield_otherwise(value);
+        }
         let outcome = self.greenlet.yield_or_else::<_, Sent<S>, Sent<S>>(
             Item(value),
-            || self.link.is_in_order(),
+            |opens| self.link.opens(opens),
             |unexpected| match unexpected {
-                Unexpected::Unsent(value) => self.yield_otherwise(value),
+                Unexpected::Unsent(_) => unreachable!("it is current"),
                 Unexpected::Refused(error) => Err(error), // the consumer waits as before
                 Unexpected::Back(Ok(value)) => Err(self.cut_short(TypeMismatch::of::<Sent<S>>(value).into())),
                 Unexpected::Back(Err(error)) => Err(self.cut_short(error)),
-                Unexpected::Unwinds => Err(self.cut_short(GeneratorError::new(Kind::CutShort).into())),
             },
         );
         outcome.map(|Sent(input)| input)
     }
 
     /// A yield by another greenlet, or to nobody.
+    #[cold]
+    #[inline(never)]
     #[track_caller]
-    fn yield_otherwise(&self, Item(value): Item<Y>) -> Result<Sent<S>> {
+    fn yield_otherwise(&self, value: Y) -> Result<S> {
         let current = getcurrent();
         let mut lineage = std::iter::successors(Some(current.clone()), Greenlet::parent);
         if !lineage.any(|ancestor| ancestor == self.greenlet) {
@@ -446,10 +469,10 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
         // The handle of the running greenlet goes along, so that none is left on this stack.
         let item = ItemOfChild(Box::new((value, current)));
         match self.greenlet.switch_to_parent(item) {
-            Ok(sent) => {
+            Ok(Sent(input)) => {
                 self.link.stage.set(Stage::InOrder);
                 drop(self.link.child.take());
-                Ok(sent)
+                Ok(input)
             }
             // Else it was refused, and the consumer waits as before.
             Err(error) if !self.link.is_in_order() => Err(self.cut_short(error)),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
-use greenlet::{Greenlet, getparent};
+use greenlet::{Generator, Greenlet, getparent};
 
 const CHILD: &str = "GREENLET_TEST_GDB_CHILD";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/greenlet-gdb.py");
@@ -90,6 +90,7 @@ fn check(text: &str) {
     assert_eq!(state_of("main"), "suspended", "{text}");
     assert_eq!(state_of("never"), "pending", "{text}");
     assert_eq!(state_of("deep"), "suspended", "{text}");
+    assert_eq!(state_of("yields"), "suspended", "{text}");
     assert_eq!(state_of("gated"), "awaiting", "{text}");
     assert_eq!(state_of("aborts"), "current", "{text}");
     assert!(text.contains("suspended at tests/gdb.rs:"), "{text}");
@@ -155,10 +156,12 @@ fn child() {
     let never = build("never").build(|(): ()| Ok(()));
     let deep = build("deep").build(|depth: u32| outer_body(depth));
     deep.switch::<()>(3_u32).unwrap();
+    let mut yields = Generator::with_builder(build("yields"), |out, ()| out.yield_(1));
+    yields.next().unwrap().unwrap();
     let gated = build("gated").build(|depth: u32| outer_body(depth));
     gated.switch::<()>(0_u32).unwrap();
     gated.close_gate();
     let aborts = build("aborts").build(|(): ()| -> Result<()> { std::process::abort() });
     aborts.switch::<()>(()).unwrap();
-    drop((never, deep, gated));
+    drop((never, deep, yields, gated));
 }

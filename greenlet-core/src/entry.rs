@@ -26,7 +26,12 @@ use crate::transfer::{Content, Parcel};
 use crate::tree::Node;
 use crate::unwind;
 
-/// Runs the function of the current greenlet, and ends it with the outcome.
+/// Runs the function of the current greenlet, which is `node`, and ends it with the outcome.
+///
+/// # Safety
+///
+/// - The pointer comes from the node's [`NodeRef`](crate::record::NodeRef) (K3). It is called in the first frame of the
+///   greenlet's stack.
 // In its caller, where an overflow of the first frame is told by the stack pointer (`stack/fault.rs` says where that is known); else
 // it has to be known before whose stack that is (see `overflow.rs`).
 #[cfg_attr(

@@ -71,8 +71,8 @@ impl Culprit<'_> {
         if hub.retired_base() == hit.base {
             return Some(Culprit::Unknown);
         }
-        // Who arrives becomes current, which the first frame of a greenlet does right after its prologue. A greenlet in
-        // that place is known by where the thread's stack pointer is.
+        // Who arrives becomes current: the first frame of a greenlet right after its prologue, the others when they have looked at
+        // what arrived. A greenlet in that place is known by where the thread's stack pointer is.
         if !hit.is_on_its_stack {
             return None;
         }

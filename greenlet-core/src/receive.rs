@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   parcel of the type that is asked for      the value: one comparison
-//!   parcel of another type                    the receiver's wish says whether that is an error
+//!   parcel of another type                    an error that has the value
 //!   an error that was thrown                  the error
 //!   a Control                                 opened (`open`): what it says is done first, then delivered
 //! ```

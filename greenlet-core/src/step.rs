@@ -9,7 +9,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 
@@ -32,42 +31,24 @@ pub enum Unexpected<T> {
     Refused(Error),
     /// A value of another type came back, or an error.
     Back(Result<Value>),
-    /// What came back unwinds the caller. Nobody gets what is made of this.
-    Unwinds,
 }
 
-/// Who is to be told if what came back unwinds.
-struct Told<T, M, F: FnOnce(Unexpected<T>) -> M>(Option<F>, PhantomData<fn(T)>);
-
-impl<T, M, F: FnOnce(Unexpected<T>) -> Result<M>> Told<T, Result<M>, F> {
-    fn new(otherwise: F) -> Told<T, Result<M>, F> {
-        Told(Some(otherwise), PhantomData)
-    }
-
-    /// Opens what came back, which may unwind. It may also be what is mostly sent: by a rare path.
-    fn settle<R: 'static>(mut self, back: Parcel) -> Result<M>
-    where
-        M: From<R>,
-    {
-        let outcome = match receive_any::<Value>(back).map(Value::downcast::<R>) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(other)) => Err(Ok(other)),
-            Err(error) => Err(Err(error)),
-        };
-        let otherwise = self.0.take().expect("it is told once");
-        match outcome {
-            Ok(value) => Ok(value.into()),
-            Err(unexpected) => otherwise(Unexpected::Back(unexpected)),
+/// Opens what came back on a rare path, which may run foreign code, and unwind. It may be an `R` after all.
+fn settle<T, R: 'static, M: From<R>>(
+    open: impl FnOnce() -> Result<Value>,
+    opens: impl Fn(bool),
+    otherwise: impl FnOnce(Unexpected<T>) -> Result<M>,
+) -> Result<M> {
+    opens(true);
+    let unexpected = match open().map(Value::downcast::<R>) {
+        Ok(Ok(value)) => {
+            opens(false);
+            return Ok(value.into());
         }
-    }
-}
-
-impl<T, M, F: FnOnce(Unexpected<T>) -> M> Drop for Told<T, M, F> {
-    fn drop(&mut self) {
-        if let Some(otherwise) = self.0.take() {
-            otherwise(Unexpected::Unwinds);
-        }
-    }
+        Ok(Err(other)) => Ok(other),
+        Err(error) => Err(error),
+    };
+    otherwise(Unexpected::Back(unexpected))
 }
 
 impl Greenlet {
@@ -98,7 +79,7 @@ impl Greenlet {
     pub fn step<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Note::at(Location::caller());
-        match switch::hand_over_to_child(self.node(), true, &mut value, at) {
+        match switch::hand_over_to_child(self.node(), &mut value, at) {
             Ok(back) => back.receive(),
             Err(unsent) => apart(move || receive_any(self.step_otherwise(unsent, at)?)),
         }
@@ -106,8 +87,9 @@ impl Greenlet {
 
     /// Makes a [`step`](Greenlet::step), for things that keep account of where the greenlet is, and are sent one type mostly.
     ///
-    /// If it `may` (which is asked twice on a rare path), the value is sent; and if an `R` comes back, that is all. Whatever else there is, `otherwise` is given, and makes
-    /// the outcome of it.
+    /// If it `may`, the value is sent; and if an `R` comes back, that is all. Whatever else there is, `otherwise` is given, and makes
+    /// the outcome of it. Before it is known what comes back, foreign code may have to run: a tracer, or the end of
+    /// somebody who has nobody left. So `opens` is told before that; and again, with `false`, if it is an `R` after all.
     ///
     /// # Errors, Panics
     ///
@@ -116,20 +98,23 @@ impl Greenlet {
     /// # Examples
     ///
     /// ```
+    /// use std::cell::Cell;
     /// use greenlet_core::{Greenlet, Unexpected, getparent};
     ///
+    /// let is_in_order = Cell::new(true);
     /// let child = Greenlet::new(|(): ()| {
     ///     getparent().unwrap().switch::<()>(1_u32)?;
     ///     Ok("that is all")
     /// });
     /// let step = || {
-    ///     child.step_or_else::<_, u32, Option<u32>>((), || !child.is_dead(), |unexpected| match unexpected {
+    ///     let (may, opens) = (is_in_order.get(), |opens: bool| is_in_order.set(!opens));
+    ///     child.step_or_else::<_, u32, Option<u32>>((), may, opens, |unexpected| match unexpected {
     ///         Unexpected::Refused(error) => Err(error),
     ///         Unexpected::Back(outcome) => outcome.map(|value| {
     ///             assert_eq!(value.downcast::<&str>().unwrap(), "that is all");
     ///             None
     ///         }),
-    ///         Unexpected::Unsent(()) | Unexpected::Unwinds => Ok(None),
+    ///         Unexpected::Unsent(()) => Ok(None),
     ///     })
     /// };
     /// assert_eq!([step()?, step()?, step()?], [Some(1), None, None]);
@@ -140,24 +125,23 @@ impl Greenlet {
     pub fn step_or_else<T: 'static, R: 'static, M: From<R>>(
         &self,
         value: T,
-        may: impl Fn() -> bool,
+        may: bool,
+        opens: impl Fn(bool),
         otherwise: impl FnOnce(Unexpected<T>) -> Result<M>,
     ) -> Result<M> {
+        if !may {
+            return apart(move || otherwise(Unexpected::Unsent(value)));
+        }
         let mut value = ManuallyDrop::new(value);
         let at = Note::at(Location::caller());
-        match switch::hand_over_to_child(self.node(), may(), &mut value, at) {
+        match switch::hand_over_to_child(self.node(), &mut value, at) {
             Ok(arrival) => match arrival.take::<R>() {
                 Ok(value) => Ok(value.into()),
-                Err(back) => apart(move || Told::new(otherwise).settle::<R>(back)),
+                Err(back) => apart(move || settle(|| receive_any(back), opens, otherwise)),
             },
-            Err(unsent) => apart(move || {
-                if !may() {
-                    return otherwise(Unexpected::Unsent(receive_any(unsent)?));
-                }
-                match self.step_otherwise(unsent, at) {
-                    Ok(back) => Told::new(otherwise).settle::<R>(back),
-                    Err(refused) => otherwise(Unexpected::Refused(refused)),
-                }
+            Err(unsent) => apart(move || match self.step_otherwise(unsent, at) {
+                Ok(back) => settle(|| receive_any(back), opens, otherwise),
+                Err(refused) => otherwise(Unexpected::Refused(refused)),
             }),
         }
     }
@@ -181,7 +165,7 @@ impl Greenlet {
     ///
     /// # Errors, Panics
     ///
-    /// As for [`switch`](Greenlet::switch); also [`ParentError`] if this is the main greenlet, which has
+    /// As for [`switch`](Greenlet::switch); also [`ParentError`](crate::ParentError) if this is the main greenlet, which has
     /// no parent.
     ///
     /// # Examples
@@ -199,7 +183,7 @@ impl Greenlet {
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Note::at(Location::caller());
-        match switch::hand_over_to_parent(self.node(), true, &mut value, at) {
+        match switch::hand_over_to_parent(self.node(), &mut value, at) {
             Ok(back) => back.receive(),
             Err(unsent) => apart(move || {
                 let (parent, back) = switch::transfer_to_parent(self.node(), unsent, at)?;
@@ -222,9 +206,9 @@ impl Greenlet {
     /// use greenlet_core::{Greenlet, Unexpected, getcurrent};
     ///
     /// let child = Greenlet::new(|(): ()| {
-    ///     getcurrent().yield_or_else::<_, (), ()>(1, || true, |unexpected| match unexpected {
+    ///     getcurrent().yield_or_else::<_, (), ()>(1, |_| (), |unexpected| match unexpected {
     ///         Unexpected::Back(outcome) => Err(anyhow::anyhow!("no step, but {outcome:?}")),
-    ///         _ => unreachable!("it may yield, and is not refused"),
+    ///         _ => unreachable!("it runs, and is not refused"),
     ///     })
     /// });
     /// assert_eq!(child.step::<i32>(())?, 1);
@@ -237,28 +221,27 @@ impl Greenlet {
     pub fn yield_or_else<T: 'static, R: 'static, M: From<R>>(
         &self,
         value: T,
-        may: impl Fn() -> bool,
+        opens: impl Fn(bool),
         otherwise: impl FnOnce(Unexpected<T>) -> Result<M>,
     ) -> Result<M> {
+        if !self.is_current() {
+            return apart(move || otherwise(Unexpected::Unsent(value)));
+        }
         let mut value = ManuallyDrop::new(value);
         let at = Note::of_yield(Location::caller());
-        match switch::hand_over_to_parent(self.node(), may(), &mut value, at) {
+        match switch::hand_over_to_parent(self.node(), &mut value, at) {
             Ok(arrival) => match arrival.take::<R>() {
                 Ok(value) => Ok(value.into()),
-                Err(back) => apart(move || Told::new(otherwise).settle::<R>(back)),
+                Err(back) => apart(move || settle(|| receive_any(back), opens, otherwise)),
             },
-            Err(unsent) => apart(move || {
-                if !may() || !self.is_current() {
-                    return otherwise(Unexpected::Unsent(receive_any(unsent)?));
-                }
-                match switch::transfer_to_parent(self.node(), unsent, at) {
+            Err(unsent) => apart(
+                move || match switch::transfer_to_parent(self.node(), unsent, at) {
                     Ok((parent, back)) => {
-                        let told = Told::new(otherwise);
-                        told.settle::<R>(switch::let_go(parent, back))
+                        settle(|| receive_any(switch::let_go(parent, back)), opens, otherwise)
                     }
                     Err(refused) => otherwise(Unexpected::Refused(refused)),
-                }
-            }),
+                },
+            ),
         }
     }
 

@@ -285,47 +285,39 @@ pub(crate) fn hand_over_in<T: 'static, R: 'static>(
     unsafe { try_to_hand_over(hub, hub.current(), target, value, Note::at(at)) }.map(Arrival::receive)
 }
 
-/// Hands a value over to `child`, if the running greenlet is its parent, and it `may`. The parcel comes back as an error if
-/// not, or if the fast path is not open.
-///
-/// The conditions are one: who runs is read before the first branch, or the compiler would not keep it for that.
+/// Hands a value over to `child`, if the running greenlet is its parent. The parcel comes back as an error if it is not, or
+/// the fast path is not open.
 #[inline(always)] // the fast path of a generator's step
 pub(crate) fn hand_over_to_child<T: 'static>(
     child: &NodeRef,
-    may: bool,
     value: &mut ManuallyDrop<T>,
     at: Note,
 ) -> Result<Arrival, Parcel> {
     let hub = Hub::get();
     let origin = hub.current();
     // (Nor is it null: somebody is current, since there is a handle.)
-    if !may | (child.parent.as_ptr() != origin) {
+    if child.parent.as_ptr() != origin {
         return Err(Parcel::new(value).described_anew::<T>());
     }
     // SAFETY: the current one is the parent of the child, so it is another one.
     unsafe { try_to_hand_over(hub, origin, child.as_ptr(), value, at) }
 }
 
-/// Hands a value over from `child`, if it runs, and it `may`, to its parent, without counting a handle of the parent: the
+/// Hands a value over from `child`, if it runs, to its parent, without counting a handle of the parent: the
 /// link keeps it until control has left. The rest is as for [`hand_over_to_child`].
 #[inline(always)] // the fast path of a generator's yield
 pub(crate) fn hand_over_to_parent<T: 'static>(
     child: &NodeRef,
-    may: bool,
     value: &mut ManuallyDrop<T>,
     at: Note,
 ) -> Result<Arrival, Parcel> {
     let hub = Hub::get();
-    let origin = hub.current();
-    if !may || !ptr::eq(child.as_ptr(), origin) {
-        return Err(Parcel::new(value).described_anew::<T>());
-    }
     let parent = child.parent.as_ptr();
-    if parent.is_null() {
+    if !hub.is_current(child) || parent.is_null() {
         return Err(Parcel::new(value).described_anew::<T>());
     }
     // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
-    unsafe { try_to_hand_over(hub, origin, parent, value, at) }
+    unsafe { try_to_hand_over(hub, child.as_ptr(), parent, value, at) }
 }
 
 /// [`hand_over_to_parent`], where that does not do it. Returns the handle of the parent that was held meanwhile as well, to be let
@@ -709,9 +701,11 @@ fn finish_with_value_apart(parcel: Parcel) -> ! {
 /// - The node lives, and the pointer comes from its [`NodeRef`] (K3).
 #[inline(always)] // as `finish_with_value`
 unsafe fn waiting_parent(node: *const Node) -> Option<*const Node> {
-    // SAFETY: the contract; L1.
-    let (parent, has_handle) = unsafe { ((*node).parent.as_ptr().as_ref()?, count_of(node) > 1) };
-    (has_handle && !parent.seat.sp.get().is_null()).then_some(ptr::from_ref(parent))
+    // SAFETY: the contract.
+    let (parent, has_handle) = unsafe { ((*node).parent.as_ptr(), count_of(node) > 1) };
+    // SAFETY: L1.
+    let is_suspended = unsafe { !parent.is_null() && !(*parent).seat.sp.get().is_null() };
+    (has_handle && is_suspended).then_some(parent) // as it is in the link (K3)
 }
 
 /// Ends the current greenlet, which is `node`, with a value for its parent.

@@ -230,7 +230,7 @@ impl Parcel {
     ///
     /// # Safety
     ///
-    /// - The value is a `T`: `is` or `is_surely` said so.
+    /// - The value is a `T`: `is` or `is_likely` said so.
     #[inline(always)]
     pub(crate) unsafe fn take<T: 'static>(self) -> T {
         // SAFETY: P1, and the contract: the described type is `T`.

@@ -622,6 +622,183 @@ fn a_step_to_a_greenlet_of_the_function_that_unwinds_sets_it_adrift() {
     assert!(is_kind(&error, GeneratorError::is_busy));
 }
 
+#[test]
+fn what_is_thrown_into_a_greenlet_that_yields_for_the_function_sets_it_adrift() {
+    let main = getcurrent();
+    let slot = Rc::new(RefCell::new(None::<Greenlet>));
+    let made = slot.clone();
+    let mut generator = Generator::<u32>::new(move |out| {
+        let helper = out.clone();
+        let child = Greenlet::new(move |(): ()| {
+            let error = helper.yield_(1).unwrap_err();
+            main.switch::<()>(error.to_string())
+        });
+        made.replace(Some(child.clone()));
+        child.switch::<()>(())?;
+        out.yield_(2)
+    });
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    let child = slot.take().unwrap();
+    assert_eq!(child.throw::<String>(anyhow!("surprise")).unwrap(), "surprise");
+    // It is in another switch now.
+    let error = generator.next().unwrap().unwrap_err();
+    assert!(is_kind(&error, GeneratorError::is_busy));
+}
+
+/// What runs where something comes to the function, before that is there: it yields, and nobody waits.
+#[test]
+fn nobody_waits_for_what_is_yielded_while_something_else_arrives() {
+    let log = Log::new();
+    let seen = log.clone();
+    let mut generator = Generator::<u32>::new(|out| {
+        let error = out.yield_(1).unwrap_err();
+        assert!(error.is::<TypeMismatch>());
+        let error = out.yield_(2).unwrap_err();
+        assert!(is_kind(&error, GeneratorError::is_cut_short));
+        Ok(())
+    });
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    let is_first = RefCell::new(true);
+    settrace(Some(Tracer::new(move |event| {
+        if !event.target.is_main() && is_first.replace(false) {
+            let error = yield_(33_u32).unwrap_err();
+            seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
+        }
+        Ok(())
+    })));
+    let greenlet = generator.greenlet().clone();
+    let end = greenlet.switch::<()>("not a step").unwrap_err();
+    settrace(None);
+    assert!(end.is::<TypeMismatch>());
+    assert_eq!(log.take(), ["true"]);
+    assert!(generator.next().is_none());
+}
+
+/// It throws at the generator with its last handle gone, so it is ended in the generator's context.
+#[test]
+fn nobody_waits_for_what_the_clean_up_of_who_throws_yields() {
+    let log = Log::new();
+    let seen = log.clone();
+    let mut generator = Generator::<u32>::new(|out| {
+        let error = out.yield_(1).unwrap_err();
+        assert_eq!(error.to_string(), "thrown");
+        Ok(())
+    });
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    let greenlet = generator.greenlet().clone();
+    let throws = Greenlet::new(move |(): ()| {
+        up::<()>(())?;
+        greenlet.throw::<()>(anyhow!("thrown")).unwrap_err();
+        let error = yield_(33_u32).unwrap_err();
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
+        Ok(())
+    });
+    throws.switch::<()>(()).unwrap();
+    assert!(throws.switch_owned::<()>(()).unwrap_err().is::<TypeMismatch>());
+    assert_eq!(log.take(), ["true"]);
+    assert!(generator.next().is_none());
+}
+
+/// While the tracer looks at a step that arrives at the function, the consumer is ended; so nobody waits any more.
+#[test]
+fn a_consumer_that_is_ended_while_its_step_arrives_does_not_wait() {
+    let log = Log::new();
+    let seen = log.clone();
+    let generator = Rc::new(RefCell::new(Generator::<u32>::new(move |out| {
+        out.yield_(1)?;
+        let error = out.yield_(2).unwrap_err();
+        seen.add(is_kind(&error, GeneratorError::is_cut_short).to_string());
+        Ok(())
+    })));
+    let stepped = generator.clone();
+    let consumer = Greenlet::new(move |(): ()| {
+        for _ in 0..2 {
+            let item = stepped.borrow_mut().next().unwrap();
+            up::<()>(item.is_ok())?;
+        }
+        Ok(false)
+    });
+    assert!(consumer.switch::<bool>(()).unwrap());
+    let function = generator.borrow().greenlet().clone();
+    let (ended, is_first) = (consumer.clone(), RefCell::new(true));
+    settrace(Some(Tracer::new(move |event| {
+        if event.target == function && is_first.replace(false) {
+            let _ = ended.throw::<()>(GreenletExit::new());
+        }
+        Ok(())
+    })));
+    let _ = consumer.switch::<bool>(());
+    settrace(None);
+    let function = generator.borrow().greenlet().clone();
+    while !function.is_dead() {
+        let _ = function.switch::<()>(());
+    }
+    assert_eq!(log.take(), ["true"]);
+}
+
+#[test]
+fn nobody_waits_for_what_is_yielded_below_a_generator_that_was_not_started() {
+    let main = getcurrent();
+    let yields_below = |generator: &Generator<u32>| {
+        let main = main.clone();
+        let below = Greenlet::new(move |(): ()| {
+            let error = yield_(7_u32).unwrap_err();
+            main.switch::<()>(is_kind(&error, GeneratorError::is_cut_short))
+        });
+        below.set_parent(generator.greenlet()).unwrap();
+        below.switch::<bool>(()).unwrap()
+    };
+    let mut generator = count(1);
+    assert!(yields_below(&generator));
+    assert_eq!(all(count(2)), [1, 2]);
+    assert_eq!(generator.next().unwrap().unwrap(), 1);
+    let generator = count(1);
+    assert!(generator.greenlet().throw::<()>(anyhow!("killed")).is_err());
+    assert!(yields_below(&generator));
+}
+
+#[test]
+fn a_greenlet_that_yields_for_it_is_parked_where_it_does() {
+    let slot = Rc::new(RefCell::new(None::<Greenlet>));
+    let made = slot.clone();
+    let line = Rc::new(RefCell::new(0));
+    let noted = line.clone();
+    let mut generator = Generator::<u32>::new(move |out| {
+        let helper = out.clone();
+        let child = Greenlet::new(move |(): ()| {
+            noted.replace(line!() + 1);
+            helper.yield_(1)
+        });
+        made.replace(Some(child.clone()));
+        child.switch::<()>(())
+    });
+    generator.next().unwrap().unwrap();
+    let parked_at = slot.borrow().as_ref().unwrap().parked_at().unwrap();
+    assert_eq!((parked_at.file(), parked_at.line()), (file!(), *line.borrow()));
+}
+
+#[test]
+fn it_is_parked_where_it_yields() {
+    let line = Rc::new(RefCell::new(0));
+    let noted = line.clone();
+    let mut generator = Generator::<u32>::new(move |out| {
+        noted.replace(line!() + 1);
+        out.yield_(1)?;
+        getparent().unwrap().switch::<()>("elsewhere")
+    });
+    assert!(!generator.greenlet().is_yielding());
+    generator.next();
+    assert!(generator.greenlet().is_yielding());
+    let parked_at = generator.greenlet().parked_at().unwrap();
+    assert_eq!((parked_at.file(), parked_at.line()), (file!(), *line.borrow()));
+    generator.next().unwrap().unwrap_err();
+    assert!(!generator.greenlet().is_yielding());
+    assert_eq!(
+        generator.greenlet().parked_at().unwrap().line(),
+        *line.borrow() + 1
+    );
+}
+
 /// The function is in a `yield_` of its own, or has ended, and a greenlet that it made yields for it.
 #[test]
 fn nobody_waits_for_what_a_greenlet_yields_between_steps() {
