@@ -84,6 +84,8 @@ def picture(groups, section):
     for group in groups:
         best = group["statistic"] == "best"
         rounds = f"ns each, {group['statistic']} of {group['rounds']} rounds"
+        if group["of"] != group["rounds"]:
+            rounds += f", the quietest of {group['of']}"
         out.append(
             f'<text class="title" x="12" y="{y}">{html.escape(group["name"])} '
             f'<tspan class="small" font-weight="400">{rounds}</tspan></text>'

@@ -5,9 +5,12 @@
 //! in turns, a few milliseconds each, for many rounds. What is reported is the median of each, its spread, and the
 //! median of the ratios *within* a round.
 //!
-//! Each group has processes of its own, so that no question depends on what was asked before. It has three of
-//! them one after the other, and the rounds are put together: where stacks and records happen to lie in memory then
-//! is part of the spread.
+//! Work elsewhere, be it on the other half of the same core, disturbs all contenders, but not alike: who keeps the processor busier
+//! loses more. So only the quietest third of the rounds counts: those in which all contenders together took least.
+//!
+//! Each group has processes of its own, so that no question depends on what was asked before. It has five of
+//! them, with those of the other groups between, and the rounds are put together: where stacks and records happen to
+//! lie in memory then is part of the spread, and a minute that is disturbed does not spoil one group alone.
 //!
 //! | command | what runs |
 //! | --- | --- |
@@ -37,8 +40,11 @@ pub const OURS: &str = "greenlet";
 const STRETCH: Duration = Duration::from_millis(4);
 
 /// How many processes a group has, and how many rounds each of them runs.
-const PROCESSES: usize = 3;
-const ROUNDS: usize = 17;
+const PROCESSES: usize = 5;
+const ROUNDS: usize = 21;
+
+/// One of how many rounds counts.
+const QUIETEST: usize = 3;
 
 /// Does something `n` times, and says how long what is measured of it took.
 type Run = Box<dyn FnMut(u64) -> Duration>;
@@ -172,7 +178,7 @@ pub fn main(groups: Vec<Group>) {
         .filter(|argument| argument.contains("baseline="))
         .collect();
 
-    let mut measured = Vec::new();
+    let mut asked = Vec::new();
     for (index, group) in groups.iter().enumerate() {
         if !words.is_empty() && !words.iter().any(|word| group.name.contains(word.as_str())) {
             continue;
@@ -181,24 +187,32 @@ pub fn main(groups: Vec<Group>) {
             println!("\n{}: left out: {reason}", group.name);
             continue;
         }
-        let run = |mode| spawn(index, mode, &kept);
         if is("--test") {
-            run("test");
-            continue;
+            spawn(index, "test", &kept);
+        } else {
+            if !is("--table") && group.fixed.is_none() {
+                spawn(index, "criterion", &kept);
+            }
+            asked.push((index, group, Vec::new()));
         }
-        if !is("--table") && group.fixed.is_none() {
-            run("criterion");
-        }
-        let processes: Vec<Value> = (0..group.processes())
-            .map(|_| serde_json::from_str(&run("turns")).expect("what a child prints is JSON"))
-            .collect();
-        let figures = figures(group, &processes);
-        print_group(&figures);
-        measured.push(figures);
     }
     if is("--test") {
         return;
     }
+    for pass in 0..PROCESSES {
+        eprintln!("in turns: pass {} of {PROCESSES}", pass + 1);
+        for (index, group, processes) in &mut asked {
+            if pass < group.processes() {
+                let printed = spawn(*index, "turns", &kept);
+                processes.push(serde_json::from_str(&printed).expect("what a child prints is JSON"));
+            }
+        }
+    }
+    let measured: Vec<Value> = asked
+        .iter()
+        .map(|(_, group, processes)| figures(group, processes))
+        .collect();
+    measured.iter().for_each(print_group);
     print_goals(&measured);
     let all = json!({ "command": command(&arguments), "groups": measured });
     let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "target", "figures.json"]
@@ -346,6 +360,9 @@ fn figures(group: &Group, processes: &[Value]) -> Value {
             rounds.map(|time| time.as_f64().expect("a time")).collect()
         })
         .collect();
+    let rounds = times[0].len();
+    let all_count = group.is_best || group.fixed.is_some();
+    let times = if all_count { times } else { quietest(&times) };
     let typical = if group.is_best { 0.0 } else { 0.5 };
     let position = |name| group.contenders.iter().position(|other| other.name == name);
     let ours = &times[position(OURS).expect("we take part")];
@@ -383,10 +400,28 @@ fn figures(group: &Group, processes: &[Value]) -> Value {
         "name": group.name,
         "statistic": if group.is_best { "best" } else { "median" },
         "rounds": ours.len(),
+        "of": rounds,
         "processes": processes.len(),
         "contenders": contenders,
         "goals": goals,
     })
+}
+
+/// Keeps the rounds in which all contenders together took least, each by its own least.
+fn quietest(times: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let least: Vec<f64> = times
+        .iter()
+        .map(|times| times.iter().copied().fold(f64::INFINITY, f64::min))
+        .collect();
+    let disturbed = |round: usize| -> f64 {
+        let each = times.iter().zip(&least);
+        each.map(|(times, least)| times[round] / least).sum()
+    };
+    let mut rounds: Vec<usize> = (0..times[0].len()).collect();
+    rounds.sort_by(|one, other| disturbed(*one).total_cmp(&disturbed(*other)));
+    rounds.truncate(rounds.len().div_ceil(QUIETEST));
+    let kept = |times: &Vec<f64>| rounds.iter().map(|round| times[*round]).collect();
+    times.iter().map(kept).collect()
 }
 
 /// The typical value, and between what half of the rounds were.
@@ -422,10 +457,11 @@ fn text(value: &Value) -> &str {
 
 fn print_group(group: &Value) {
     println!(
-        "\n{}: ns each, {} of {} rounds [half of the rounds between]; {OURS} by each",
+        "\n{}: ns each, {} of {} rounds of {} [half of them between]; {OURS} by each",
         text(&group["name"]),
         text(&group["statistic"]),
         group["rounds"],
+        group["of"],
     );
     for line in group["contenders"].as_array().into_iter().flatten() {
         let ratio = line.get("ratio").map_or(String::new(), |ratio| {

@@ -14,12 +14,14 @@ use anyhow::Error;
 
 use crate::error::TypeMismatch;
 use crate::exit::GreenletExit;
+use crate::greenlet::Greenlet;
 use crate::probe;
 use crate::thread::Hub;
 use crate::trace;
 use crate::transfer::{Control, Message, Parcel, Thrown};
 use crate::tree::Node;
 use crate::unwind;
+use crate::value::Value;
 
 /// Who is back from a switch, and what it brought.
 ///
@@ -113,10 +115,16 @@ fn receive_other<R: 'static>(parcel: Parcel) -> Result<R, Error> {
         // SAFETY: just looked.
         return Err(unsafe { parcel.take::<Thrown>() }.0);
     }
-    match open(parcel) {
-        Message::Value(value) => value
-            .downcast()
-            .map_err(|value| TypeMismatch::of::<R>(value).into()),
+    let value = deliver(open(parcel))?;
+    value
+        .downcast()
+        .map_err(|value| TypeMismatch::of::<R>(value).into())
+}
+
+/// Does what a message says.
+pub(crate) fn deliver(message: Message) -> Result<Value, Error> {
+    match message {
+        Message::Value(value) => Ok(value),
         Message::Error(error) => Err(error),
         Message::Panic(payload) => std::panic::resume_unwind(payload),
         Message::Force => unwind::force(),
@@ -144,26 +152,50 @@ pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
     Some(open(parcel))
 }
 
-/// Takes what arrived out of the sender's frame (and first answers what is no message), then does what there is to do before it is delivered.
-pub(crate) fn open(parcel: Parcel) -> Message {
+/// What arrived, out of the sender's frame. Before it is delivered, there may be foreign code to run.
+pub(crate) struct Taken {
+    message: Message,
+    origin: Option<Greenlet>,
+    traced: bool,
+}
+
+/// Takes what arrived out of the sender's frame, and first answers what is no message. Runs no foreign code (S4).
+pub(crate) fn take_out(parcel: Parcel) -> Taken {
     let parcel = probe::answer(parcel);
+    let plain = |message| Taken {
+        message,
+        origin: None,
+        traced: false,
+    };
     if parcel.is::<Thrown>() {
         // SAFETY: just looked.
-        return Message::Error(unsafe { parcel.take::<Thrown>() }.0);
+        return plain(Message::Error(unsafe { parcel.take::<Thrown>() }.0));
     }
-    let control = match Control::open(parcel) {
-        Ok(control) => control,
-        Err(parcel) => return Message::Value(parcel.take_value()),
-    };
-    let mut message = control.content.into_message(); // S4
-    if control.traced {
-        let origin = control
-            .origin
-            .as_ref()
-            .expect("a traced transfer names its origin");
-        message = trace::call(origin, message);
+    match Control::open(parcel) {
+        Ok(control) => Taken {
+            message: control.content.into_message(),
+            origin: control.origin,
+            traced: control.traced,
+        },
+        Err(parcel) => plain(Message::Value(parcel.take_value())),
     }
-    // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).
-    drop(control.origin);
-    message
+}
+
+impl Taken {
+    /// Does what there is to do before the message is delivered.
+    pub(crate) fn open(self) -> Message {
+        let mut message = self.message;
+        if self.traced {
+            let origin = self.origin.as_ref().expect("a traced transfer names its origin");
+            message = trace::call(origin, message);
+        }
+        // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).
+        drop(self.origin);
+        message
+    }
+}
+
+/// Takes what arrived, and does what there is to do before it is delivered.
+pub(crate) fn open(parcel: Parcel) -> Message {
+    take_out(parcel).open()
 }

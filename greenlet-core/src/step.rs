@@ -16,7 +16,7 @@ use anyhow::{Error, Result};
 
 use crate::backend::Note;
 use crate::greenlet::Greenlet;
-use crate::receive::{apart, receive_any};
+use crate::receive::{apart, deliver, receive_any, take_out};
 use crate::switch::{self, Manners, Waiting};
 use crate::thread;
 use crate::transfer::{Content, Parcel};
@@ -33,14 +33,21 @@ pub enum Unexpected<T> {
     Back(Result<Value>),
 }
 
-/// Opens what came back on a rare path, which may run foreign code, and unwind. It may be an `R` after all.
+/// Opens what came back on a rare path, which may run foreign code, and unwind. It may be an `R` after all. `held` was kept until
+/// it was back.
 fn settle<T, R: 'static, M: From<R>>(
-    open: impl FnOnce() -> Result<Value>,
+    held: Option<Greenlet>,
+    back: Parcel,
     opens: impl Fn(bool),
     otherwise: impl FnOnce(Unexpected<T>) -> Result<M>,
 ) -> Result<M> {
+    let taken = take_out(back); // S4: before anybody is told
     opens(true);
-    let unexpected = match open().map(Value::downcast::<R>) {
+    let waiting = Waiting::new(Content::Message(taken.open()));
+    // CAUTION: runs foreign code.
+    drop(held);
+    let outcome = deliver(waiting.over().into_message());
+    let unexpected = match outcome.map(Value::downcast::<R>) {
         Ok(Ok(value)) => {
             opens(false);
             return Ok(value.into());
@@ -137,10 +144,10 @@ impl Greenlet {
         match switch::hand_over_to_child(self.node(), &mut value, at) {
             Ok(arrival) => match arrival.take::<R>() {
                 Ok(value) => Ok(value.into()),
-                Err(back) => apart(move || settle(|| receive_any(back), opens, otherwise)),
+                Err(back) => apart(move || settle(None, back, opens, otherwise)),
             },
             Err(unsent) => apart(move || match self.step_otherwise(unsent, at) {
-                Ok(back) => settle(|| receive_any(back), opens, otherwise),
+                Ok(back) => settle(None, back, opens, otherwise),
                 Err(refused) => otherwise(Unexpected::Refused(refused)),
             }),
         }
@@ -232,13 +239,11 @@ impl Greenlet {
         match switch::hand_over_to_parent(self.node(), &mut value, at) {
             Ok(arrival) => match arrival.take::<R>() {
                 Ok(value) => Ok(value.into()),
-                Err(back) => apart(move || settle(|| receive_any(back), opens, otherwise)),
+                Err(back) => apart(move || settle(None, back, opens, otherwise)),
             },
             Err(unsent) => apart(
                 move || match switch::transfer_to_parent(self.node(), unsent, at) {
-                    Ok((parent, back)) => {
-                        settle(|| receive_any(switch::let_go(parent, back)), opens, otherwise)
-                    }
+                    Ok((parent, back)) => settle(Some(parent), back, opens, otherwise),
                     Err(refused) => otherwise(Unexpected::Refused(refused)),
                 },
             ),
