@@ -283,3 +283,16 @@ fn a_stack_of_another_size_is_not_taken_because_it_is_at_hand() {
         assert_eq!(greenlet.switch::<usize>(()).unwrap(), asked);
     }
 }
+
+/// The outer error says that the caller may not switch; what the target refuses is an inner one, which has the value.
+#[test]
+fn what_a_target_in_a_place_refuses_is_the_inner_error() {
+    let place = std::cell::RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
+    let at = std::panic::Location::caller();
+    let refused = Greenlet::switch_in::<u32>(&place, "text", at)
+        .unwrap()
+        .unwrap_err();
+    let value = refused.downcast::<TypeMismatch>().unwrap().into_value().unwrap();
+    assert_eq!(value.downcast::<&str>().unwrap(), "text");
+    assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at).unwrap().unwrap(), 2);
+}
