@@ -23,11 +23,27 @@ use crate::transfer::{Content, Parcel};
 use crate::value::Value;
 
 /// What is not the rule in a [`Greenlet::step_or_else`].
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, Unexpected};
+///
+/// let child = Greenlet::new(|(): ()| Ok("text"));
+/// let length = child.step_or_else::<_, u32, u32>((), true, |_| (), |unexpected| match unexpected {
+///     Unexpected::Unsent(()) => unreachable!("it may be sent"),
+///     Unexpected::Refused(error) => Err(error),
+///     Unexpected::Back(outcome) => Ok(outcome?.downcast::<&str>().unwrap().len() as u32),
+/// });
+/// assert_eq!(length?, 4);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 #[derive(Debug)]
 pub enum Unexpected<T> {
     /// It was not to be sent.
     Unsent(T),
-    /// The switch was refused: control has not left.
+    /// The switch was refused: control has not left. The error is one of [`Greenlet::switch`], or a
+    /// [`ParentError`](crate::ParentError): the caller cannot become the parent, or the one that yields is the main greenlet.
     Refused(Error),
     /// A value of another type came back, or an error.
     Back(Result<Value>),
