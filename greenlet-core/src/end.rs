@@ -1,13 +1,14 @@
-//! Ending greenlets that have not finished: because their last handle went, because their owner says so,
-//! or because their thread ends.
+//! Ends greenlets that have not finished: their last handle was dropped, or their owner ends them.
 //!
-//! Two stages. First a [`GreenletExit`] is thrown, so the function ends in the ordinary way and its
-//! clean-up may switch. If control comes back and it has not ended, it is unwound by force. A function
-//! that stops even that is reported, and its stack is left alone for good.
+//! An end has two stages. First a [`GreenletExit`](crate::GreenletExit) is thrown, so that the function
+//! returns and its clean-up may switch. If control comes back and the greenlet has not ended, it is
+//! unwound by force. A function that stops even that is reported, and its stack is never used again.
+//!
+//! The end of a thread ends nothing: it marks the suspended greenlets as dead ([`leave_suspended`]).
 
 #![forbid(unsafe_code)]
 
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
@@ -16,7 +17,7 @@ use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
 use crate::receive;
-use crate::record::NodeRef;
+use crate::record::{self, NodeRef};
 use crate::report::{self, Unraisable};
 use crate::state::Kept;
 use crate::switch::{self, Manners};
@@ -24,6 +25,7 @@ use crate::thread::{self, Debt, Hub, slow};
 use crate::transfer::{Content, Message, Parcel};
 use crate::tree::lineage;
 use crate::unwind;
+use crate::value::Value;
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
 #[cold]
@@ -71,7 +73,9 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
     }
     // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
     // known who has a handle.
-    let exit = Hub::get().spare_exit.error(reason);
+    let hub = Hub::get();
+    let exit = hub.spare_exit.error(reason);
+    let refusals = hub.refusals.replace(0);
     let mut is_forced = stage(greenlet, |at| switch::throw_at(node, exit, at, Manners::Firm));
     if node.standing.kept() != Kept::No {
         // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
@@ -90,6 +94,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
             report::call(&Unraisable::of_refusal(greenlet.clone()));
         }
     }
+    hub.refusals.set(refusals);
     if is_forced {
         // While this went on, the same was done to the current greenlet.
         unwind::force();
@@ -146,13 +151,19 @@ fn step_out_of(node: &NodeRef) {
 struct ParentMeanwhile<'a> {
     node: &'a NodeRef,
     before: Option<Greenlet>,
+    was_ending: bool,
 }
 
 impl<'a> ParentMeanwhile<'a> {
     fn new(node: &'a NodeRef) -> ParentMeanwhile<'a> {
         // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
         let before = node.parent.replace(Some(thread::current_greenlet()));
-        ParentMeanwhile { node, before }
+        let was_ending = node.standing.set_ending(true);
+        ParentMeanwhile {
+            node,
+            before,
+            was_ending,
+        }
     }
 }
 
@@ -160,6 +171,7 @@ impl Drop for ParentMeanwhile<'_> {
     #[inline]
     fn drop(&mut self) {
         let node = self.node;
+        node.standing.set_ending(self.was_ending);
         let before = self.before.take();
         let has_other_handles =
             node.count() > COUNT_OF_LAST_HANDLE || node.standing.is_dead() && node.count() > 1;
@@ -180,45 +192,107 @@ impl Drop for ParentMeanwhile<'_> {
     }
 }
 
-/// How many switches a greenlet may try in vain while it is ended with its thread; then it is unwound.
-const VAIN_SWITCHES: u32 = 1000;
+/// How many refused waits the code of a greenlet that is being ended may ignore.
+const REFUSALS: u32 = 100;
 
-/// Ends all greenlets of a thread that is about to go. The main greenlet is current.
-pub(crate) fn end_all(hub: &Hub) {
-    hub.settle_debts();
-    loop {
-        let mut has_ended_one = false;
-        for greenlet in hub.all_greenlets() {
-            let node = greenlet.node();
-            // One that is kept suspended is left so: the process is being ended from below its keeper.
-            let can_end =
-                !node.standing.is_main() && !node.standing.is_abandoned() && node.standing.kept() == Kept::No;
-            if node.standing.is_active() && can_end {
-                hub.patience.set(VAIN_SWITCHES);
-                end_owned(&greenlet, reason::THREAD_ENDED);
-                has_ended_one = true;
-            }
-        }
-        // Clean-up may have let go of others, or made new ones (which cannot start any more).
-        hub.settle_debts();
-        if !has_ended_one {
-            break;
-        }
+/// Counts a refused wait if the running code belongs to a greenlet that is being ended.
+///
+/// Code that waits again after each refusal would never let the end return. After 100 refusals, control
+/// goes back to the code that ends the greenlet. The greenlet is then unwound by force; if it
+/// waits again after that, it is reported and left suspended.
+///
+/// Call it, with no handle on the stack, before you return the error of a refused wait. The errors of
+/// this crate are counted already.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::{Greenlet, count_refusal, getmain};
+///
+/// fn wait() -> Result<(), &'static str> {
+///     count_refusal();
+///     Err("the event loop is gone")
+/// }
+/// let child = Greenlet::new(|(): ()| -> anyhow::Result<()> {
+///     let _exit = getmain().switch::<()>(());
+///     while wait().is_err() {}
+///     Ok(())
+/// });
+/// child.switch::<()>(())?;
+/// child.end();
+/// assert!(child.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[cold]
+pub fn count_refusal() {
+    let hub = Hub::get();
+    let ended = lineage(&hub.current_node()).find(|node| node.standing.is_ending());
+    // During a stage the parent is the greenlet that ends it.
+    let Some(ender) = ended.and_then(|node| node.parent_greenlet()) else {
+        return;
+    };
+    hub.refusals.set(hub.refusals.get().saturating_add(1));
+    if hub.refusals.get() > REFUSALS && switch::may_switch().is_ok() {
+        // Returns when the greenlet is resumed after all. By value: its stack may be left for good.
+        drop(ender.switch_owned::<Value>(()));
     }
 }
 
-/// Ends all greenlets of the calling thread that are suspended, but for the main greenlet and for the
-/// running one.
+/// Greenlets that were suspended when their thread ended, or the process.
+pub(crate) struct Left {
+    greenlets: Vec<Greenlet>,
+    report: Option<Unraisable>,
+}
+
+/// Marks all suspended greenlets as dead (T4). Runs no arbitrary user code.
+pub(crate) fn leave_suspended(hub: &Hub) -> Left {
+    let is_suspended = |greenlet: &Greenlet| is_suspended(hub, greenlet.node());
+    let greenlets: Vec<_> = hub.all_greenlets().filter(is_suspended).collect();
+    let unreported = greenlets
+        .iter()
+        .filter(|greenlet| !greenlet.node().standing.is_abandoned());
+    let report = Unraisable::of_left(&unreported.collect::<Vec<_>>());
+    for greenlet in &greenlets {
+        gate::forget(hub, greenlet.node());
+        greenlet.node().leave();
+        hub.stacks.borrow_mut().leak();
+    }
+    Left { greenlets, report }
+}
+
+impl Left {
+    /// Reports the greenlets, except on the first thread of the process, and releases their records.
+    pub(crate) fn release(self) {
+        // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents captured.
+        if let Some(report) = self.report.filter(|_| !thread::is_first_of_process()) {
+            report::call(&report);
+        }
+        self.greenlets.into_iter().for_each(record::release_left);
+    }
+}
+
+/// Returns `true` if the node is active and neither main nor current.
+fn is_suspended(hub: &Hub, node: &NodeRef) -> bool {
+    node.standing.is_active() && !node.standing.is_main() && !hub.is_current(node)
+}
+
+/// How often [`end_suspended`] looks for greenlets that clean-up has created.
+const ROUNDS: u32 = 100;
+
+/// Ends all suspended greenlets of the calling thread, except the main greenlet.
 ///
-/// A thread does the same when it ends. Do it yourself, as the last thing that the thread's function
-/// does, when suspended greenlets hold references into thread-locals (see the guarantees in
-/// `docs/safety.md`), or where the order of clean-up matters.
+/// It repeats that for greenlets that clean-up creates and leaves suspended, at most 100 times. A
+/// greenlet that refuses to end is reported ([`set_unraisable_hook`](crate::set_unraisable_hook)) and
+/// left.
+///
+/// A thread does not call it when it ends: see [`run_to_end`]. In a thread that somebody else starts,
+/// call it from what runs last there, such as `on_thread_stop` of tokio or `exit_handler` of rayon.
 ///
 /// # Errors
 ///
-/// Returns what a switch from here would: [`Unwinding`](crate::Unwinding),
-/// [`SwitchForbidden`](crate::SwitchForbidden) or [`ThreadExiting`](crate::ThreadExiting). Nothing has
-/// been ended then.
+/// Returns the error that a switch from here would return: [`Unwinding`](crate::Unwinding),
+/// [`SwitchForbidden`](crate::SwitchForbidden) or [`ThreadExiting`](crate::ThreadExiting). Then it has
+/// ended nothing.
 ///
 /// # Examples
 ///
@@ -234,13 +308,57 @@ pub(crate) fn end_all(hub: &Hub) {
 pub fn end_suspended() -> Result<(), Error> {
     let hub = Hub::get();
     switch::may_switch()?;
-    hub.settle_debts();
-    for greenlet in hub.all_greenlets() {
-        let node = greenlet.node();
-        let is_suspended = node.standing.is_active() && !hub.is_current(node);
-        if is_suspended && !node.standing.is_main() && !node.standing.is_abandoned() {
-            end_owned(&greenlet, reason::ENDED);
+    for _ in 0..ROUNDS {
+        hub.settle_debts();
+        let mut has_ended_one = false;
+        for greenlet in hub.all_greenlets() {
+            let node = greenlet.node();
+            if is_suspended(hub, node) && !node.standing.is_abandoned() {
+                end_owned(&greenlet, reason::ENDED);
+                has_ended_one |= node.standing.is_dead();
+            }
+        }
+        if !has_ended_one {
+            break;
         }
     }
     Ok(())
+}
+
+/// Runs `f`, then ends all suspended greenlets of the calling thread, also if `f` panics.
+///
+/// Call it at the top of `main` and of each thread's function. The end of a thread runs no code of a
+/// greenlet: what is still suspended then is dead, its destructors never run, and its stack is leaked.
+///
+/// Where [`end_suspended`] would return an error, it ends nothing.
+///
+/// # Panics
+///
+/// Resumes a panic of `f` after that.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::mpsc;
+/// use greenlet_core::{Greenlet, getcurrent, getmain, run_to_end};
+///
+/// let (sender, received) = mpsc::channel::<()>();
+/// let thread = std::thread::spawn(|| {
+///     run_to_end(|| {
+///         let forgotten = Greenlet::new(move |(): ()| {
+///             let _kept = (sender, getcurrent()); // its own handle keeps it suspended
+///             getmain().switch::<()>(())
+///         });
+///         forgotten.switch::<()>(())
+///     })
+/// });
+/// thread.join().unwrap()?;
+/// assert!(received.recv().is_err()); // the sender was dropped
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn run_to_end<T>(f: impl FnOnce() -> T) -> T {
+    let outcome = catch_unwind(AssertUnwindSafe(f));
+    // CAUTION: runs arbitrary user code. Refused: the thread's end reports what stays suspended.
+    let _ = end_suspended();
+    outcome.unwrap_or_else(|payload| resume_unwind(payload))
 }

@@ -111,14 +111,14 @@ impl fmt::Display for ThreadId {
 }
 
 #[cfg(target_os = "linux")]
-fn os_id() -> Option<u64> {
+pub(crate) fn os_id() -> Option<u64> {
     // SAFETY: takes nothing, and always succeeds.
     let id = unsafe { libc::gettid() };
     u64::try_from(id).ok()
 }
 
 #[cfg(not(target_os = "linux"))]
-fn os_id() -> Option<u64> {
+pub(crate) fn os_id() -> Option<u64> {
     None
 }
 

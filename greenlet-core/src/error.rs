@@ -415,32 +415,33 @@ impl fmt::Display for SwitchForbidden {
     }
 }
 
-/// A switch while the thread ends: its greenlets are being exited, and none can be resumed any more.
+/// A switch in the destructor of a thread-local, after the greenlets of the thread were marked as dead.
 ///
-/// A greenlet that goes on trying (a loop that looks at no error) is unwound after a thousand times, for
-/// the thread could never end.
+/// The end of a thread does that, and so does `std::process::exit`.
 ///
 /// # Examples
 ///
 /// ```
-/// use std::sync::mpsc;
-/// use greenlet_core::{Greenlet, GreenletExit, ThreadExiting, getparent};
+/// use std::cell::RefCell;
+/// use greenlet_core::{Greenlet, ThreadExiting};
 ///
-/// let (sender, refusals) = mpsc::channel();
-/// std::thread::spawn(move || {
-///     let child = Greenlet::new(move |(): ()| {
-///         let main = getparent().unwrap();
-///         let first = main.switch::<()>(()).unwrap_err(); // suspended here when the thread ends
-///         let second = main.switch::<()>(()).unwrap_err();
-///         sender.send((first.is::<GreenletExit>(), second.is::<ThreadExiting>())).unwrap();
-///         Ok(())
-///     });
-///     child.switch::<()>(()).unwrap();
-///     std::mem::forget(child); // else it would be ended here, and could switch
+/// struct Late(Option<Greenlet>);
+///
+/// impl Drop for Late {
+///     fn drop(&mut self) {
+///         let greenlet = self.0.take().unwrap();
+///         assert!(greenlet.switch::<()>(()).unwrap_err().is::<ThreadExiting>());
+///     }
+/// }
+/// thread_local!(static LATE: RefCell<Option<Late>> = const { RefCell::new(None) });
+///
+/// std::thread::spawn(|| {
+///     LATE.with_borrow_mut(|late| *late = Some(Late(None))); // before the first greenlet: destroyed later
+///     let pending = Greenlet::new(|(): ()| Ok(()));
+///     LATE.with_borrow_mut(|late| late.as_mut().unwrap().0 = Some(pending));
 /// })
 /// .join()
 /// .unwrap();
-/// assert_eq!(refusals.recv(), Ok((true, true)));
 /// ```
 #[derive(Debug)]
 pub struct ThreadExiting {

@@ -77,7 +77,7 @@ mod unwind;
 mod value;
 
 pub use builder::Builder;
-pub use end::end_suspended;
+pub use end::{count_refusal, end_suspended, run_to_end};
 pub use errand::{Errand, ThreadId, ask_all_threads, run_errands};
 pub use error::{
     Awaiting, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,

@@ -40,6 +40,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::ahead::Soon;
 use crate::body::{self, Space};
+use crate::greenlet::Greenlet;
 use crate::thread::Hub;
 use crate::tree::Node;
 
@@ -509,6 +510,15 @@ pub(crate) unsafe fn uncount(node: *const Node) {
     let strong = unsafe { &(*record_of(node)).strong };
     debug_assert!(strong.get() > 1);
     strong.set(strong.get() - 1);
+}
+
+/// Releases the count that a greenlet has of itself, after [`Node::leave`].
+pub(crate) fn release_left(greenlet: Greenlet) {
+    // SAFETY: `switch::begin` gave that count away, and only a greenlet that finishes takes it back, which
+    // this one never does. The handle is another count.
+    unsafe { uncount(greenlet.node().as_ptr()) };
+    // CAUTION: runs arbitrary user code if this was the last handle, and the last one of its parent.
+    drop(greenlet);
 }
 
 /// Counts one more. Four thousand million of them can only have been forgotten.

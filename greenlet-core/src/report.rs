@@ -50,7 +50,19 @@ enum What {
     /// `RefCell`, so that a hook can take it.
     Panic(RefCell<Option<Box<dyn Any + Send>>>),
     RefusedToEnd,
+    LeftSuspended(Left),
 }
+
+/// Greenlets that were suspended when their thread ended.
+#[derive(Debug)]
+struct Left {
+    count: usize,
+    /// How the first of them are called. As text: they are dead when it is read.
+    named: Vec<String>,
+}
+
+/// How many greenlets a report names.
+const NAMED: usize = 8;
 
 impl Unraisable {
     pub(crate) fn of_error(greenlet: Greenlet, error: Error) -> Unraisable {
@@ -74,7 +86,18 @@ impl Unraisable {
         }
     }
 
-    /// The greenlet that was being ended.
+    /// One report for all greenlets that are left suspended; `None` if there are none.
+    pub(crate) fn of_left(all: &[&Greenlet]) -> Option<Unraisable> {
+        let greenlet = Greenlet::clone(all.first()?);
+        let named = all.iter().take(NAMED).map(|greenlet| format!("{greenlet:?}"));
+        let what = What::LeftSuspended(Left {
+            count: all.len(),
+            named: named.collect(),
+        });
+        Some(Unraisable { greenlet, what })
+    }
+
+    /// Returns the greenlet that was being ended, or the first of those that were left suspended.
     pub fn greenlet(&self) -> &Greenlet {
         &self.greenlet
     }
@@ -95,6 +118,18 @@ impl Unraisable {
         }
     }
 
+    /// Returns how many greenlets were still suspended when their thread ended, or 0 in another report.
+    ///
+    /// They are dead, none of their code runs, and their stacks are leaked. It is one report for all of a
+    /// thread; the first thread of a process makes none. [`run_to_end`](crate::run_to_end) ends them in
+    /// time.
+    pub fn left_suspended(&self) -> usize {
+        match &self.what {
+            What::LeftSuspended(left) => left.count,
+            _ => 0,
+        }
+    }
+
     /// Says whether the greenlet stopped even the unwinding by force. It stays suspended for good, and its stack is
     /// leaked.
     pub fn is_refusal(&self) -> bool {
@@ -112,6 +147,21 @@ impl fmt::Display for Unraisable {
                 f,
                 "{who} stopped its own end; it is left suspended, and its stack is leaked"
             ),
+            What::LeftSuspended(Left { count, named }) => {
+                let (were, their, stacks) = match count {
+                    1 => ("greenlet was", "its", "stack is"),
+                    _ => ("greenlets were", "their", "stacks are"),
+                };
+                write!(
+                    f,
+                    "{count} {were} still suspended when {their} thread ended, and {their} {stacks} leaked; "
+                )?;
+                write!(f, "end them before, with `run_to_end`: {}", named.join(", "))?;
+                match count - named.len() {
+                    0 => Ok(()),
+                    more => write!(f, ", and {more} more"),
+                }
+            }
         }
     }
 }

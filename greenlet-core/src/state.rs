@@ -58,8 +58,8 @@ pub(crate) enum Kept {
 /// All in one word, so that one comparison says that a greenlet is an ordinary one.
 ///
 /// ```text
-///   bits   0..2   2..4   4..6        6       7     8
-///          state  gate   kept  abandoned  main  more       0: pending, open, and nothing else
+///   bits   0..2   2..4   4..6        6       7     8       9
+///          state  gate   kept  abandoned  main  more  ending     0: pending, open, and nothing else
 /// ```
 #[derive(Debug)]
 pub(crate) struct Standing(Cell<usize>);
@@ -72,6 +72,7 @@ const KEPT_SHIFT: usize = 4;
 const ABANDONED: usize = 1 << 6;
 const MAIN: usize = 1 << 7;
 const MORE: usize = 1 << 8;
+const ENDING: usize = 1 << 9;
 
 impl Standing {
     /// That of an ordinary greenlet that is pending.
@@ -196,6 +197,15 @@ impl Standing {
 
     pub(crate) fn is_abandoned(&self) -> bool {
         self.has(ABANDONED)
+    }
+
+    /// Notes whether the greenlet is being ended, and returns whether it was before.
+    pub(crate) fn set_ending(&self, is_ending: bool) -> bool {
+        self.replace(ENDING, if is_ending { ENDING } else { 0 }) != 0
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.has(ENDING)
     }
 
     /// The record has something that most have not: see [`Node::more`](crate::tree::Node::more).

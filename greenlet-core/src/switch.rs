@@ -36,7 +36,7 @@ use crate::asan;
 use crate::backend;
 use crate::backend::Note;
 use crate::body::Calls;
-use crate::end::COUNT_OF_LAST_HANDLE;
+use crate::end::{self, COUNT_OF_LAST_HANDLE};
 use crate::errand;
 use crate::error::{
     Awaiting, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
@@ -344,8 +344,7 @@ pub(crate) fn transfer_to_parent(
 pub(crate) enum Manners {
     /// A user's switch or throw: refused where the rules say so.
     Polite,
-    /// The library ends a greenlet: neither gates nor the end of the thread are in its way. The caller
-    /// knows that nothing unwinds.
+    /// The library ends a greenlet: closed gates do not refuse it. The caller knows that nothing unwinds.
     Firm,
 }
 
@@ -402,12 +401,7 @@ pub(crate) fn transfer(
     let hub = Hub::get();
     if manners == Manners::Polite {
         if let Some(refuse) = refusal(hub) {
-            let error = refuse(unsent(content));
-            if hub.has_flag(slow::EXITING) && hub.is_out_of_patience() {
-                drop(error);
-                unwind::force();
-            }
-            return Err(error);
+            return Err(refuse(unsent(content)));
         }
     }
     let content = if manners == Manners::Polite {
@@ -450,6 +444,8 @@ pub(crate) fn transfer(
         let gate = gate.or_else(|| is_hidden.then(|| living.clone()));
         if let Some(gate) = gate {
             let error = Awaiting::new(gate.label(), unsent(content)).into();
+            drop((gate, living));
+            end::count_refusal();
             return Err(error);
         }
     } else if living.seat.sp.get().is_null() {

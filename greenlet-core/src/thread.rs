@@ -18,6 +18,8 @@
 //!   can be used until the thread has gone, from other destructors too. What it owns is released by
 //!   `ExitGuard`, a thread-local that has one.
 //! - **T3** Nothing of the hub is borrowed while foreign code runs or a stack is switched.
+//! - **T4** `ExitGuard` raises `EXITING` and marks all suspended greenlets as dead before arbitrary user
+//!   code can run. From then on, no code of them runs. Their stacks and what these own stay in place.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -49,7 +51,8 @@ pub(crate) mod slow {
     pub(crate) const OWED: u32 = 2;
     /// Inside a `no_switch` section.
     pub(crate) const FORBIDDEN: u32 = 4;
-    /// The thread is ending, or has ended.
+    /// The thread has ended, or the process is ending. Only destructors of thread-locals still run, and
+    /// no greenlet is resumed (T4).
     pub(crate) const EXITING: u32 = 8;
     /// Some closed gate may be in a target's lineage.
     pub(crate) const GATES: u32 = 16;
@@ -144,8 +147,8 @@ pub(crate) struct Hub {
     pub(crate) forbidden_since: Cell<Option<&'static Location<'static>>>,
     /// How many closed gates are counted (see `gate.rs`).
     pub(crate) closed_gates: Cell<usize>,
-    /// How many more switches the greenlet that is being ended with its thread may try in vain.
-    pub(crate) patience: Cell<u32>,
+    /// How many waits were refused during the innermost end (see `end.rs`).
+    pub(crate) refusals: Cell<u32>,
     pub(crate) ahead: Ahead,
     pub(crate) spare_exit: SpareExit,
     /// What other threads ask of this one. From the set-up until the thread ends.
@@ -170,7 +173,7 @@ thread_local! {
     /// T2: `ManuallyDrop`, so that it has no destructor.
     static HUB: ManuallyDrop<Hub> = const { ManuallyDrop::new(Hub::new()) };
 
-    /// Ends what is still suspended when the thread ends.
+    /// Releases what the hub owns when the thread ends.
     static EXIT_GUARD: ExitGuard = const { ExitGuard };
 }
 
@@ -201,7 +204,7 @@ impl Hub {
             tracer: RefCell::new(None),
             forbidden_since: Cell::new(None),
             closed_gates: Cell::new(0),
-            patience: Cell::new(0),
+            refusals: Cell::new(0),
             ahead: Ahead::new(),
             spare_exit: SpareExit::none(),
             inbox: RefCell::new(None),
@@ -378,14 +381,6 @@ impl Hub {
         !std::thread::panicking() && !self.has_flag(slow::FORBIDDEN)
     }
 
-    /// Counts a switch that was refused because the thread ends. Says whether the greenlet that tried it
-    /// must be taken for one that never ends by itself: it looks at no error and would try for ever.
-    pub(crate) fn is_out_of_patience(&self) -> bool {
-        let left = self.patience.get();
-        self.patience.set(left.saturating_sub(1));
-        left == 0 && cfg!(panic = "unwind") && self.current.get() != self.main.get()
-    }
-
     /// Does what is owed, if that is possible now.
     pub(crate) fn settle_debts(&self) {
         if !self.has_flag(slow::OWED) || !self.can_end_greenlets() {
@@ -529,20 +524,35 @@ pub(crate) fn current_greenlet() -> Greenlet {
     Greenlet::from_node(Hub::get().current_node())
 }
 
+/// Returns `true` on the thread that the process started with.
+pub(crate) fn is_first_of_process() -> bool {
+    match errand::os_id() {
+        Some(id) => id == u64::from(std::process::id()),
+        // The standard library calls it so.
+        None => std::thread::current().name() == Some("main"),
+    }
+}
+
 struct ExitGuard;
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
         let hub = Hub::get();
-        errand::leave(hub);
-        if hub.current.get() != hub.main.get() || std::thread::panicking() {
-            // The process is being ended from within a greenlet, or from a destructor that runs during
-            // a panic (`std::process::exit`): as everywhere in Rust, no destructors of suspended code
-            // run then.
-            return;
+        // Otherwise `std::process::exit` was called in a greenlet, or in a destructor during a panic.
+        let is_thread_end = hub.current.get() == hub.main.get() && !std::thread::panicking();
+        if is_thread_end {
+            // These were ended while a panic unwound, which only delayed their ends.
+            // CAUTION: runs arbitrary user code.
+            hub.settle_debts();
         }
         hub.raise_flag(slow::EXITING);
-        end::end_all(hub);
+        let left = end::leave_suspended(hub); // T4
+        errand::leave(hub);
+        if !is_thread_end {
+            std::mem::forget(left);
+            return;
+        }
+        left.release();
         hub.retire(None);
         hub.fibers.bury();
         hub.spare_exit.forget();

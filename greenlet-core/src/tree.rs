@@ -208,6 +208,16 @@ impl Node {
         self.seat.sp.set(std::ptr::null_mut()); // S1
     }
 
+    /// Marks a suspended greenlet as dead; none of its code runs any more.
+    pub(crate) fn leave(&self) {
+        // Values on the stack may refer to what these own. One count of each is never released.
+        std::mem::forget(self.locals());
+        std::mem::forget(self.attachment().cloned());
+        self.stack.take(); // has no destructor: the memory stays
+        self.held.set(std::ptr::null_mut());
+        self.finish();
+    }
+
     /// Lets go of all that an ordinary greenlet has that has ended, and runs no foreign code for it; says whether it did: then
     /// this is the end of the node, which is not dropped. The thread has no flag.
     #[inline(always)] // the call would be as long

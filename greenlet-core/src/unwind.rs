@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use anyhow::Error;
 
 use crate::exit::{GreenletExit, reason};
-use crate::thread::{Hub, slow};
+use crate::thread::Hub;
 use crate::transfer::Message;
 use crate::value::Value;
 
@@ -75,11 +75,7 @@ pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
 /// The contexts of the exit are dropped here, in the greenlet's last frames, which nothing may unwind.
 #[inline]
 pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
-    let hub = Hub::get();
-    if hub.has_flag(slow::EXITING) {
-        return exit_below(error); // nobody will need it any more
-    }
-    hub.spare_exit.exit_of(error).or_else(exit_below)
+    Hub::get().spare_exit.exit_of(error).or_else(exit_below)
 }
 
 /// [`exit_of`], where the error has contexts.

@@ -40,8 +40,6 @@ pub(super) struct Driver {
     pub(super) request: Cell<Option<Request>>,
     /// How often something was awaited.
     pub(super) awaits: Cell<u64>,
-    /// How often an await was refused because the driver is over.
-    pub(super) refusals: Cell<u32>,
     /// Whether to stop at each await before what is awaited is polled: for tests.
     pub(super) stops: Cell<bool>,
     /// Whether the root polls first what it awaits: see [`Driver::poll_in_place`].
@@ -62,7 +60,6 @@ impl Driver {
             leave: leave::<T>,
             request: Cell::new(None),
             awaits: Cell::new(0),
-            refusals: Cell::new(0),
             stops: Cell::new(false),
             in_place: Cell::new(false),
             waker: RefCell::new(None),

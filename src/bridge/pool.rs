@@ -9,14 +9,19 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
-use std::panic::resume_unwind;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::thread;
 
-use tokio::task::JoinHandle;
-use tokio_util::task::LocalPoolHandle;
+use greenlet_core::run_to_end;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::task::{LocalSet, spawn_local};
 
 use super::spawn::greenlet_spawn;
 
@@ -47,7 +52,66 @@ use super::spawn::greenlet_spawn;
 /// ```
 #[derive(Clone)]
 pub struct PinnedPool {
-    workers: LocalPoolHandle,
+    workers: Arc<[Worker]>,
+}
+
+/// One of the threads. It ends when nobody can send jobs any more and all its functions have ended.
+struct Worker {
+    jobs: UnboundedSender<Job>,
+    /// Each function that the worker runs, or will run, has a clone.
+    load: Arc<()>,
+}
+
+/// Starts a function, on the thread that runs it.
+type Job = Box<dyn FnOnce() + Send>;
+
+impl Worker {
+    fn start() -> Worker {
+        let (jobs, received) = unbounded_channel();
+        thread::Builder::new()
+            .name("greenlet-worker".into())
+            .spawn(|| run_to_end(|| work(received)))
+            .expect("a worker needs a thread");
+        let load = Arc::default();
+        Worker { jobs, load }
+    }
+}
+
+/// Runs what arrives on this thread.
+fn work(mut jobs: UnboundedReceiver<Job>) {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let tasks = LocalSet::new();
+    runtime.expect("a worker needs a runtime").block_on(async {
+        let start = async {
+            while let Some(start) = jobs.recv().await {
+                start();
+            }
+        };
+        tasks.run_until(start).await;
+        tasks.await;
+    });
+}
+
+/// Runs one future, and sends what comes of it, unless the receiver is dropped before.
+async fn run_one<F: Future>(
+    make: impl FnOnce() -> F,
+    mut output: oneshot::Sender<thread::Result<F::Output>>,
+) {
+    let mut future = pin!(async { make().await });
+    let outcome = poll_fn(|cx| {
+        if output.poll_closed(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        // CAUTION: runs arbitrary user code.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        Poll::Ready(Some(match polled {
+            Ok(polled) => Ok(ready!(polled)),
+            Err(payload) => Err(payload),
+        }))
+    });
+    if let Some(outcome) = outcome.await {
+        drop(output.send(outcome));
+    }
 }
 
 impl PinnedPool {
@@ -58,7 +122,7 @@ impl PinnedPool {
     /// Panics if the system has no threads to give.
     pub fn new(threads: NonZeroUsize) -> PinnedPool {
         PinnedPool {
-            workers: LocalPoolHandle::new(threads.get()),
+            workers: (0..threads.get()).map(|_| Worker::start()).collect(),
         }
     }
 
@@ -105,15 +169,28 @@ impl PinnedPool {
         F::Output: Send + 'static,
         M: FnOnce() -> F + Send + 'static,
     {
-        Pooled {
-            task: self.workers.spawn_pinned(make),
-        }
+        let least_loaded = self
+            .workers
+            .iter()
+            .min_by_key(|worker| Arc::strong_count(&worker.load));
+        let worker = least_loaded.expect("a pool has at least one thread");
+        let load = Arc::clone(&worker.load);
+        let (sender, output) = oneshot::channel();
+        let job = || {
+            spawn_local(async {
+                run_one(make, sender).await;
+                drop(load);
+            });
+        };
+        // Refused if a panic has ended the worker. Then polling the output panics.
+        let _ = worker.jobs.send(Box::new(job));
+        Pooled { output }
     }
 }
 
 impl fmt::Debug for PinnedPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PinnedPool({} threads)", self.workers.num_threads())
+        write!(f, "PinnedPool({} threads)", self.workers.len())
     }
 }
 
@@ -134,26 +211,17 @@ impl fmt::Debug for PinnedPool {
 #[derive(Debug)]
 #[must_use = "dropping it ends the function"]
 pub struct Pooled<T> {
-    task: JoinHandle<T>,
+    output: oneshot::Receiver<thread::Result<T>>,
 }
 
 impl<T> Future for Pooled<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        match Pin::new(&mut self.task).poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(output)) => Poll::Ready(output),
-            Poll::Ready(Err(error)) => match error.try_into_panic() {
-                Ok(payload) => resume_unwind(payload),
-                Err(_) => panic!("the runtime that runs the pool's function was shut down"),
-            },
+        match ready!(Pin::new(&mut self.output).poll(cx)) {
+            Ok(Ok(output)) => Poll::Ready(output),
+            Ok(Err(payload)) => resume_unwind(payload),
+            Err(_) => panic!("the worker that ran the pool's function has ended"),
         }
-    }
-}
-
-impl<T> Drop for Pooled<T> {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use anyhow::{Error, Result};
-use greenlet_core::{Greenlet, Value, getcurrent, getparent, may_switch, raise};
+use greenlet_core::{Greenlet, count_refusal, getcurrent, raise};
 
 use super::driver::{Driver, Phase};
 use super::error::NoDriver;
@@ -109,7 +109,7 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
                 }
                 // The poll may have left, and the driver have ended meanwhile.
                 if driver.phase.get() != Phase::Running {
-                    return Err(refusal(driver));
+                    return Err(refusal(Some(driver.phase.get())));
                 }
             }
             Slot::new(future).wait(driver, id, None, at)
@@ -122,44 +122,27 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
 #[cold]
 fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> Result<F::Output> {
     let current = getcurrent();
-    let Some(driver) = current.nearest_attached::<Driver>() else {
-        return Err(NoDriver::outside().into());
+    let driver = match current.nearest_attached::<Driver>() {
+        Some(driver) if driver.phase.get() == Phase::Running => driver,
+        other => {
+            let phase = other.map(|driver| driver.phase.get());
+            drop(current);
+            return Err(refusal(phase));
+        }
     };
-    if driver.phase.get() != Phase::Running {
-        drop(current);
-        return Err(refusal(&driver));
-    }
     let future = pin!(future.into_future());
     let id = current.id();
     Slot::new(future).wait(&driver, id, Some(current), at)
 }
 
-/// The answer to an await where the driver does not run.
+/// Returns the error of an await while the driver does not run, or of one without a driver.
+///
+/// The caller keeps no handle on its stack: an end may leave this greenlet suspended for good.
 #[cold]
-fn refusal(driver: &Driver) -> Error {
-    match driver.phase.get() {
-        Phase::Over => refuse_over(driver),
-        Phase::Running | Phase::Parked | Phase::Polling => NoDriver::outside().into(),
+fn refusal(phase: Option<Phase>) -> Error {
+    count_refusal();
+    match phase {
+        Some(Phase::Over) => NoDriver::over().into(),
+        _ => NoDriver::outside().into(),
     }
-}
-
-/// How often a function whose driver is over may try to await before it is unwound.
-const PATIENCE: u32 = 100;
-
-/// The answer to an await when the driver is over. Code that tries again and again, whatever the error,
-/// would hang the thread: it is unwound, and if it stops even that, it is left where it is.
-#[cold]
-fn refuse_over(driver: &Driver) -> Error {
-    let refusals = driver.refusals.get() + 1;
-    driver.refusals.set(refusals);
-    if refusals > PATIENCE && may_switch().is_ok() {
-        if refusals > 2 * PATIENCE {
-            // To whoever ends this greenlet: it has not ended, so it is unwound by force, or given up.
-            if let Some(parent) = getparent() {
-                drop(parent.switch_owned::<Value>(()));
-            }
-        }
-        raise(NoDriver::over());
-    }
-    NoDriver::over().into()
 }

@@ -142,6 +142,11 @@ impl StackCache {
         false
     }
 
+    /// Counts one of the stacks that are in use as leaked.
+    pub(crate) fn leak(&self) {
+        self.in_use.leak();
+    }
+
     /// How many of the stacks that this thread was given are in use.
     pub(crate) fn in_use(&self) -> usize {
         self.in_use.get()

@@ -16,10 +16,12 @@ use crate::thread::Hub;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Stacks that greenlets have: those of active greenlets, and the few that were leaked because a
-    /// greenlet refused to end. All threads together; of each other thread, the stack of the greenlet
-    /// that ended last counts too.
+    /// Stacks that greenlets have: those of active greenlets, and [`leaked`](Stats::leaked) ones. All
+    /// threads together; of each other thread, the stack of the greenlet that ended last counts too.
     pub in_use: usize,
+    /// Of those, the stacks of greenlets that were suspended when their thread ended, or the process
+    /// (see [`run_to_end`](crate::run_to_end)). They are never used again.
+    pub leaked: usize,
     /// Stacks that wait to be used again, at hand in threads or in the pool. All threads together.
     pub idle: usize,
     /// Address space that is reserved for stacks, in bytes. It never shrinks.
@@ -57,6 +59,7 @@ pub fn stats() -> Stats {
     let in_use = counted() - hub.idle_but_counted();
     Stats {
         in_use,
+        leaked: LEAKED.load(Ordering::Relaxed),
         idle: pool::made().saturating_sub(in_use),
         mapped_bytes: slab::slabs().map(Slab::len).sum(),
         mappings: slab::slabs().count(),
@@ -135,7 +138,7 @@ static COUNTS: Mutex<Counts> = Mutex::new(Counts {
     free: Vec::new(),
 });
 
-/// Stacks that were leaked, in threads that have ended.
+/// Stacks of greenlets that were suspended when their thread ended.
 static LEAKED: AtomicUsize = AtomicUsize::new(0);
 
 fn counted() -> usize {
@@ -168,12 +171,11 @@ impl Counter {
         }));
     }
 
-    /// Gives the place back: the thread ends. What is still counted is leaked.
+    /// Gives the place back: the thread ends, and has given back or leaked all its stacks.
     pub(super) fn unregister(&mut self) {
         if let Some(count) = self.0.take() {
-            let mut counts = COUNTS.lock();
-            LEAKED.fetch_add(count.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-            counts.free.push(count);
+            debug_assert_eq!(count.load(Ordering::Relaxed), 0);
+            COUNTS.lock().free.push(count);
         }
     }
 
@@ -187,6 +189,12 @@ impl Counter {
     #[inline]
     pub(super) fn decrement(&self) {
         self.add(usize::MAX);
+    }
+
+    /// Moves 1 to the count of leaked stacks.
+    pub(super) fn leak(&self) {
+        self.decrement();
+        LEAKED.fetch_add(1, Ordering::Relaxed);
     }
 
     #[inline]
