@@ -1,11 +1,14 @@
 //! What happens to greenlets when the process ends? Each test runs itself again as a child.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::process::{ExitCode, Output};
+use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
 use greenlet::{
-    Greenlet, ThreadExiting, Tracer, end_suspended, getcurrent, getparent, gettrace, no_switch, settrace,
+    Greenlet, Spawn, ThreadExiting, Tracer, await_, end_suspended, getcurrent, getparent, gettrace,
+    greenlet_spawn, no_switch, run_to_end, set_unraisable_hook, settrace, stack,
 };
 
 mod child;
@@ -13,8 +16,26 @@ mod child;
 fn main() -> ExitCode {
     child::run_tests(&[
         (
-            "suspended_ones_are_ended_when_main_returns",
-            suspended_ones_are_ended_when_main_returns,
+            "suspended_ones_are_dead_when_main_returns",
+            suspended_ones_are_dead_when_main_returns,
+        ),
+        (
+            "run_to_end_ends_suspended_ones_before_main_returns",
+            run_to_end_ends_suspended_ones_before_main_returns,
+        ),
+        (
+            "exit_in_a_greenlet_marks_the_others_dead_first",
+            exit_in_a_greenlet_marks_the_others_dead_first,
+        ),
+        ("a_forked_child_runs_no_clean_up", a_forked_child_runs_no_clean_up),
+        (
+            "the_report_of_a_thread_names_eight",
+            the_report_of_a_thread_names_eight,
+        ),
+        ("leaked_stacks_are_counted", leaked_stacks_are_counted),
+        (
+            "a_pool_with_a_hook_leaks_nothing",
+            a_pool_with_a_hook_leaks_nothing,
         ),
         (
             "many_suspended_ones_do_not_crash_the_end",
@@ -84,31 +105,208 @@ fn assert_ended(output: &Output, status: i32, lines: &[&str]) {
     assert_eq!(errors, "", "no noise");
 }
 
-// SH-1, HZ-10, HZ-11: what is suspended when the main thread returns is ended, as at the end of any
-// thread: its destructors run, once. The process ends with its own status and says nothing.
+/// Leaves greenlets suspended: one is forgotten, one is in a thread-local, two stand on each other's stack.
+fn leave_some() {
+    std::mem::forget(suspended("forgotten"));
+    keep(suspended("in a thread-local"));
+    let outer = Greenlet::new(|(): ()| {
+        let main = getparent().unwrap();
+        let _inner = suspended("inner");
+        main.switch::<()>(())
+    });
+    outer.switch::<()>(()).unwrap();
+    keep(outer);
+}
+
+// SH-1, HZ-10, HZ-11, UD-8: what is suspended when the main thread returns is dead, and nobody is told. The
+// process ends with its own status.
 // #[test], on the main thread
-fn suspended_ones_are_ended_when_main_returns() {
-    let output = child::run("suspended_ones_are_ended_when_main_returns", || {
-        std::mem::forget(suspended("forgotten"));
-        keep(suspended("in a thread-local"));
-        // One below the other, each on the other's stack.
-        let outer = Greenlet::new(|(): ()| {
-            let main = getparent().unwrap();
-            let _inner = suspended("inner");
-            main.switch::<()>(())
-        });
-        outer.switch::<()>(()).unwrap();
-        keep(outer);
+fn suspended_ones_are_dead_when_main_returns() {
+    let output = child::run("suspended_ones_are_dead_when_main_returns", || {
+        KEPT.with(|_| ()); // on Linux destroyed after the library's own
+        leave_some();
     });
     let Some(output) = output else { return };
-    let mut lines = child::lines(&output);
-    lines.sort();
-    assert_eq!(
-        lines,
-        ["forgotten dropped", "in a thread-local dropped", "inner dropped"]
-    );
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    if cfg!(target_os = "linux") {
+        assert_ended(&output, 0, &[]);
+    }
+}
+
+// SH-1: their destructors run, once, where `main` asks for it.
+// #[test], on the main thread
+fn run_to_end_ends_suspended_ones_before_main_returns() {
+    let output = child::run("run_to_end_ends_suspended_ones_before_main_returns", || {
+        run_to_end(leave_some);
+        println!("main returns");
+    });
+    let Some(output) = output else { return };
+    let dropped = ["forgotten dropped", "in a thread-local dropped", "inner dropped"];
+    assert_ended(&output, 0, &[&dropped[..], &["main returns"]].concat());
+}
+
+// SH-1, TE-6: no code of a suspended greenlet runs from then on, not even by a thread-local that is destroyed
+// later and polls what it awaits. The awaited future looks at a thread-local that is gone.
+// #[test], on the main thread
+fn exit_in_a_greenlet_marks_the_others_dead_first() {
+    struct Late(Option<Spawn<()>>);
+    impl Drop for Late {
+        fn drop(&mut self) {
+            let spawned = self.0.take().unwrap();
+            let state = spawned.greenlet().state();
+            let mut result = spawned.into_result();
+            let mut cx = Context::from_waker(Waker::noop());
+            let Poll::Ready(Err(error)) = Pin::new(&mut result).poll(&mut cx) else {
+                panic!("the poll is not refused")
+            };
+            drop(result);
+            let is_refused = error.is::<ThreadExiting>();
+            println!(
+                "{state:?}, refused {is_refused}, leaked {}",
+                stack::stats().leaked
+            );
+        }
+    }
+    thread_local! {
+        static LATE: RefCell<Late> = const { RefCell::new(Late(None)) };
+        static GONE: Says = const { Says("what the future looks at") };
+    }
+    let output = child::run("exit_in_a_greenlet_marks_the_others_dead_first", || {
+        std::thread::spawn(|| {
+            LATE.with(|_| ());
+            let mut spawned = greenlet_spawn(|| {
+                GONE.with(|gone| {
+                    await_(std::future::poll_fn(|_| {
+                        println!("polled, with {}", gone.0);
+                        Poll::<()>::Pending
+                    }));
+                });
+            });
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut spawned).poll(&mut cx).is_pending());
+            LATE.with_borrow_mut(|late| late.0 = Some(spawned));
+            let exits = Greenlet::new(|(): ()| -> Result<()> { std::process::exit(3) });
+            exits.switch::<()>(()).unwrap();
+        })
+        .join()
+        .unwrap();
+    });
+    let Some(output) = output else { return };
+    if cfg!(target_os = "linux") {
+        let lines = [
+            "polled, with what the future looks at",
+            "what the future looks at dropped",
+            "Dead, refused true, leaked 1",
+        ];
+        assert_ended(&output, 3, &lines);
+    }
+}
+
+// TD-10: a forked child that exits neither runs the parent's clean-up nor reports anything.
+// #[test], on the main thread
+fn a_forked_child_runs_no_clean_up() {
+    let output = child::run("a_forked_child_runs_no_clean_up", || {
+        std::thread::spawn(|| {
+            std::mem::forget(suspended("of the parent"));
+            // SAFETY: the child uses memory of its own thread, and exits.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                std::process::exit(6);
+            }
+            let mut status = 0;
+            // SAFETY: `status` is valid for the write.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            println!("the child ended with {}", libc::WEXITSTATUS(status));
+            end_suspended().unwrap();
+        })
+        .join()
+        .unwrap();
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["the child ended with 6", "of the parent dropped"]);
+}
+
+// TE-2
+// #[test], on the main thread
+fn the_report_of_a_thread_names_eight() {
+    let output = child::run("the_report_of_a_thread_names_eight", || {
+        let leave = |count: usize| {
+            let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+            let leave = move || {
+                names[..count]
+                    .iter()
+                    .for_each(|name| std::mem::forget(suspended(name)))
+            };
+            std::thread::spawn(leave).join().unwrap();
+        };
+        leave(0);
+        leave(1);
+        leave(10);
+    });
+    let Some(output) = output else { return };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let [one, ten] = errors.lines().collect::<Vec<_>>()[..] else {
+        panic!("{errors}")
+    };
+    let start = "greenlet: 1 greenlet was still suspended when its thread ended, and its stack is leaked; \
+                 end them before, with `run_to_end`: <Greenlet 'a', suspended at tests/process_end.rs:";
+    assert!(one.starts_with(start), "{one}");
+    let start =
+        "greenlet: 10 greenlets were still suspended when their thread ended, and their stacks are leaked; ";
+    assert!(ten.starts_with(start) && ten.ends_with(">, and 2 more"), "{ten}");
+    assert!(ten.contains("'h'") && !ten.contains("'i'"), "{ten}");
+}
+
+/// Leaves a greenlet suspended that its own stack keeps.
+fn leave_ring() {
+    let ring = Greenlet::new(|(): ()| {
+        let _itself = getcurrent();
+        getparent().unwrap().switch::<()>(())
+    });
+    ring.switch::<()>(()).unwrap();
+}
+
+// TE-8: threads that come and go, with and without `run_to_end`.
+// #[test], on the main thread
+fn leaked_stacks_are_counted() {
+    let output = child::run("leaked_stacks_are_counted", || {
+        set_unraisable_hook(|report| assert_eq!(report.left_suspended(), 1));
+        for thread in 0..1000 {
+            std::thread::spawn(|| run_to_end(leave_ring)).join().unwrap();
+            std::thread::spawn(leave_ring).join().unwrap();
+            let stats = stack::stats();
+            assert_eq!((stats.leaked, stats.in_use), (thread + 1, thread + 1));
+        }
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &[]);
+}
+
+// TE-8: the hook of a pool ends what its threads leave.
+// #[test], on the main thread
+fn a_pool_with_a_hook_leaks_nothing() {
+    let output = child::run("a_pool_with_a_hook_leaks_nothing", || {
+        set_unraisable_hook(|_| ());
+        let run_pool = |has_hook: bool| {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(1);
+            if has_hook {
+                builder.on_thread_stop(|| drop(end_suspended()));
+            }
+            let runtime = builder.build().unwrap();
+            runtime.block_on(async {
+                let tasks = [0; 4].map(|_| tokio::task::spawn_blocking(leave_ring));
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            });
+            drop(runtime); // waits until its threads have ended
+            stack::stats().leaked
+        };
+        assert!((0..50).all(|_| run_pool(true) == 0));
+        println!("without: {}", run_pool(false));
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["without: 4"]);
 }
 
 // SH-1, XS-9: many, in a deep chain of parents, one of them while it handles an error.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::join_all;
-use greenlet::{PinnedPool, Pooled, await_, try_await_};
+use greenlet::{Greenlet, PinnedPool, Pooled, await_, getcurrent, getparent, try_await_};
 
 fn pool(threads: usize) -> PinnedPool {
     PinnedPool::new(threads.try_into().unwrap())
@@ -76,4 +76,30 @@ fn a_panic_of_the_function_comes_out_of_the_future() {
         1,
         "the worker lives on"
     );
+}
+
+#[test]
+fn the_end_of_a_worker_ends_what_is_suspended_there() {
+    let (sender, receiver) = mpsc::channel::<()>();
+    let pool = pool(1);
+    on_threads(pool.run(|| {
+        let ring = Greenlet::new(move |(): ()| {
+            let _kept = (sender, getcurrent()); // its own handle keeps it suspended
+            getparent().unwrap().switch_owned::<()>(())
+        });
+        ring.switch::<()>(()).unwrap();
+    }));
+    assert_eq!(receiver.try_recv(), Err(mpsc::TryRecvError::Empty));
+    drop(pool);
+    assert_eq!(receiver.recv(), Err(mpsc::RecvError));
+}
+
+#[test]
+fn the_least_loaded_worker_gets_the_next_function() {
+    let pool = pool(3);
+    let block = || pool.run(|| await_(std::future::pending::<()>()));
+    let _blocked = [block(), block()];
+    let which = || on_threads(pool.run(|| thread::current().id()));
+    let first = which();
+    assert!((0..5).all(|_| which() == first), "it is idle, the others are not");
 }

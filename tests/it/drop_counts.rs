@@ -3,7 +3,7 @@
 use anyhow::Result;
 use greenlet::{Greenlet, GreenletExit, TypeMismatch, Value, getcurrent};
 
-use crate::support::{Drops, Witness, catch_reports, take_reports, up};
+use crate::support::{Drops, ThreadEnd, Witness, catch_reports, take_reports, up};
 
 /// How a greenlet ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,22 +187,23 @@ fn each_way_to_end_drops_everything_once() {
     }
 }
 
-// TE-2: the same, by the real end of a thread, where no witness of the thread can be looked at afterwards.
+// TE-2: the end of a thread drops nothing of what is suspended; `run_to_end` drops everything once.
 #[test]
-fn the_end_of_a_thread_drops_everything_once() {
-    let raised = SentDrops::new();
-    let (first, second) = (raised.error(), raised.error());
-    std::thread::spawn(move || {
-        let greenlet = Greenlet::new(move |argument: Counted| {
-            let _both = (argument, first);
-            up::<()>(())
-        });
-        greenlet.switch::<()>(second).unwrap();
-        std::mem::forget(greenlet);
-    })
-    .join()
-    .unwrap();
-    assert_eq!(raised.take(), 2);
+fn the_end_of_a_thread_drops_nothing_and_run_to_end_everything_once() {
+    for (end, expected) in [(ThreadEnd::Plain, 0), (ThreadEnd::RunToEnd, 2)] {
+        let raised = SentDrops::new();
+        let (first, second) = (raised.error(), raised.error());
+        end.of_thread(move || {
+            let greenlet = Greenlet::new(move |argument: Counted| {
+                let _both = (argument, first);
+                up::<()>(())
+            });
+            greenlet.switch::<()>(second).unwrap();
+            std::mem::forget(greenlet);
+        })
+        .unwrap();
+        assert_eq!(raised.take(), expected, "{end:?}");
+    }
 }
 
 #[test]

@@ -40,6 +40,8 @@ mod smoke;
 mod states;
 mod switching;
 mod switching_programs;
+#[cfg(target_os = "linux")] // the order in which thread-locals are destroyed
+mod thread_end;
 mod threads;
 mod throwing;
 mod tracing;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::{Result, anyhow};
 use greenlet::{
     Awaiting, Greenlet, ParentError, StackError, State, SwitchForbidden, TypeMismatch, Unwinding, Value,
-    end_suspended, getcurrent, no_switch, stack,
+    end_suspended, getcurrent, no_switch, stack, stacks_in_use,
 };
 
 use crate::support::{Drops, Log, catch_reports, take_reports, up};
@@ -368,55 +368,66 @@ fn those_let_go_of_in_a_section_are_ended_when_it_is_over() {
     );
 }
 
+// An end does not wait for code that tries again after each refusal by a closed gate.
 #[test]
-fn a_switch_while_the_thread_ends_is_refused() {
-    let seen = std::thread::spawn(|| {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let other = suspended();
-        let waiting = Greenlet::new(move |(): ()| -> Result<()> {
-            let exit = up::<()>(()).unwrap_err();
-            let switched = other.switch::<u32>(8_u8).unwrap_err();
-            let exiting = switched.downcast::<greenlet::ThreadExiting>().unwrap();
-            let value = exiting.into_value().unwrap().downcast::<u8>().unwrap();
-            let thrown = other
-                .throw::<u32>(anyhow!("x"))
-                .unwrap_err()
-                .is::<greenlet::ThreadExiting>();
-            sender.send((exit.to_string(), value, thrown)).unwrap();
-            Err(exit)
+fn an_end_does_not_wait_for_code_that_switches_to_a_closed_one_again_and_again() {
+    catch_reports();
+    let closed = suspended();
+    for stops_unwinding in [false, true] {
+        let target = closed.clone();
+        let greenlet = Greenlet::builder().name("tries").build(move |(): ()| {
+            let _exit = up::<()>(());
+            let tries = || while target.switch::<u32>(1_u32).is_err() {};
+            while stops_unwinding {
+                let _ = catch_unwind(AssertUnwindSafe(tries));
+            }
+            tries();
+            Ok(())
         });
-        waiting.switch::<()>(()).unwrap();
-        std::mem::forget(waiting); // else it would end with this closure
-        receiver
-    });
-    let (reason, value, thrown) = seen.join().unwrap().recv().unwrap();
-    assert_eq!(reason, "greenlet exit: the thread of the greenlet ended");
-    assert_eq!((value, thrown), (8, true));
+        greenlet.switch::<()>(()).unwrap();
+        closed.close_gate();
+        greenlet.end();
+        closed.open_gate();
+        assert_eq!(greenlet.is_dead(), !stops_unwinding);
+        let expected: &[&str] = if stops_unwinding {
+            &["tries: refused to end"]
+        } else {
+            &[]
+        };
+        assert_eq!(take_reports(), expected);
+    }
+    assert_eq!(closed.switch::<u32>(2_u32).unwrap(), 2);
 }
 
-// A thread ends although a greenlet looks at no error and goes on trying.
+// Clean-up may create others that need an end, but not for ever.
 #[test]
-fn one_that_tries_for_ever_while_the_thread_ends_is_unwound() {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        struct Tells(std::sync::mpsc::Sender<&'static str>);
-        impl Drop for Tells {
-            fn drop(&mut self) {
-                self.0.send("unwound").unwrap();
+fn ending_all_ends_what_clean_up_leaves_and_stops_after_a_hundred_rounds() {
+    struct LeavesAnother(u32, Log);
+    impl Drop for LeavesAnother {
+        fn drop(&mut self) {
+            self.1.add("dropped");
+            if self.0 > 0 {
+                leave(self.0 - 1, &self.1);
             }
         }
-        let waiting = Greenlet::new(move |(): ()| -> Result<()> {
-            let _tells = Tells(sender);
-            loop {
-                let _ = up::<()>(());
-            }
+    }
+    fn leave(more: u32, log: &Log) {
+        let another = LeavesAnother(more, log.clone());
+        let greenlet = Greenlet::new(move |(): ()| {
+            let ended = up::<()>(());
+            drop(another);
+            ended
         });
-        waiting.switch::<()>(()).unwrap();
-        std::mem::forget(waiting);
-    })
-    .join()
-    .unwrap();
-    assert_eq!(receiver.iter().collect::<Vec<_>>(), ["unwound"]);
+        greenlet.switch::<()>(()).unwrap();
+        std::mem::forget(greenlet);
+    }
+    let log = Log::new();
+    leave(9, &log);
+    end_suspended().unwrap();
+    assert_eq!((log.take().len(), stacks_in_use()), (10, 0));
+    leave(u32::MAX, &log);
+    end_suspended().unwrap();
+    assert_eq!((log.take().len(), stacks_in_use()), (100, 1));
 }
 
 // Ending an ancestor from below makes no cycle, although who ends it is its parent meanwhile.

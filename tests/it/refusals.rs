@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::anyhow;
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, StackError, State, SwitchForbidden, ThreadExiting, Tracer,
-    TypeMismatch, Unwinding, getcurrent, no_switch, settrace, stack,
+    Awaiting, Greenlet, GreenletExit, StackError, State, SwitchForbidden, Tracer, TypeMismatch, Unwinding,
+    getcurrent, no_switch, settrace, stack,
 };
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
@@ -215,29 +215,6 @@ fn a_thrown_error_survives_code_in_between() {
             .to_string(),
     );
     assert_eq!(log.take(), ["another error", "the thrown error"]);
-}
-
-// TH-16
-#[test]
-fn at_the_end_of_a_thread_a_throw_is_refused() {
-    let _no_leaks = NoLeaks::watch();
-    let seen = std::thread::spawn(|| {
-        let (tell, told) = std::sync::mpsc::channel();
-        let main = getcurrent();
-        let child = Greenlet::new(move |(): ()| {
-            let _clean_up = on_drop(move || {
-                let error = main.throw::<()>(anyhow!("too late")).unwrap_err();
-                tell.send(error.downcast::<ThreadExiting>().unwrap()).unwrap();
-            });
-            up::<()>(())
-        });
-        child.switch::<()>(()).unwrap();
-        std::mem::forget(child); // so it is ended by the end of the thread
-        told
-    });
-    let told = seen.join().unwrap();
-    let error = told.recv().unwrap();
-    assert!(error.value().is_none(), "the value stays in its thread");
 }
 
 /// Starts and ends a greenlet, so that the next one has a stack at hand.

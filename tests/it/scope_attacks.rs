@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, getcurrent, getparent, scope};
 
 use crate::scope::{Watch, wait};
-use crate::support::Log;
+use crate::support::{Log, ThreadEnd};
 
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
 /// inside `std::thread::scope`, whose thread then outlived what it borrowed.
@@ -145,30 +145,36 @@ fn ending_the_greenlet_that_holds_the_scope() {
     }
 }
 
+/// At the end of the thread all of it stays in place; `run_to_end` ends the child before its holder.
 #[test]
 fn forgetting_the_greenlet_that_holds_the_scope() {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let holder = Greenlet::new(move |(): ()| {
-            let text = String::from("text");
-            scope(|s| {
-                let child = s.greenlet(|(): ()| {
-                    let borrowed = &text;
-                    let ended = getparent().unwrap().switch::<()>(());
-                    sender.send(borrowed.clone()).unwrap();
-                    ended
-                });
-                child.switch::<()>(())?;
-                mem::forget(child);
-                getparent().unwrap().switch::<()>("in the scope")
-            })
-        });
-        assert_eq!(holder.switch::<&str>(()).unwrap(), "in the scope");
-        mem::forget(holder);
-    })
-    .join()
-    .unwrap();
-    assert_eq!(receiver.recv().unwrap(), "text", "ended with the thread");
+    for end in ThreadEnd::BOTH {
+        let (sender, receiver) = mpsc::channel();
+        end.of_thread(move || {
+            let holder = Greenlet::new(move |(): ()| {
+                let text = String::from("text");
+                scope(|s| {
+                    let child = s.greenlet(|(): ()| {
+                        let borrowed = &text;
+                        let ended = getparent().unwrap().switch::<()>(());
+                        sender.send(borrowed.clone()).unwrap();
+                        ended
+                    });
+                    child.switch::<()>(())?;
+                    mem::forget(child);
+                    getparent().unwrap().switch::<()>("in the scope")
+                })
+            });
+            assert_eq!(holder.switch::<&str>(()).unwrap(), "in the scope");
+            mem::forget(holder);
+        })
+        .unwrap();
+        let ended: Vec<String> = receiver.try_iter().collect();
+        match end {
+            ThreadEnd::Plain => assert!(ended.is_empty()),
+            ThreadEnd::RunToEnd => assert_eq!(ended, ["text"]),
+        }
+    }
 }
 
 /// A greenlet of the scope goes on while its holder never does.

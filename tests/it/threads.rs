@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use anyhow::Result;
 use greenlet::{Greenlet, GreenletExit, TypeMismatch, end_suspended, getcurrent, greenlets, stacks_in_use};
 
-use crate::support::{Log, on_drop, up};
+use crate::support::{Log, ThreadEnd, on_drop, up};
 
 thread_local! {
     static KEPT: RefCell<Vec<Greenlet>> = const { RefCell::new(Vec::new()) };
@@ -136,58 +136,62 @@ fn what_is_known_of_a_greenlet_may_be_sent() {
     assert!(parked_at.is_some() && text.contains("suspended"), "{text}");
 }
 
-// TE-1, TE-2, HZ-5: greenlets that are still suspended when the thread ends are ended in it, with their
-// clean-up run, once: those in the variables of its function as these go, those that are held elsewhere
-// (thread-locals, forgotten handles) by the thread's own end. The original does not run the latter.
+// TE-1, TE-2: the end of a thread ends what its variables hold, as these are dropped. Greenlets that are
+// still suspended afterwards run nothing, unless `run_to_end` ends them in time.
 #[test]
-fn what_is_suspended_ends_with_its_thread() {
-    let drops = Arc::new(AtomicUsize::new(0));
-    let (sender, reasons) = mpsc::channel();
-    let counts = drops.clone();
-    std::thread::spawn(move || {
-        let _local = counting(&counts, Some(sender.clone()));
-        let kept = counting(&counts, Some(sender.clone()));
-        KEPT.with_borrow_mut(|greenlets| greenlets.push(kept));
-        std::mem::forget(counting(&counts, Some(sender)));
-        assert_eq!(counts.load(Ordering::Relaxed), 0);
-    })
-    .join()
-    .unwrap();
-    assert_eq!(drops.load(Ordering::Relaxed), 3);
-    let mut reasons: Vec<String> = reasons.iter().collect();
-    assert_eq!(reasons.remove(0), "the last handle of the greenlet was dropped");
-    reasons.sort();
-    // A thread-local that is destroyed before the library's own lets go of its greenlet by itself.
-    assert_eq!(reasons.pop().as_deref(), Some("the thread of the greenlet ended"));
-    let by_drop = "the last handle of the greenlet was dropped";
-    assert!(
-        [by_drop, "the thread of the greenlet ended"].contains(&&*reasons[0]),
-        "{reasons:?}"
-    );
+fn a_thread_ends_what_its_variables_hold_and_leaves_the_rest() {
+    for end in ThreadEnd::BOTH {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let (sender, reasons) = mpsc::channel();
+        let counts = drops.clone();
+        end.of_thread(move || {
+            KEPT.with_borrow_mut(|_| ()); // before the first greenlet: on Linux destroyed after the library's own
+            let _local = counting(&counts, Some(sender.clone()));
+            let kept = counting(&counts, Some(sender.clone()));
+            KEPT.with_borrow_mut(|greenlets| greenlets.push(kept));
+            std::mem::forget(counting(&counts, Some(sender)));
+            assert_eq!(counts.load(Ordering::Relaxed), 0);
+        })
+        .unwrap();
+        let reasons: Vec<String> = reasons.try_iter().collect();
+        assert_eq!(reasons.len(), drops.load(Ordering::Relaxed));
+        assert_eq!(reasons[0], "the last handle of the greenlet was dropped");
+        match end {
+            ThreadEnd::RunToEnd => assert_eq!(reasons[1..], ["the owner of the greenlet ended it"; 2]),
+            ThreadEnd::Plain if cfg!(target_os = "linux") => assert_eq!(reasons.len(), 1),
+            ThreadEnd::Plain => assert!(reasons.len() <= 2, "the forgotten one runs nothing: {reasons:?}"),
+        }
+    }
 }
 
-// TE-1: also when the thread's function panics.
+// TE-1, TE-2: also when the thread's function panics.
 #[test]
-fn what_is_suspended_ends_with_a_thread_that_panics() {
-    let drops = Arc::new(AtomicUsize::new(0));
-    let counts = drops.clone();
-    let panicked = std::thread::spawn(move || {
-        let _local = counting(&counts, None);
-        std::mem::forget(counting(&counts, None));
-        std::panic::resume_unwind(Box::new(()));
-    });
-    assert!(panicked.join().is_err());
-    assert_eq!(drops.load(Ordering::Relaxed), 2);
+fn a_thread_that_panics_ends_what_its_variables_hold_and_leaves_the_rest() {
+    for (end, expected) in [(ThreadEnd::Plain, 1), (ThreadEnd::RunToEnd, 2)] {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let counts = drops.clone();
+        let panicked = end.of_thread(move || {
+            let _local = counting(&counts, None);
+            std::mem::forget(counting(&counts, None));
+            std::panic::resume_unwind(Box::new("the panic"));
+        });
+        assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"the panic"));
+        assert_eq!(drops.load(Ordering::Relaxed), expected, "{end:?}");
+    }
 }
 
 // TE-3, TE-4, TE-5, TE-6, TE-9, HZ-25: what is left of a thread that has ended can be reached only from
 // destructors that run late in the thread itself. There main is dead, and so are those that were
-// suspended; a pending one still is, and cannot be started; letting go of them runs nothing. No time
+// suspended; a pending one still is, and cannot be started; dropping them runs nothing. No time
 // passes between the end and its being noticed.
 #[test]
 fn what_is_left_of_a_thread_refuses() {
+    ThreadEnd::BOTH.into_iter().for_each(look_at_what_is_left);
+}
+
+fn look_at_what_is_left(end: ThreadEnd) {
     let (sender, seen) = mpsc::channel();
-    std::thread::spawn(move || {
+    end.of_thread(move || {
         // Made first: destroyed last.
         LATE.with_borrow_mut(|late| *late = None);
         let main = getcurrent();
@@ -210,6 +214,9 @@ fn what_is_left_of_a_thread_refuses() {
                     .is::<greenlet::ThreadExiting>()
             });
             let thrown = suspended.throw::<()>(GreenletExit::new()).unwrap_err();
+            suspended.end();
+            let nothing = end_suspended().unwrap_err().is::<greenlet::ThreadExiting>();
+            assert!(nothing && stacks_in_use() == 0);
             let ended = drops.load(Ordering::Relaxed);
             drop((main, suspended, pending, finished));
             let seen = (
@@ -223,7 +230,6 @@ fn what_is_left_of_a_thread_refuses() {
         };
         LATE.with_borrow_mut(|late| *late = Some(on_drop(look)));
     })
-    .join()
     .unwrap();
     let seen = seen.recv().unwrap();
     assert!(
@@ -237,30 +243,30 @@ fn what_is_left_of_a_thread_refuses() {
     assert_eq!(states, [Dead, Dead, Pending, Dead]);
     assert_eq!(refused, [true; 4]);
     assert!(thrown.contains("while the thread ends"), "{thrown}");
-    assert_eq!((ended, after), (1, 1));
+    let clean_ups = usize::from(end == ThreadEnd::RunToEnd);
+    assert_eq!((ended, after), (clean_ups, clean_ups));
 }
 
-// TE-10: what the stack of a suspended greenlet refers to, a handle of main, say, is let go of when its
-// thread ends: nothing is left on a stack that nobody unwinds.
+// TE-10: what the stack of a suspended greenlet refers to stays, a handle of main for example.
 #[test]
-fn a_handle_of_main_on_a_stack_is_let_go_of() {
-    let drops = Arc::new(AtomicUsize::new(0));
-    let counts = drops.clone();
-    std::thread::spawn(move || {
-        let main = getcurrent();
-        let counted = on_drop(move || {
-            counts.fetch_add(1, Ordering::Relaxed);
-        });
-        let holds = Greenlet::new(move |(): ()| {
-            let _both = (main, counted, getcurrent()); // itself, too
-            up::<()>(())
-        });
-        holds.switch::<()>(()).unwrap();
-        std::mem::forget(holds);
-    })
-    .join()
-    .unwrap();
-    assert_eq!(drops.load(Ordering::Relaxed), 1);
+fn a_handle_of_main_on_a_stack_stays_with_the_stack() {
+    for (end, expected) in [(ThreadEnd::Plain, 0), (ThreadEnd::RunToEnd, 1)] {
+        let drops = Arc::new(AtomicUsize::new(0));
+        let counts = drops.clone();
+        end.of_thread(move || {
+            let main = getcurrent();
+            let counted = on_drop(move || {
+                counts.fetch_add(1, Ordering::Relaxed);
+            });
+            let holds = Greenlet::new(move |(): ()| {
+                let _both = (main, counted, getcurrent()); // itself, too
+                up::<()>(())
+            });
+            holds.switch::<()>(()).unwrap();
+        })
+        .unwrap();
+        assert_eq!(drops.load(Ordering::Relaxed), expected, "{end:?}");
+    }
 }
 
 // XD-4, XD-5, XD-6, UD-5, UD-10: there are no drops from other threads; the only ends that wait are those
