@@ -10,6 +10,10 @@ use greenlet_core::{greenlets, stacks_in_use};
 /// Runs a closure, and asserts that it leaves nothing behind in this thread: no greenlet that has not
 /// ended, and no stack in use.
 ///
+/// A frequent leak is a ring: a suspended child on its parent's stack, or a handle of itself on a greenlet's
+/// own stack. No drop ends it. [`scope`](crate::scope), [`Greenlet::end`](crate::Greenlet::end) and
+/// [`run_to_end`](crate::run_to_end) do.
+///
 /// Greenlets that were there before do not count. One that the closure made, and whose handle it gives
 /// out, does: let the test's own handles go inside.
 ///

@@ -93,5 +93,6 @@ pub use view::{Dump, Tree, dump, dump_all_threads, tree};
 #[doc = include_str!("../docs/schedulers.md")]
 #[doc = include_str!("../docs/debugging.md")]
 #[doc = include_str!("../docs/testing.md")]
+#[doc = include_str!("../docs/safety.md")]
 #[doc = include_str!("../docs/stacks.md")]
 struct Pages;

@@ -17,6 +17,7 @@ mod servers;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use greenlet::run_to_end;
 
 use crate::channel::channel;
 use crate::clients::{chat_client, echo_client, greet_chat, greet_echo, run_clients};
@@ -28,7 +29,7 @@ fn hand_over(count: u64) -> Result<u64> {
     let here = Hub::new()?;
     let (back, squares) = channel(&here);
     let (meet, meeting) = std::sync::mpsc::channel();
-    let worker = std::thread::spawn(move || -> Result<()> {
+    let square = move || -> Result<()> {
         let there = Hub::new()?;
         let (work, numbers) = channel::<u64>(&there);
         meet.send(work)?;
@@ -38,7 +39,9 @@ fn hand_over(count: u64) -> Result<u64> {
             }
             Ok(())
         })
-    });
+    };
+    // The end of a thread runs nothing of what is suspended: this does, before.
+    let worker = std::thread::spawn(|| run_to_end(square));
     let work = meeting.recv()?;
     let sum = here.run(move || {
         let mut sum = 0;
@@ -53,6 +56,10 @@ fn hand_over(count: u64) -> Result<u64> {
 }
 
 fn main() -> Result<()> {
+    run_to_end(run)
+}
+
+fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse());
     let clients = arguments.next().unwrap_or(Ok(1000))?;
     let rounds = arguments.next().unwrap_or(Ok(100))?;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use anyhow::Result;
+use greenlet::run_to_end;
 use mio::net::TcpListener;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -23,11 +24,14 @@ where
 {
     let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
     let address = listener.local_addr()?;
-    std::thread::spawn(move || -> Result<()> {
-        let hub = Hub::new()?;
-        let inside = hub.clone();
-        let serve = make();
-        hub.run(move || listen(&inside, listener, serve))
+    // Without it, a task that is suspended when the loop fails would never drop its socket.
+    std::thread::spawn(|| {
+        run_to_end(move || -> Result<()> {
+            let hub = Hub::new()?;
+            let inside = hub.clone();
+            let serve = make();
+            hub.run(move || listen(&inside, listener, serve))
+        })
     });
     Ok(Server { address })
 }

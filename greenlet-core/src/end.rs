@@ -4,7 +4,7 @@
 //! returns and its clean-up may switch. If control comes back and the greenlet has not ended, it is
 //! unwound by force. A function that stops even that is reported, and its stack is never used again.
 //!
-//! The end of a thread ends nothing: it marks the suspended greenlets as dead ([`leave_suspended`]).
+//! The end of a thread ends nothing: it marks the suspended greenlets as dead (`Node::leave`).
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
 use crate::receive;
-use crate::record::{self, NodeRef};
+use crate::record::NodeRef;
 use crate::report::{self, Unraisable};
 use crate::state::Kept;
 use crate::switch::{self, Manners};
@@ -151,19 +151,14 @@ fn step_out_of(node: &NodeRef) {
 struct ParentMeanwhile<'a> {
     node: &'a NodeRef,
     before: Option<Greenlet>,
-    was_ending: bool,
 }
 
 impl<'a> ParentMeanwhile<'a> {
     fn new(node: &'a NodeRef) -> ParentMeanwhile<'a> {
         // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
         let before = node.parent.replace(Some(thread::current_greenlet()));
-        let was_ending = node.standing.set_ending(true);
-        ParentMeanwhile {
-            node,
-            before,
-            was_ending,
-        }
+        node.standing.set_ending(true);
+        ParentMeanwhile { node, before }
     }
 }
 
@@ -171,7 +166,7 @@ impl Drop for ParentMeanwhile<'_> {
     #[inline]
     fn drop(&mut self) {
         let node = self.node;
-        node.standing.set_ending(self.was_ending);
+        node.standing.set_ending(false); // where ends of one node nest, the inner one is the last
         let before = self.before.take();
         let has_other_handles =
             node.count() > COUNT_OF_LAST_HANDLE || node.standing.is_dead() && node.count() > 1;
@@ -238,42 +233,10 @@ pub fn count_refusal() {
     }
 }
 
-/// Greenlets that were suspended when their thread ended, or the process.
-pub(crate) struct Left {
-    greenlets: Vec<Greenlet>,
-    report: Option<Unraisable>,
-}
-
-/// Marks all suspended greenlets as dead (T4). Runs no arbitrary user code.
-pub(crate) fn leave_suspended(hub: &Hub) -> Left {
-    let is_suspended = |greenlet: &Greenlet| is_suspended(hub, greenlet.node());
-    let greenlets: Vec<_> = hub.all_greenlets().filter(is_suspended).collect();
-    let unreported = greenlets
-        .iter()
-        .filter(|greenlet| !greenlet.node().standing.is_abandoned());
-    let report = Unraisable::of_left(&unreported.collect::<Vec<_>>());
-    for greenlet in &greenlets {
-        gate::forget(hub, greenlet.node());
-        greenlet.node().leave();
-        hub.stacks.borrow_mut().leak();
-    }
-    Left { greenlets, report }
-}
-
-impl Left {
-    /// Reports the greenlets, except on the first thread of the process, and releases their records.
-    pub(crate) fn release(self) {
-        // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents captured.
-        if let Some(report) = self.report.filter(|_| !thread::is_first_of_process()) {
-            report::call(&report);
-        }
-        self.greenlets.into_iter().for_each(record::release_left);
-    }
-}
-
-/// Returns `true` if the node is active and neither main nor current.
-fn is_suspended(hub: &Hub, node: &NodeRef) -> bool {
-    node.standing.is_active() && !node.standing.is_main() && !hub.is_current(node)
+/// The suspended greenlets of the thread, without main.
+pub(crate) fn suspended(hub: &'static Hub) -> impl Iterator<Item = Greenlet> {
+    let is_suspended = |greenlet: &Greenlet| !greenlet.is_main() && greenlet.is_suspended();
+    hub.all_greenlets().filter(is_suspended)
 }
 
 /// How often [`end_suspended`] looks for greenlets that clean-up has created.
@@ -311,12 +274,9 @@ pub fn end_suspended() -> Result<(), Error> {
     for _ in 0..ROUNDS {
         hub.settle_debts();
         let mut has_ended_one = false;
-        for greenlet in hub.all_greenlets() {
-            let node = greenlet.node();
-            if is_suspended(hub, node) && !node.standing.is_abandoned() {
-                end_owned(&greenlet, reason::ENDED);
-                has_ended_one |= node.standing.is_dead();
-            }
+        for greenlet in suspended(hub).filter(|greenlet| !greenlet.node().standing.is_abandoned()) {
+            end_owned(&greenlet, reason::ENDED);
+            has_ended_one |= greenlet.is_dead();
         }
         if !has_ended_one {
             break;

@@ -460,7 +460,7 @@ carries_value!(ThreadExiting);
 
 impl fmt::Display for ThreadExiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cannot switch while the thread ends; end its greenlets before it returns")
+        f.write_str("cannot switch while the thread ends; end its greenlets before, with `run_to_end`")
     }
 }
 

@@ -50,15 +50,8 @@ enum What {
     /// `RefCell`, so that a hook can take it.
     Panic(RefCell<Option<Box<dyn Any + Send>>>),
     RefusedToEnd,
-    LeftSuspended(Left),
-}
-
-/// Greenlets that were suspended when their thread ended.
-#[derive(Debug)]
-struct Left {
-    count: usize,
-    /// How the first of them are called. As text: they are dead when it is read.
-    named: Vec<String>,
+    /// How many greenlets, and the text about them.
+    LeftSuspended(usize, String),
 }
 
 /// How many greenlets a report names.
@@ -86,14 +79,17 @@ impl Unraisable {
         }
     }
 
-    /// One report for all greenlets that are left suspended; `None` if there are none.
-    pub(crate) fn of_left(all: &[&Greenlet]) -> Option<Unraisable> {
-        let greenlet = Greenlet::clone(all.first()?);
-        let named = all.iter().take(NAMED).map(|greenlet| format!("{greenlet:?}"));
-        let what = What::LeftSuspended(Left {
-            count: all.len(),
-            named: named.collect(),
-        });
+    /// One report for all that are left suspended, except those that were reported when they refused to end.
+    pub(crate) fn of_left(all: &[Greenlet]) -> Option<Unraisable> {
+        let is_unreported = |greenlet: &&Greenlet| !greenlet.node().standing.is_abandoned();
+        let left: Vec<&Greenlet> = all.iter().filter(is_unreported).collect();
+        let named = left.iter().take(NAMED).map(|greenlet| format!("{greenlet:?}"));
+        let mut text = named.collect::<Vec<_>>().join(", ");
+        if left.len() > NAMED {
+            text += &format!(", and {} more", left.len() - NAMED);
+        }
+        let what = What::LeftSuspended(left.len(), text);
+        let greenlet = Greenlet::clone(left.first()?);
         Some(Unraisable { greenlet, what })
     }
 
@@ -125,7 +121,7 @@ impl Unraisable {
     /// time.
     pub fn left_suspended(&self) -> usize {
         match &self.what {
-            What::LeftSuspended(left) => left.count,
+            What::LeftSuspended(count, _) => *count,
             _ => 0,
         }
     }
@@ -147,21 +143,11 @@ impl fmt::Display for Unraisable {
                 f,
                 "{who} stopped its own end; it is left suspended, and its stack is leaked"
             ),
-            What::LeftSuspended(Left { count, named }) => {
-                let (were, their, stacks) = match count {
-                    1 => ("greenlet was", "its", "stack is"),
-                    _ => ("greenlets were", "their", "stacks are"),
-                };
-                write!(
-                    f,
-                    "{count} {were} still suspended when {their} thread ended, and {their} {stacks} leaked; "
-                )?;
-                write!(f, "end them before, with `run_to_end`: {}", named.join(", "))?;
-                match count - named.len() {
-                    0 => Ok(()),
-                    more => write!(f, ", and {more} more"),
-                }
-            }
+            What::LeftSuspended(_, greenlets) => write!(
+                f,
+                "still suspended when their thread ended, so their stacks are leaked: {greenlets}; end them before, \
+                 with `run_to_end`"
+            ),
         }
     }
 }

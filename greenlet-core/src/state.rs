@@ -199,9 +199,9 @@ impl Standing {
         self.has(ABANDONED)
     }
 
-    /// Notes whether the greenlet is being ended, and returns whether it was before.
-    pub(crate) fn set_ending(&self, is_ending: bool) -> bool {
-        self.replace(ENDING, if is_ending { ENDING } else { 0 }) != 0
+    /// Notes whether the greenlet is being ended.
+    pub(crate) fn set_ending(&self, is_ending: bool) {
+        self.replace(ENDING, if is_ending { ENDING } else { 0 });
     }
 
     pub(crate) fn is_ending(&self) -> bool {

@@ -38,7 +38,8 @@ use crate::errand::{self, Inbox};
 use crate::exit::SpareExit;
 use crate::greenlet::Greenlet;
 use crate::overflow;
-use crate::record::{NodeRef, Records};
+use crate::record::{self, NodeRef, Records};
+use crate::report::{self, Unraisable};
 use crate::stack::{self, SignalStack, Stack, StackCache};
 use crate::trace::Tracer;
 use crate::tree::Node;
@@ -525,7 +526,7 @@ pub(crate) fn current_greenlet() -> Greenlet {
 }
 
 /// Returns `true` on the thread that the process started with.
-pub(crate) fn is_first_of_process() -> bool {
+fn is_first_of_process() -> bool {
     match errand::os_id() {
         Some(id) => id == u64::from(std::process::id()),
         // The standard library calls it so.
@@ -546,13 +547,19 @@ impl Drop for ExitGuard {
             hub.settle_debts();
         }
         hub.raise_flag(slow::EXITING);
-        let left = end::leave_suspended(hub); // T4
+        let left: Vec<Greenlet> = end::suspended(hub).collect();
+        let report = Unraisable::of_left(&left); // its text is of the time before they are dead
+        left.iter().for_each(|greenlet| greenlet.node().leave(hub));
         errand::leave(hub);
         if !is_thread_end {
-            std::mem::forget(left);
+            std::mem::forget((left, report)); // to drop handles may run user code
             return;
         }
-        left.release();
+        // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents captured.
+        if let Some(report) = report.filter(|_| !is_first_of_process()) {
+            report::call(&report);
+        }
+        left.into_iter().for_each(record::release_left);
         hub.retire(None);
         hub.fibers.bury();
         hub.spare_exit.forget();

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use crate::backend::Seat;
 use crate::body::{Calling, Calls};
 use crate::end::COUNT_OF_LAST_HANDLE;
+use crate::gate;
 use crate::greenlet::Greenlet;
 use crate::link::Link;
 use crate::local::Locals;
@@ -208,12 +209,14 @@ impl Node {
         self.seat.sp.set(std::ptr::null_mut()); // S1
     }
 
-    /// Marks a suspended greenlet as dead; none of its code runs any more.
-    pub(crate) fn leave(&self) {
+    /// Marks a suspended greenlet as dead because the thread or the process ends (T4).
+    pub(crate) fn leave(&self, hub: &Hub) {
+        gate::forget(hub, self);
         // Values on the stack may refer to what these own. One count of each is never released.
         std::mem::forget(self.locals());
         std::mem::forget(self.attachment().cloned());
         self.stack.take(); // has no destructor: the memory stays
+        hub.stacks.borrow().leak();
         self.held.set(std::ptr::null_mut());
         self.finish();
     }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{Parker, Unparker};
-use greenlet_core::Greenlet;
+use greenlet_core::{Greenlet, run_to_end};
 
 use super::hooks::SpawnHooks;
 
@@ -150,7 +150,7 @@ impl Watchdog {
         let weak = Arc::downgrade(&shared);
         thread::Builder::new()
             .name("greenlet-watchdog".into())
-            .spawn(move || watch(&parker, &weak))
+            .spawn(move || run_to_end(|| watch(&parker, &weak)))
             .expect("the watchdog needs a thread");
         Watchdog { shared }
     }

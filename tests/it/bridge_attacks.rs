@@ -15,7 +15,8 @@ use greenlet::{
 };
 
 use crate::bridge::{Handle, poll, ready};
-use crate::support::{Drops, Log, NoLeaks, ThreadEnd, Witness, catch_reports, take_reports, up};
+use crate::support::{Drops, Log, NoLeaks, Witness, catch_reports, take_reports, up};
+use crate::threads::ThreadEnd;
 
 type Shared<T> = Rc<RefCell<Option<T>>>;
 
@@ -305,7 +306,8 @@ fn an_end_does_not_wait_for_code_that_awaits_again_and_again() {
         child.switch::<()>(()).unwrap();
         child
     }
-    let ends: [(&str, fn(Witness)); 5] = [
+    type End = fn(Witness);
+    let ends: [(&str, End); 5] = [
         ("the spawned function, by its owner", |witness| {
             let mut spawned = greenlet_spawn(move || {
                 let _witness = witness;

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use greenlet::{Greenlet, GreenletExit, TypeMismatch, Value, getcurrent};
 
-use crate::support::{Drops, ThreadEnd, Witness, catch_reports, take_reports, up};
+use crate::support::{Drops, Witness, catch_reports, take_reports, up};
+use crate::threads::ThreadEnd;
 
 /// How a greenlet ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

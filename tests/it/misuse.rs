@@ -378,8 +378,10 @@ fn an_end_does_not_wait_for_code_that_switches_to_a_closed_one_again_and_again()
         let greenlet = Greenlet::builder().name("tries").build(move |(): ()| {
             let _exit = up::<()>(());
             let tries = || while target.switch::<u32>(1_u32).is_err() {};
-            while stops_unwinding {
-                let _ = catch_unwind(AssertUnwindSafe(tries));
+            if stops_unwinding {
+                loop {
+                    let _ = catch_unwind(AssertUnwindSafe(tries));
+                }
             }
             tries();
             Ok(())

@@ -14,7 +14,8 @@ use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, getcurrent, getparent, scope};
 
 use crate::scope::{Watch, wait};
-use crate::support::{Log, ThreadEnd};
+use crate::support::Log;
+use crate::threads::ThreadEnd;
 
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
 /// inside `std::thread::scope`, whose thread then outlived what it borrowed.

@@ -12,7 +12,8 @@ use greenlet::{
     greenlet_local, settrace,
 };
 
-use crate::support::{OnDrop, ThreadEnd, on_drop, reports, up};
+use crate::support::{OnDrop, on_drop, reports, up};
+use crate::threads::ThreadEnd;
 
 thread_local! {
     static LATE: RefCell<Option<OnDrop>> = const { RefCell::new(None) };
