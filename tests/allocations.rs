@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use anyhow::{Result, anyhow};
-use greenlet::{Greenlet, Locals, getcurrent, getparent, greenlets, no_switch, stacks_in_use};
+use greenlet::{Greenlet, Locals, getcurrent, getparent, greenlets, no_switch, run_to_end, stacks_in_use};
 
 /// Counts the blocks that are allocated and not freed.
 struct Counting;
@@ -123,17 +123,18 @@ fn starting_and_ending_ten_thousand_times_leaves_nothing() {
 #[test]
 fn threads_leave_nothing() {
     let round = || {
-        let thread = std::thread::spawn(|| {
+        let function = || {
             let ended = Greenlet::new(|(): ()| Ok(getcurrent()));
             drop(ended.switch::<Greenlet>(()).unwrap());
-            // Still suspended when the thread ends, since it has a handle of itself.
+            // Still suspended when the function returns, since it has a handle of itself.
             let kept = Greenlet::new(|(): ()| {
                 let _itself = getcurrent();
-                let _local = String::from("dropped by the end of the thread");
+                let _local = String::from("dropped by the end of all");
                 up::<()>(())
             });
             kept.switch::<()>(()).unwrap();
-        });
+        };
+        let thread = std::thread::spawn(move || run_to_end(function));
         thread.join().unwrap();
     };
     for _ in 0..10 {
