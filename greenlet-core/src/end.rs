@@ -12,7 +12,6 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::backend::Note;
 use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
@@ -85,9 +84,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
             // Again: the clean-up may have hung the current greenlet below it.
             step_out_of(node);
             let force = || Content::Message(Message::Force);
-            is_forced |= stage(greenlet, |at| {
-                switch::transfer(node, force(), Note::at(at), Manners::Firm)
-            });
+            is_forced |= stage(greenlet, |at| switch::transfer(node, force(), at, Manners::Firm));
         }
         if node.standing.is_active() && !spare() {
             node.standing.abandon();

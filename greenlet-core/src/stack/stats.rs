@@ -138,7 +138,7 @@ static COUNTS: Mutex<Counts> = Mutex::new(Counts {
     free: Vec::new(),
 });
 
-/// Stacks of greenlets that were suspended when their thread ended.
+/// Stacks of greenlets that were suspended when their thread ended, and of generators that outlived their thread.
 static LEAKED: AtomicUsize = AtomicUsize::new(0);
 
 fn counted() -> usize {
@@ -171,10 +171,11 @@ impl Counter {
         }));
     }
 
-    /// Gives the place back: the thread ends, and has given back or leaked all its stacks.
+    /// Gives the place back when the thread ends. What is still counted belongs to generators that destructors of
+    /// thread-locals own. It counts as leaked until they are dropped.
     pub(super) fn unregister(&mut self) {
         if let Some(count) = self.0.take() {
-            debug_assert_eq!(count.load(Ordering::Relaxed), 0);
+            LEAKED.fetch_add(count.swap(0, Ordering::Relaxed), Ordering::Relaxed);
             COUNTS.lock().free.push(count);
         }
     }
@@ -188,6 +189,10 @@ impl Counter {
     /// Subtracts 1.
     #[inline]
     pub(super) fn decrement(&self) {
+        if self.0.is_none() {
+            // The thread has ended, and the stack was counted as leaked then.
+            LEAKED.fetch_sub(1, Ordering::Relaxed);
+        }
         self.add(usize::MAX);
     }
 
