@@ -76,10 +76,10 @@ mod scope;
 mod view;
 
 pub use bridge::*;
-pub use generator::{Generator, GeneratorError, Yielder, yield_};
+pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
 pub use greenlet_core::*;
 pub use leaks::assert_no_leaks;
-pub use scope::{Scope, scope};
+pub use scope::{Scope, ScopedGenerator, scope};
 #[cfg(all(unix, feature = "signal"))]
 pub use view::dump_on_signal;
 pub use view::{Dump, Tree, dump, dump_all_threads, tree};

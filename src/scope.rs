@@ -24,7 +24,9 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::iter::FusedIterator;
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
@@ -134,7 +136,7 @@ where
     F: for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> T,
 {
     let scope = Scope {
-        greenlets: RefCell::new(Vec::new()),
+        members: RefCell::new(Vec::new()),
         token: Rc::new(()),
         scope: PhantomData,
         env: PhantomData,
@@ -159,7 +161,7 @@ where
 /// Where greenlets can be made that borrow: see [`scope`].
 pub struct Scope<'scope, 'env: 'scope> {
     /// All that may not have ended yet, in the order in which they were made.
-    greenlets: RefCell<Vec<WeakGreenlet>>,
+    members: RefCell<Vec<Member>>,
     /// Counted once for each greenlet whose function may still use what it borrowed (C2).
     token: Rc<()>,
     // Invariant in both lifetimes, as `std::thread::Scope`: neither may be stretched or shrunk.
@@ -192,7 +194,7 @@ impl<'scope> Scope<'scope, '_> {
     {
         let guarded = self.guard(function);
         let greenlet = builder.build(move |first: A| guarded.call(first));
-        self.enter(&greenlet);
+        self.enter(Member::Greenlet(greenlet.downgrade()));
         greenlet
     }
 
@@ -210,15 +212,19 @@ impl<'scope> Scope<'scope, '_> {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    pub fn generator<Y, F>(&'scope self, function: F) -> Generator<Y>
+    pub fn generator<Y, R, F>(&'scope self, function: F) -> ScopedGenerator<'scope, Y, R>
     where
         Y: 'static,
-        F: FnOnce(Yielder<Y>) -> Result<()> + 'scope,
+        R: 'static,
+        F: FnOnce(Yielder<Y>) -> Result<R> + 'scope,
     {
         let guarded = self.guard(function);
-        let generator = Generator::new(move |out| guarded.call(out));
-        self.enter(generator.greenlet());
-        generator
+        let generator = Rc::new(Generator::new(move |out| guarded.call(out)));
+        self.enter(Member::Generator(generator.clone()));
+        ScopedGenerator {
+            generator,
+            scope: PhantomData,
+        }
     }
 
     /// Puts a function, whose lifetime is forgotten, together with a token.
@@ -240,13 +246,13 @@ impl<'scope> Scope<'scope, '_> {
         }
     }
 
-    fn enter(&self, greenlet: &Greenlet) {
-        let mut greenlets = self.greenlets.borrow_mut();
-        if greenlets.len() == greenlets.capacity() {
+    fn enter(&self, member: Member) {
+        let mut members = self.members.borrow_mut();
+        if members.len() == members.capacity() {
             // Before it grows; so a scope that makes many, one after the other, stays small.
-            greenlets.retain(|weak| weak.upgrade().is_some_and(|greenlet| !greenlet.is_dead()));
+            members.retain(Member::is_alive);
         }
-        greenlets.push(greenlet.downgrade());
+        members.push(member);
     }
 
     /// Ends all greenlets, and returns the first unwinding that came out of that, if any did.
@@ -254,17 +260,10 @@ impl<'scope> Scope<'scope, '_> {
         let mut outcome = Ok(());
         loop {
             // Clean-up may make more of them.
-            let last = self.greenlets.borrow_mut().pop();
+            let last = self.members.borrow_mut().pop();
             let Some(last) = last else { break };
-            let Some(greenlet) = last.upgrade() else { continue };
             // CAUTION: runs foreign code. Whatever unwinds out of it, the others have to be ended too.
-            let ended = catch_unwind(AssertUnwindSafe(|| {
-                greenlet.end();
-                if greenlet.is_active() {
-                    refuse(&format!("{greenlet:?} could not be ended"));
-                }
-                drop(greenlet);
-            }));
+            let ended = catch_unwind(AssertUnwindSafe(|| last.end()));
             outcome = outcome.and(ended);
         }
         if Rc::strong_count(&self.token) > 1 {
@@ -273,6 +272,92 @@ impl<'scope> Scope<'scope, '_> {
             );
         }
         outcome // C1: no token is left, and nobody can make one any more
+    }
+}
+
+/// What a scope has to end.
+enum Member {
+    Greenlet(WeakGreenlet),
+    Generator(Rc<dyn End>),
+}
+
+/// A generator, whatever its types.
+trait End {
+    fn is_finished(&self) -> bool;
+
+    /// Ends the function. It may be left as it is, if it is in the middle of a switch: the greenlet that steps it is ended later then, and
+    /// the function with it.
+    fn end(&self);
+}
+
+impl<Y: 'static, R: 'static> End for Generator<Y, (), R> {
+    fn is_finished(&self) -> bool {
+        self.is_finished()
+    }
+
+    fn end(&self) {
+        self.end();
+    }
+}
+
+impl Member {
+    fn is_alive(&self) -> bool {
+        match self {
+            Member::Greenlet(weak) => weak.upgrade().is_some_and(|greenlet| !greenlet.is_dead()),
+            Member::Generator(generator) => !generator.is_finished(),
+        }
+    }
+
+    fn end(self) {
+        match self {
+            Member::Greenlet(weak) => {
+                let Some(greenlet) = weak.upgrade() else { return };
+                greenlet.end();
+                if greenlet.is_active() {
+                    refuse(&format!("{greenlet:?} could not be ended"));
+                }
+            }
+            Member::Generator(generator) => generator.end(),
+        }
+    }
+}
+
+/// A generator of a [`Scope`], whose function may borrow what outlives the scope.
+///
+/// It is used as the [`Generator`] that it stands for, and is ended with the scope, if it is not dropped before.
+pub struct ScopedGenerator<'scope, Y: 'static, R: 'static = ()> {
+    generator: Rc<Generator<Y, (), R>>,
+    scope: PhantomData<&'scope ()>,
+}
+
+impl<Y, R> Iterator for ScopedGenerator<'_, Y, R> {
+    type Item = Result<Y>;
+
+    fn next(&mut self) -> Option<Result<Y>> {
+        self.generator.resume(())
+    }
+}
+
+impl<Y, R> FusedIterator for ScopedGenerator<'_, Y, R> {}
+
+impl<Y, R> Deref for ScopedGenerator<'_, Y, R> {
+    type Target = Generator<Y, (), R>;
+
+    fn deref(&self) -> &Generator<Y, (), R> {
+        &self.generator
+    }
+}
+
+impl<Y, R> Drop for ScopedGenerator<'_, Y, R> {
+    fn drop(&mut self) {
+        // CAUTION: runs foreign code.
+        self.generator.end();
+    }
+}
+
+impl<Y, R> fmt::Debug for ScopedGenerator<'_, Y, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.generator.fmt(f)
     }
 }
 
@@ -306,7 +391,7 @@ impl<A, R> Guarded<A, R> {
 impl fmt::Debug for Scope<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Scope")
-            .field("greenlets", &self.greenlets.borrow().len())
+            .field("members", &self.members.borrow().len())
             .finish_non_exhaustive()
     }
 }

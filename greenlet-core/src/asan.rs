@@ -30,9 +30,9 @@ mod imp {
     use std::ffi::c_void;
     use std::ptr;
 
-    use crate::stack::Stack;
+    use crate::backend::{self, Seat};
+    use crate::stack::Around;
     use crate::thread::Hub;
-    use crate::tree::Node;
 
     type StartSwitch = unsafe extern "C" fn(save: *mut *mut c_void, bottom: *const c_void, size: usize);
     type FinishSwitch =
@@ -126,14 +126,9 @@ mod imp {
         }
     }
 
-    /// The stack of a greenlet that is about to run; `None` for the thread's own.
-    fn stack_of(node: &Node) -> Option<&Stack> {
-        // SAFETY: nobody changes it meanwhile.
-        unsafe { (*node.stack.as_ptr()).as_ref() }
-    }
-
-    fn bounds(stack: Option<&Stack>) -> Bounds {
-        match stack.map(Stack::pages) {
+    /// The bounds of the stack that a resume point is on.
+    fn bounds(to: *const u8) -> Bounds {
+        match Around::of(to).map(Around::pages) {
             Some((start, len)) => (start.cast_const().cast(), len),
             None => Hub::get().fibers.own.get(),
         }
@@ -142,17 +137,21 @@ mod imp {
     /// What a stack that was left needs when it is come back to.
     pub(crate) struct Left(*mut c_void);
 
-    /// Says that this stack is left for that of a greenlet.
+    /// Says that the stack whose seat is `own` is left for another, or that control stays there.
     #[inline]
-    pub(crate) fn leave(target: &Node) -> Left {
-        leave_for(stack_of(target))
+    pub(crate) fn leave_seat(own: *const Seat, to: *const Seat) -> Left {
+        if ptr::eq(own, to) {
+            return leave(backend::stack_pointer());
+        }
+        // SAFETY: both sides of a switch have their seats.
+        leave(unsafe { (*to).sp.get() })
     }
 
-    /// Says that this stack is left for another.
-    pub(crate) fn leave_for(stack: Option<&Stack>) -> Left {
+    /// Says that this stack is left for the one that a resume point is on.
+    pub(crate) fn leave(to: *const u8) -> Left {
         let mut fake = ptr::null_mut();
         if let Some(start) = start_switch() {
-            let (bottom, size) = bounds(stack);
+            let (bottom, size) = bounds(to);
             // SAFETY: the switch follows, and `arrive` or `enter` is the first thing on the other side.
             unsafe { start(&raw mut fake, bottom, size) };
         }
@@ -180,20 +179,15 @@ mod imp {
         }
     }
 
-    /// Says that this stack is left for good for that of a greenlet.
-    pub(crate) fn leave_for_good(target: &Node) {
-        leave_for_good_for(stack_of(target));
-    }
-
-    /// Says that this stack is left for good for another.
-    pub(crate) fn leave_for_good_for(stack: Option<&Stack>) {
+    /// Says that this stack is left for good for the one that a resume point is on.
+    pub(crate) fn leave_for_good(to: *const u8) {
         let (Some(start), Some(handle_no_return)) = (
             start_switch(),
             function!("__asan_handle_no_return" as HandleNoReturn),
         ) else {
             return;
         };
-        let (bottom, size) = bounds(stack);
+        let (bottom, size) = bounds(to);
         let fibers = &Hub::get().fibers;
         fibers.bury();
         // SAFETY: the frames that stand on this stack are never returned to: its next user is to find no
@@ -247,12 +241,12 @@ mod imp {
     pub(crate) struct Left;
 
     #[inline(always)]
-    pub(crate) fn leave(_target: &crate::tree::Node) -> Left {
+    pub(crate) fn leave_seat(_own: *const crate::backend::Seat, _to: *const crate::backend::Seat) -> Left {
         Left
     }
 
-    #[cfg(test)]
-    pub(crate) fn leave_for(_stack: Option<&crate::stack::Stack>) -> Left {
+    #[inline(always)]
+    pub(crate) fn leave(_to: *const u8) -> Left {
         Left
     }
 
@@ -263,10 +257,7 @@ mod imp {
     pub(crate) fn enter() {}
 
     #[inline(always)]
-    pub(crate) fn leave_for_good(_target: &crate::tree::Node) {}
-
-    #[cfg(test)]
-    pub(crate) fn leave_for_good_for(_stack: Option<&crate::stack::Stack>) {}
+    pub(crate) fn leave_for_good(_to: *const u8) {}
 
     #[inline(always)]
     pub(crate) fn on_stack(address: *const u8) -> *const u8 {
@@ -281,6 +272,4 @@ mod imp {
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 pub(crate) use imp::is_present;
-pub(crate) use imp::{Fibers, arrive, enter, leave, leave_for_good, on_stack};
-#[cfg(test)]
-pub(crate) use imp::{leave_for, leave_for_good_for};
+pub(crate) use imp::{Fibers, arrive, enter, leave, leave_for_good, leave_seat, on_stack};

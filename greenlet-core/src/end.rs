@@ -11,7 +11,6 @@ use std::panic::Location;
 
 use anyhow::Error;
 
-use crate::backend::Note;
 use crate::exit::reason;
 use crate::gate;
 use crate::greenlet::Greenlet;
@@ -82,7 +81,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
             step_out_of(node);
             let force = || Content::Message(Message::Force);
             is_forced |= stage(greenlet, |at| {
-                switch::transfer(node, force(), Note::at(at), Manners::Firm)
+                switch::transfer(node, force(), at, Manners::Firm)
             });
         }
         if node.standing.is_active() && !spare() {

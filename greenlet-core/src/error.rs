@@ -66,18 +66,8 @@ pub struct TypeMismatch {
 }
 
 impl TypeMismatch {
-    /// Makes what a switch returns that asks for an `R` and gets this value. For those who sort values themselves: see
-    /// [`Unexpected`](crate::Unexpected).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use greenlet_core::{TypeMismatch, Value};
-    ///
-    /// let error = TypeMismatch::of::<u8>(Value::new("text"));
-    /// assert_eq!((error.expected(), error.found()), ("u8", "&str"));
-    /// ```
-    pub fn of<R: 'static>(value: Value) -> TypeMismatch {
+    /// Makes the error of a switch that asks for an `R` and gets this value.
+    pub(crate) fn of<R: 'static>(value: Value) -> TypeMismatch {
         TypeMismatch::new(std::any::type_name::<R>(), value)
     }
 

@@ -83,6 +83,7 @@ impl StdError for GreenletExit {}
 pub(crate) mod reason {
     pub(crate) const ABANDONED: &str = "the last handle of the greenlet was dropped";
     pub(crate) const ENDED: &str = "the owner of the greenlet ended it";
+    pub(crate) const CLOSED: &str = "the generator was closed";
     pub(crate) const THREAD_ENDED: &str = "the thread of the greenlet ended";
 }
 

@@ -12,7 +12,6 @@ use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
-use crate::backend::Note;
 use crate::body;
 use crate::builder::Builder;
 use crate::end::{self, COUNT_OF_LAST_HANDLE};
@@ -204,6 +203,34 @@ impl Greenlet {
             Ok(received) => Ok(received),
             Err(unsent) => Ok(Greenlet::switch_in_otherwise(place, unsent, at)?.and_then(receive::receive)),
         }
+    }
+
+    /// Switches from the running greenlet to the parent of this one with a value, and returns what is
+    /// next sent to the caller.
+    ///
+    /// The same as switching to [`parent()`](Greenlet::parent), but no handle of the parent is made.
+    ///
+    /// # Errors, Panics
+    ///
+    /// As for [`switch`](Greenlet::switch); also [`ParentError`](crate::ParentError) if this is the main greenlet, which has
+    /// no parent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet_core::{Greenlet, getcurrent};
+    ///
+    /// let child = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<u32>("a number, please"));
+    /// assert_eq!(child.switch::<&str>(())?, "a number, please");
+    /// assert_eq!(child.switch::<u32>(5_u32)?, 5);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[track_caller]
+    #[inline(always)] // a return after a switch is one that the processor does not predict
+    pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        let mut value = ManuallyDrop::new(value);
+        let at = Location::caller();
+        switch::hand_over_to_parent(&self.node, &mut value, at)
     }
 
     #[cold]
@@ -416,8 +443,7 @@ impl Greenlet {
 
     /// Where the greenlet switched away, if it is suspended.
     pub fn parked_at(&self) -> Option<&'static Location<'static>> {
-        let note = self.node.seat.note.get().filter(|_| self.is_suspended());
-        note.map(Note::place)
+        self.node.seat.note.get().filter(|_| self.is_suspended())
     }
 
     pub(crate) fn is_suspended(&self) -> bool {

@@ -5,9 +5,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::asan;
+use crate::backend;
 use crate::greenlet::Greenlet;
-use crate::stack;
+use crate::stack::{self, Around};
 use crate::thread::{Hub, KEEP_AGES};
 
 /// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
@@ -61,7 +61,8 @@ pub fn stacks_in_use() -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StackUsage {
-    /// From the base to where the greenlet is parked, or runs, in bytes. It may have been deeper before.
+    /// From the base to where the greenlet is parked, or runs, in bytes. It may have been deeper before. In the
+    /// function of a generator, this is about the stack of the generator.
     pub used: usize,
     /// What it may use, in bytes.
     pub size: usize,
@@ -121,18 +122,19 @@ impl Greenlet {
     pub fn stack_usage(&self) -> Option<StackUsage> {
         let node = self.node();
         let stack = node.stack.take()?;
-        let (base, size) = (stack.base().as_ptr(), stack.size());
         node.stack.set(Some(stack));
-        let here = 0_u8;
-        let end: *const u8 = if self.is_current() {
-            asan::on_stack(&raw const here)
+        self.usage_of_innermost_stack()
+    }
+
+    /// How much is used of the stack that the greenlet runs on, or is parked on. `None` if it is the stack of its thread.
+    pub(crate) fn usage_of_innermost_stack(&self) -> Option<StackUsage> {
+        let place = if self.is_current() {
+            backend::stack_pointer()
         } else {
-            node.resume_point()
+            self.node().resume_point()
         };
-        Some(StackUsage {
-            used: base.addr().saturating_sub(end.addr()),
-            size,
-        })
+        let (used, size) = Around::of(place)?.usage(place);
+        Some(StackUsage { used, size })
     }
 
     /// How deep the greenlet's stack has been, in bytes; `None` if it has none of ours: before it was

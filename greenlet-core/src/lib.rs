@@ -28,7 +28,8 @@
 //! | `local` | variables of which each greenlet has its own value |
 //! | `errand` | asking other threads |
 //! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
-//! | `switch` | the transfer of control: the only place where stacks are switched |
+//! | `switch` | the transfer of control: the only place where greenlets are switched |
+//! | `segment` | code on a stack of its own, as a part of the greenlet that steps it: generators |
 //! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
 //! | `asan` | tells AddressSanitizer of every switch (feature `asan`) |
 //! | `thread` | what is kept for each thread |
@@ -58,13 +59,14 @@ mod link;
 mod local;
 mod overflow;
 mod probe;
+pub mod raw;
 mod receive;
 mod record;
 mod report;
 mod section;
+mod segment;
 pub mod stack;
 mod state;
-mod step;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -89,7 +91,6 @@ pub use local::{LocalKey, Locals};
 pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use section::no_switch;
 pub use state::State;
-pub use step::Unexpected;
 pub use switch::may_switch;
 pub use trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
 pub use unwind::raise;

@@ -16,14 +16,17 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::stack::{self, GuardHit};
-use crate::thread::Hub;
+use crate::segment::Header;
+use crate::thread::{Hub, slow};
 use crate::tree::Node;
 
 /// Prepares the process and the calling thread for a greenlet that overflows its stack.
 #[cold]
 pub(crate) fn watch(hub: &Hub) {
     stack::install_fault_handler(report);
-    hub.signal_stack.provide();
+    if !hub.has_flag(slow::EXITING) {
+        hub.signal_stack.provide(); // until the thread ends
+    }
 }
 
 /// The text of a report. Not on the signal stack, which may be small.
@@ -53,9 +56,10 @@ fn report(hit: &GuardHit) {
     std::process::abort()
 }
 
-/// Who overflowed.
+/// Who overflowed. A generator's body runs in the current greenlet.
 enum Culprit<'a> {
     Greenlet(&'a Node),
+    Generator(&'a Header, Option<&'a Node>),
     /// It was about to finish, and its record is no longer to be had.
     Unknown,
 }
@@ -64,7 +68,12 @@ impl Culprit<'_> {
     /// The greenlet that runs on the stack that was hit. `None` if nothing of this thread does.
     fn of<'a>(hub: &'a Hub, hit: &GuardHit) -> Option<Culprit<'a>> {
         // SAFETY: T1.
-        let current = unsafe { hub.current().as_ref() }?;
+        let current = unsafe { hub.current().as_ref() };
+        if let Some(header) = Header::at(hit.base.wrapping_sub(1)).filter(|_| hit.is_on_its_stack) {
+            // SAFETY: the process does not outlive the use of the reference, and nothing else runs on this thread.
+            return Some(Culprit::Generator(unsafe { header.as_ref() }, current));
+        }
+        let current = current?;
         if is_on(current, hit) {
             return Some(Culprit::Greenlet(current));
         }
@@ -84,22 +93,46 @@ impl Culprit<'_> {
     }
 
     fn write(&self, hit: &GuardHit, text: &mut Text) -> fmt::Result {
+        text.write_str("\n")?;
         match self {
-            Culprit::Greenlet(node) => match node.name() {
-                Some(name) => write!(text, "\ngreenlet '{}'", shortened(name))?,
-                None => write!(text, "\ngreenlet {}", node.id)?,
-            },
-            Culprit::Unknown => text.write_str("\na greenlet at its end")?,
+            Culprit::Greenlet(node) => write_greenlet(node, text)?,
+            Culprit::Generator(header, current) => {
+                text.write_str("generator")?;
+                if let Some(name) = header.name() {
+                    write!(text, " '{}'", shortened(name))?;
+                }
+                if let Some(node) = current {
+                    text.write_str(" in ")?;
+                    write_greenlet(node, text)?;
+                }
+            }
+            Culprit::Unknown => text.write_str("a greenlet at its end")?,
         }
         write!(
             text,
             " has overflowed its stack\n  = its stack has {} bytes",
             hit.size
         )?;
-        if let Culprit::Greenlet(node) = self {
-            write!(text, "; it was made at {}", node.made_at)?;
+        let made_at = match self {
+            Culprit::Greenlet(node) => Some(node.made_at),
+            Culprit::Generator(header, _) => header.made_at(),
+            Culprit::Unknown => None,
+        };
+        if let Some(made_at) = made_at {
+            write!(text, "; it was made at {made_at}")?;
         }
-        text.write_str("\n  = give it more with `Builder::stack_size`\n")
+        let builder = match self {
+            Culprit::Generator(..) => "GeneratorBuilder",
+            _ => "Builder",
+        };
+        write!(text, "\n  = give it more with `{builder}::stack_size`\n")
+    }
+}
+
+fn write_greenlet(node: &Node, text: &mut Text) -> fmt::Result {
+    match node.name() {
+        Some(name) => write!(text, "greenlet '{}'", shortened(name)),
+        None => write!(text, "greenlet {}", node.id),
     }
 }
 

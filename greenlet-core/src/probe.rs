@@ -27,7 +27,7 @@ use std::panic::{Location, catch_unwind};
 use std::ptr;
 
 use crate::asan;
-use crate::backend::{self, Note, Seat};
+use crate::backend::{self, Seat};
 use crate::error::NoBacktrace;
 use crate::greenlet::Greenlet;
 use crate::record::NodeRef;
@@ -77,7 +77,7 @@ impl Greenlet {
             State::Dead => return Err(NoBacktrace::dead()),
             State::Active => {}
         }
-        let usage = self.stack_usage();
+        let usage = self.usage_of_innermost_stack();
         if usage.is_some_and(|usage| usage.size.saturating_sub(usage.used) < ROOM) {
             return Err(NoBacktrace::stack_too_full());
         }
@@ -125,11 +125,11 @@ fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
     // B2: this stack is left until the answer comes back. The words are those of a parcel, which is
     // what every suspended greenlet waits for; what comes back are no words of a parcel, and not looked at.
     unsafe {
-        let left = asan::leave(node);
         let to = &raw const (*node.as_ptr()).seat;
+        let left = asan::leave((*to).sp.get());
         backend::switch(
             &raw const (*inquiry).back,
-            Note::at(Location::caller()),
+            Location::caller(),
             to,
             word,
             data,
@@ -174,7 +174,7 @@ fn answer_one(inquiry: *mut Inquiry) -> Parcel {
         let back = &raw const (*inquiry).back;
         let own = &raw const (*Hub::get().current()).seat;
         let parked_at = (*own).note.get().expect("a suspended greenlet has switched away");
-        let left = asan::leave(&*(*inquiry).asker);
+        let left = asan::leave((*back).sp.get());
         let (own, word, data) = backend::switch(own, parked_at, back, ptr::null(), backend::Word::uninit());
         asan::arrive(left);
         Hub::get().set_current(own.cast());

@@ -14,7 +14,6 @@ use anyhow::Error;
 
 use crate::error::TypeMismatch;
 use crate::exit::GreenletExit;
-use crate::greenlet::Greenlet;
 use crate::probe;
 use crate::thread::Hub;
 use crate::trace;
@@ -48,16 +47,6 @@ impl Arrival {
     pub(crate) fn enter(self) -> Parcel {
         Hub::get().set_current(self.own);
         self.parcel
-    }
-
-    /// Takes what arrived as a value of the type that is asked for, or leaves it as it is.
-    #[inline(always)] // the fast path: one comparison
-    pub(crate) fn take<R: 'static>(self) -> Result<R, Parcel> {
-        if self.parcel.is_likely::<R>() {
-            // SAFETY: just looked.
-            return Ok(unsafe { self.enter().take() });
-        }
-        Err(self.enter())
     }
 
     /// Takes what arrived as a value of the type that is asked for.
@@ -152,50 +141,24 @@ pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
     Some(open(parcel))
 }
 
-/// What arrived, out of the sender's frame. Before it is delivered, there may be foreign code to run.
-pub(crate) struct Taken {
-    message: Message,
-    origin: Option<Greenlet>,
-    traced: bool,
-}
-
-/// Takes what arrived out of the sender's frame, and first answers what is no message. Runs no foreign code (S4).
-pub(crate) fn take_out(parcel: Parcel) -> Taken {
+/// Takes what arrived, and does what there is to do before it is delivered. First it is taken out of the sender's frame (S4), and
+/// what is no message is answered.
+pub(crate) fn open(parcel: Parcel) -> Message {
     let parcel = probe::answer(parcel);
-    let plain = |message| Taken {
-        message,
-        origin: None,
-        traced: false,
-    };
     if parcel.is::<Thrown>() {
         // SAFETY: just looked.
-        return plain(Message::Error(unsafe { parcel.take::<Thrown>() }.0));
+        return Message::Error(unsafe { parcel.take::<Thrown>() }.0);
     }
-    match Control::open(parcel) {
-        Ok(control) => Taken {
-            message: control.content.into_message(),
-            origin: control.origin,
-            traced: control.traced,
-        },
-        Err(parcel) => plain(Message::Value(parcel.take_value())),
+    let control = match Control::open(parcel) {
+        Ok(control) => control,
+        Err(parcel) => return Message::Value(parcel.take_value()),
+    };
+    let mut message = control.content.into_message();
+    if control.traced {
+        let origin = control.origin.as_ref().expect("a traced transfer names its origin");
+        message = trace::call(origin, message);
     }
-}
-
-impl Taken {
-    /// Does what there is to do before the message is delivered.
-    pub(crate) fn open(self) -> Message {
-        let mut message = self.message;
-        if self.traced {
-            let origin = self.origin.as_ref().expect("a traced transfer names its origin");
-            message = trace::call(origin, message);
-        }
-        // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).
-        drop(self.origin);
-        message
-    }
-}
-
-/// Takes what arrived, and does what there is to do before it is delivered.
-pub(crate) fn open(parcel: Parcel) -> Message {
-    take_out(parcel).open()
+    // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).
+    drop(control.origin);
+    message
 }

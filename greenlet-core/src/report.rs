@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 
 use anyhow::Error;
@@ -41,6 +42,8 @@ use crate::greenlet::Greenlet;
 #[derive(Debug)]
 pub struct Unraisable {
     greenlet: Greenlet,
+    /// Where the generator was created, if it is about one.
+    generator: Option<&'static Location<'static>>,
     what: What,
 }
 
@@ -56,6 +59,7 @@ impl Unraisable {
     pub(crate) fn of_error(greenlet: Greenlet, error: Error) -> Unraisable {
         Unraisable {
             greenlet,
+            generator: None,
             what: What::Error(error),
         }
     }
@@ -63,6 +67,7 @@ impl Unraisable {
     pub(crate) fn of_panic(greenlet: Greenlet, payload: Box<dyn Any + Send>) -> Unraisable {
         Unraisable {
             greenlet,
+            generator: None,
             what: What::Panic(RefCell::new(Some(payload))),
         }
     }
@@ -70,11 +75,20 @@ impl Unraisable {
     pub(crate) fn of_refusal(greenlet: Greenlet) -> Unraisable {
         Unraisable {
             greenlet,
+            generator: None,
             what: What::RefusedToEnd,
         }
     }
 
-    /// The greenlet that was being ended.
+    /// The same, of a generator that the greenlet ended.
+    pub(crate) fn in_generator(self, made_at: &'static Location<'static>) -> Unraisable {
+        Unraisable {
+            generator: Some(made_at),
+            ..self
+        }
+    }
+
+    /// The greenlet that was being ended, or in which a generator was ended.
     pub fn greenlet(&self) -> &Greenlet {
         &self.greenlet
     }
@@ -95,7 +109,12 @@ impl Unraisable {
         }
     }
 
-    /// Says whether the greenlet stopped even the unwinding by force. It stays suspended for good, and its stack is
+    /// Returns where the generator was created, if it is about a generator that was dropped.
+    pub fn generator(&self) -> Option<&'static Location<'static>> {
+        self.generator
+    }
+
+    /// Says whether the greenlet, or the generator, stopped even the unwinding by force. It stays suspended for good, and its stack is
     /// leaked.
     pub fn is_refusal(&self) -> bool {
         matches!(self.what, What::RefusedToEnd)
@@ -104,7 +123,10 @@ impl Unraisable {
 
 impl fmt::Display for Unraisable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let who = self.greenlet.node().label();
+        let mut who = self.greenlet.node().label();
+        if let Some(made_at) = self.generator {
+            who = format!("a generator made at {made_at}, in {who},");
+        }
         match &self.what {
             What::Error(error) => write!(f, "{who} was ended, and this was ignored: {error:#}"),
             What::Panic(_) => write!(f, "{who} was ended, and a panic was ignored"),

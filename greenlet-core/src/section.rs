@@ -4,6 +4,7 @@
 
 use std::panic::Location;
 
+use crate::asan;
 use crate::thread::{self, Hub, slow};
 
 /// Runs `section`; a switch, a throw or an await inside it is refused with
@@ -37,20 +38,24 @@ pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {
         hub.raise_flag(slow::FORBIDDEN);
     }
     // Also when the section panics.
-    let _leave = Leave {
+    let leave = Leave {
         is_outermost: outer.is_none(),
+        outer_frame: hub.forbidden_in.get(),
     };
+    hub.forbidden_in.set(asan::on_stack((&raw const leave).cast()));
     section()
 }
 
 struct Leave {
     is_outermost: bool,
+    outer_frame: *const u8,
 }
 
 impl Drop for Leave {
     fn drop(&mut self) {
+        let hub = Hub::get();
+        hub.forbidden_in.set(self.outer_frame);
         if self.is_outermost {
-            let hub = Hub::get();
             hub.forbidden_since.set(None);
             hub.lower_flag(slow::FORBIDDEN);
             hub.settle_debts();

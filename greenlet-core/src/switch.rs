@@ -34,7 +34,6 @@ use anyhow::Error;
 use crate::ahead;
 use crate::asan;
 use crate::backend;
-use crate::backend::Note;
 use crate::body::Calls;
 use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::errand;
@@ -176,7 +175,7 @@ unsafe fn try_to_hand_over<T: 'static>(
     origin: *const Node,
     target: *const Node,
     value: &mut ManuallyDrop<T>,
-    at: Note,
+    at: &'static Location<'static>,
 ) -> Result<Arrival, Parcel> {
     let parcel = Parcel::new(value);
     // SAFETY: the contract.
@@ -201,7 +200,7 @@ pub(crate) fn hand_over<T: 'static, R: 'static>(
         Parcel::new(value)
     } else {
         // SAFETY: T1: the target has a handle, so the hub is set up.
-        match unsafe { try_to_hand_over(hub, origin, target, value, Note::at(at)) } {
+        match unsafe { try_to_hand_over(hub, origin, target, value, at) } {
             Ok(back) => return back.receive(),
             Err(unsent) => unsent,
         }
@@ -225,7 +224,7 @@ unsafe fn hand_over_otherwise<R: 'static>(
     receive_any(transfer(
         &target,
         Content::Parcel(parcel),
-        Note::at(at),
+        at,
         Manners::Polite,
     )?)
 }
@@ -247,7 +246,6 @@ pub(crate) fn hand_over_owned(
     parcel: Parcel,
     at: &'static Location<'static>,
 ) -> Result<Parcel, Error> {
-    let at = Note::at(at);
     let hub = Hub::get();
     if !has_way_aside(hub, target.node()) {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
@@ -282,61 +280,36 @@ pub(crate) fn hand_over_in<T: 'static, R: 'static>(
         _ => return Err(Parcel::new(value)),
     };
     // SAFETY: there is a handle, so T1; nothing has run since it was looked at.
-    unsafe { try_to_hand_over(hub, hub.current(), target, value, Note::at(at)) }.map(Arrival::receive)
+    unsafe { try_to_hand_over(hub, hub.current(), target, value, at) }.map(Arrival::receive)
 }
 
-/// Hands a value over to `child`, if the running greenlet is its parent. The parcel comes back as an error if it is not, or
-/// the fast path is not open.
-#[inline(always)] // the fast path of a generator's step
-pub(crate) fn hand_over_to_child<T: 'static>(
+/// Hands a value over from the running greenlet to the parent of `child`, and receives what comes back. Where `child`
+/// itself runs, no handle of the parent is counted: the link keeps it until control has left.
+#[inline(always)] // the fast path
+pub(crate) fn hand_over_to_parent<T: 'static, R: 'static>(
     child: &NodeRef,
     value: &mut ManuallyDrop<T>,
-    at: Note,
-) -> Result<Arrival, Parcel> {
-    let hub = Hub::get();
-    let origin = hub.current();
-    // (Nor is it null: somebody is current, since there is a handle.)
-    if child.parent.as_ptr() != origin {
-        return Err(Parcel::new(value).described_anew::<T>());
-    }
-    // SAFETY: the current one is the parent of the child, so it is another one.
-    unsafe { try_to_hand_over(hub, origin, child.as_ptr(), value, at) }
-}
-
-/// Hands a value over from `child`, if it runs, to its parent, without counting a handle of the parent: the
-/// link keeps it until control has left. The rest is as for [`hand_over_to_child`].
-#[inline(always)] // the fast path of a generator's yield
-pub(crate) fn hand_over_to_parent<T: 'static>(
-    child: &NodeRef,
-    value: &mut ManuallyDrop<T>,
-    at: Note,
-) -> Result<Arrival, Parcel> {
+    at: &'static Location<'static>,
+) -> Result<R, Error> {
     let hub = Hub::get();
     let parent = child.parent.as_ptr();
-    if !hub.is_current(child) || parent.is_null() {
-        return Err(Parcel::new(value).described_anew::<T>());
-    }
-    // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
-    unsafe { try_to_hand_over(hub, child.as_ptr(), parent, value, at) }
-}
-
-/// [`hand_over_to_parent`], where that does not do it. Returns the handle of the parent that was held meanwhile as well, to be let
-/// go of ([`let_go`]): no longer than the link of `child` keeps the parent anyway, unless the child gets another one meanwhile.
-///
-/// # Errors
-///
-/// Why it was refused.
-pub(crate) fn transfer_to_parent(
-    child: &Node,
-    parcel: Parcel,
-    at: Note,
-) -> Result<(Greenlet, Parcel), Error> {
-    let Some(parent) = child.parent_greenlet() else {
-        drop(parcel.take_value());
-        return Err(ParentError::main().into());
+    let unsent = if !hub.is_current(child) || parent.is_null() {
+        Parcel::new(value)
+    } else {
+        // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
+        match unsafe { try_to_hand_over(hub, child.as_ptr(), parent, value, at) } {
+            Ok(back) => return back.receive(),
+            Err(unsent) => unsent,
+        }
     };
-    let back = transfer(parent.node(), Content::Parcel(parcel), at, Manners::Polite)?;
-    Ok((parent, back))
+    apart(move || {
+        let Some(parent) = child.parent_greenlet() else {
+            drop(unsent.take_value());
+            return Err(ParentError::main().into());
+        };
+        let back = transfer(parent.node(), Content::Parcel(unsent), at, Manners::Polite)?;
+        receive_any(let_go(parent, back))
+    })
 }
 
 /// Whether a transfer asks before it acts.
@@ -357,13 +330,13 @@ pub(crate) enum Manners {
 /// - The target is suspended, its gate open (S1); or it is `origin`, if the backend echoes.
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
-unsafe fn depart(origin: *const Node, target: *const Node, parcel: Parcel, at: Note) -> Arrival {
+unsafe fn depart(origin: *const Node, target: *const Node, parcel: Parcel, at: &'static Location<'static>) -> Arrival {
     let (word, data) = parcel.into_words();
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.
     unsafe {
-        let left = asan::leave(&*target);
         let (from, to) = (&raw const (*origin).seat, &raw const (*target).seat);
+        let left = asan::leave_seat(from, to);
         let (own, word, data) = backend::switch(from, at, to, word, data);
         asan::arrive(left);
         Arrival::new(Node::of_seat(own), Parcel::from_words(word, data))
@@ -381,7 +354,7 @@ unsafe fn depart_for_good(target: *const Node, parcel: Parcel) -> ! {
     let (word, data) = parcel.into_words();
     // SAFETY: S1, S2, S3.
     unsafe {
-        asan::leave_for_good(&*target);
+        asan::leave_for_good((*target).seat.sp.get());
         backend::switch_final(&raw const (*target).seat, word, data)
     }
 }
@@ -396,7 +369,7 @@ unsafe fn depart_for_good(target: *const Node, parcel: Parcel) -> ! {
 pub(crate) fn transfer(
     target: &NodeRef,
     content: Content,
-    at: Note,
+    at: &'static Location<'static>,
     manners: Manners,
 ) -> Result<Parcel, Error> {
     let hub = Hub::get();
@@ -491,7 +464,6 @@ pub(crate) fn throw_at(
     at: &'static Location<'static>,
     manners: Manners,
 ) -> Result<Parcel, Error> {
-    let at = Note::at(at);
     let hub = Hub::get();
     // No tracer is to see it, and the one who leaves has a handle.
     if !has_way_aside(hub, target) {
@@ -503,14 +475,14 @@ pub(crate) fn throw_at(
 }
 
 /// What is to be sent, or has arrived, while foreign code runs: should that unwind, it is dropped.
-pub(crate) struct Waiting(Option<Content>);
+struct Waiting(Option<Content>);
 
 impl Waiting {
-    pub(crate) fn new(content: Content) -> Waiting {
+    fn new(content: Content) -> Waiting {
         Waiting(Some(content))
     }
 
-    pub(crate) fn over(mut self) -> Content {
+    fn over(mut self) -> Content {
         self.0.take().expect("it is taken once")
     }
 }
@@ -522,7 +494,7 @@ impl Drop for Waiting {
 }
 
 /// Switches to the active greenlet `target`.
-fn send(hub: &Hub, target: NodeRef, content: Content, at: Note) -> Parcel {
+fn send(hub: &Hub, target: NodeRef, content: Content, at: &'static Location<'static>) -> Parcel {
     let origin = hub.current();
     let traced = hub.has_flag(slow::TRACED);
     // SAFETY: T1.

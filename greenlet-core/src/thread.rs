@@ -142,6 +142,8 @@ pub(crate) struct Hub {
     pub(crate) tracer: RefCell<Option<Tracer>>,
     /// Where the outermost `no_switch` section began.
     pub(crate) forbidden_since: Cell<Option<&'static Location<'static>>>,
+    /// An address in the frame of the innermost section. A generator's body in which the section is may not yield.
+    pub(crate) forbidden_in: Cell<*const u8>,
     /// How many closed gates are counted (see `gate.rs`).
     pub(crate) closed_gates: Cell<usize>,
     /// How many more switches the greenlet that is being ended with its thread may try in vain.
@@ -200,6 +202,7 @@ impl Hub {
             signal_stack: SignalStack::none(),
             tracer: RefCell::new(None),
             forbidden_since: Cell::new(None),
+            forbidden_in: Cell::new(ptr::null()),
             closed_gates: Cell::new(0),
             patience: Cell::new(0),
             ahead: Ahead::new(),
@@ -416,6 +419,18 @@ impl Hub {
         }
     }
 
+    /// Takes back a stack that nothing runs on, at any time: the thread may have ended.
+    #[inline]
+    pub(crate) fn take_back(&self, stack: Stack) {
+        if self.has_flag(slow::EXITING) {
+            let mut stacks = self.stacks.borrow_mut();
+            stacks.give(stack);
+            stacks.release();
+        } else {
+            self.retire(Some(stack));
+        }
+    }
+
     /// Gives out a stack of the default size, if the one that was retired last has it.
     #[inline(always)] // a few instructions
     pub(crate) fn default_stack_at_hand(&self) -> Option<Stack> {
@@ -463,6 +478,9 @@ impl Hub {
     #[cold]
     #[inline(never)]
     fn fetch_stack(&self, size: usize) -> Result<Stack, crate::StackError> {
+        if self.current.get().is_null() {
+            drop(self.current_node()); // the thread's end is to be noticed
+        }
         overflow::watch(self);
         let mut stacks = self.stacks.borrow_mut();
         ahead::adapt(self, stacks.in_use());

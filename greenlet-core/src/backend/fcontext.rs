@@ -15,6 +15,7 @@
 //! - **F1** A packet is read by the side that arrives before anything else happens on the thread, so
 //!   the frame it stands in still is as it was left, also where that stack is finished.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
@@ -22,7 +23,7 @@ use std::ptr::{self, NonNull};
 use context::stack::Stack;
 use context::{Context, Transfer};
 
-use crate::backend::{Entry, Note, Seat, Word};
+use crate::backend::{Entry, Seat, SegmentEntry, Word, Words};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "fcontext";
@@ -78,14 +79,22 @@ extern "C" fn start(transfer: Transfer) -> ! {
 /// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, in use by nobody.
 pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
     seat.code.set(entry as *const u8);
-    let base = base.as_ptr();
+    // SAFETY: the contract.
+    seat.sp.set(unsafe { fresh(base.as_ptr(), start) });
+}
+
+/// Returns the resume point of a fresh stack that starts at `start`.
+///
+/// # Safety
+///
+/// - As for [`init`].
+unsafe fn fresh(base: *mut u8, start: extern "C" fn(Transfer) -> !) -> *mut u8 {
     // SAFETY: the range is inside the stack by the contract; `Stack` does not own it; the transmute is
     // of one non-null pointer.
     unsafe {
         let limit = base.sub(TOLD_SIZE);
         let stack = Stack::new(base.cast::<c_void>(), limit.cast::<c_void>());
-        let context = Context::new(&stack, start);
-        seat.sp.set(std::mem::transmute::<Context, *mut u8>(context));
+        std::mem::transmute::<Context, *mut u8>(Context::new(&stack, start))
     }
 }
 
@@ -97,7 +106,7 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
 #[inline(always)]
 pub(crate) unsafe fn switch(
     from: *const Seat,
-    note: Note,
+    note: &'static Location<'static>,
     to: *const Seat,
     word: *const (),
     data: Word,
@@ -129,7 +138,129 @@ pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) 
     let unused = Seat::new();
     // SAFETY: as for `switch`.
     unsafe {
-        switch(&unused, Note::at(Location::caller()), to, word, data);
+        switch(&unused, Location::caller(), to, word, data);
     }
     unreachable!("a finished stack was switched to");
+}
+
+/// What a step carries, in the frame that makes it (F1).
+struct StepPacket {
+    /// Where the segment finds the resume point of its consumer. Null for a step back.
+    from: *const Cell<*mut u8>,
+    word: *const (),
+    data: Words,
+    is_final: bool,
+}
+
+/// Leaves this stack with a packet; returns the resume point of the other side, and its packet.
+///
+/// # Safety
+///
+/// - B1 for `to`, B2 for this stack.
+#[inline(always)]
+unsafe fn go(to: *mut u8, packet: &StepPacket) -> (*mut u8, *const StepPacket) {
+    // SAFETY: B1: `to` is a resume point, so not null.
+    let transfer = unsafe {
+        let to = std::mem::transmute::<*mut u8, Context>(to);
+        to.resume((&raw const *packet).expose_provenance())
+    };
+    opened(transfer)
+}
+
+#[inline(always)]
+fn opened(transfer: Transfer) -> (*mut u8, *const StepPacket) {
+    // SAFETY: a `Context` is one pointer, `repr(C)`, and not dropped: it is kept as the resume point.
+    let left = unsafe { std::mem::transmute::<Context, *mut u8>(transfer.context) };
+    (left, ptr::with_exposed_provenance(transfer.data))
+}
+
+extern "C" fn start_segment(transfer: Transfer) -> ! {
+    let (left, packet) = opened(transfer);
+    // SAFETY: F1: a `step` brought it. `init_segment` has left the entry where the resume point of the consumer goes.
+    unsafe {
+        let (from, word, [first, second, third]) = ((*packet).from, (*packet).word, (*packet).data);
+        let entry = (*from).replace(left);
+        let entry = std::mem::transmute::<*mut u8, SegmentEntry>(entry);
+        entry(word, first, from, second, third)
+    }
+}
+
+/// Prepares a fresh segment, and returns its resume point: a step there calls `entry` with `header`.
+///
+/// # Safety
+///
+/// - As for [`init`]; and the header is there.
+pub(crate) unsafe fn init_segment(base: NonNull<u8>, entry: SegmentEntry, header: *const Cell<*mut u8>) -> *mut u8 {
+    // SAFETY: the contract.
+    unsafe {
+        (*header).set(entry as *mut u8);
+        fresh(base.as_ptr(), start_segment)
+    }
+}
+
+/// Leaves this stack for the segment whose resume point is `to`, and writes its own resume point to `from`. Returns the
+/// resume point that the step back leaves, and its words. The resume point is null after a final step.
+///
+/// # Safety
+///
+/// - B1 for `to`, B2 for this stack.
+#[inline(always)]
+pub(crate) unsafe fn step(
+    from: *const Cell<*mut u8>,
+    to: *mut u8,
+    word: *const (),
+    data: Words,
+) -> (*mut u8, *const (), Words) {
+    let packet = StepPacket {
+        from,
+        word,
+        data,
+        is_final: false,
+    };
+    // SAFETY: the contract; F1.
+    unsafe {
+        let (left, packet) = go(to, &packet);
+        let left = if (*packet).is_final { ptr::null_mut() } else { left };
+        (left, (*packet).word, (*packet).data)
+    }
+}
+
+/// Leaves this segment for the consumer whose resume point is `to`. Returns the words of the next step.
+///
+/// # Safety
+///
+/// - B1 for `to`, B2 for this stack.
+#[inline(always)]
+pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
+    let packet = StepPacket {
+        from: ptr::null(),
+        word,
+        data,
+        is_final: false,
+    };
+    // SAFETY: the contract; F1; what comes back is a `step`, which names the header.
+    unsafe {
+        let (left, packet) = go(to, &packet);
+        (*(*packet).from).set(left);
+        ((*packet).word, (*packet).data)
+    }
+}
+
+/// Leaves this segment for the consumer whose resume point is `to`, for good.
+///
+/// # Safety
+///
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `word` points to until the
+///   consumer has taken it.
+#[inline(always)]
+pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
+    let packet = StepPacket {
+        from: ptr::null(),
+        word,
+        data: [Word::uninit(); 3],
+        is_final: true,
+    };
+    // SAFETY: the contract.
+    unsafe { go(to, &packet) };
+    unreachable!("a finished segment was stepped");
 }

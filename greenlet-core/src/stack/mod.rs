@@ -6,7 +6,9 @@
 //! `fault.rs`. [`stats`] says what there is.
 //!
 //! ```text
-//!   base  ─► ├───────────────┤ high addresses; the first thing pushed goes here
+//!   base  ─► ├───────────────┤ high addresses
+//!            │ room          │ a segment's header; zeros on a greenlet's stack
+//!   entry ─► ├───────────────┤ the first frame goes here
 //!            │ usable: size  │ costs memory where it was touched
 //!   limit ─► ├───────────────┤
 //!            │ guard page    │ touching it is a stack overflow
@@ -15,6 +17,9 @@
 //!
 //! A stack reserves address space, and costs the memory that was touched: a greenlet that never goes
 //! deep costs one page, whatever its size.
+//!
+//! - `[header-room]` No frame uses the room above the entry of a stack. Fresh memory is zero, and the owner of a header clears
+//!   it at its end. So the room tells a segment from a greenlet's stack.
 
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -48,6 +53,9 @@ pub const MAX_SIZE: usize = MIN_SIZE << (CLASSES - 1);
 
 /// Sizes are rounded up to a power of two times [`MIN_SIZE`], so that a stack can serve many greenlets.
 const CLASSES: usize = if cfg!(target_pointer_width = "64") { 17 } else { 14 };
+
+/// How much room there is above the entry of a stack, in bytes.
+pub(crate) const HEADER_ROOM: usize = 2 * LINE;
 
 /// By how much the entries of stacks differ, in bytes: 32 lines of a cache, half a page.
 const STAGGER: usize = 32 * LINE;
@@ -96,17 +104,14 @@ impl Stack {
         }
     }
 
-    /// Where the first thing on the stack goes: at the base or up to [`STAGGER`] below, by the address.
+    /// Where the first frame goes: [`HEADER_ROOM`] below the base, or up to [`STAGGER`] further down, by the address.
     ///
     /// All stacks start at the start of a page, and most greenlets are suspended at a like depth. Without
     /// this, what 1,000 of them need at a switch competes for a few sets of the second-level cache: a ring
     /// of 1,000 bare switches takes 49 ns a hop, and 10 with it.
     #[inline]
     pub(crate) fn entry(&self) -> NonNull<u8> {
-        let base = self.base();
-        let line = (base.addr().get() >> 12) % (STAGGER / LINE);
-        // SAFETY: less than `STAGGER` below the base, which is inside the stack.
-        unsafe { base.byte_sub(line * LINE) }
+        entry_below(self.base())
     }
 
     /// The usable size, without the guard page, in bytes.
@@ -125,6 +130,45 @@ impl Stack {
     pub(crate) fn pages(&self) -> (*mut u8, usize) {
         let len = self.class().usable();
         (self.base().as_ptr().wrapping_sub(len), len)
+    }
+}
+
+/// The entry of the stack with that base.
+#[inline]
+fn entry_below(base: NonNull<u8>) -> NonNull<u8> {
+    let line = (base.addr().get() >> 12) % (STAGGER / LINE);
+    // SAFETY: at most `STAGGER + HEADER_ROOM` below the base, which is inside the stack.
+    unsafe { base.byte_sub(HEADER_ROOM + line * LINE) }
+}
+
+/// A stack that an address lies on, which somebody else owns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    base: NonNull<u8>,
+    class: Class,
+}
+
+impl Around {
+    /// Finds the stack that an address lies on. `None` if it is on none of ours. Safe in a signal handler.
+    pub(crate) fn of(address: *const u8) -> Option<Around> {
+        slab::stack_at(address.addr())
+    }
+
+    /// The room above the entry: see `[header-room]`.
+    pub(crate) fn room(self) -> NonNull<u8> {
+        entry_below(self.base)
+    }
+
+    /// How many bytes there are from an address on the stack to its base, and how many it may use.
+    pub(crate) fn usage(self, address: *const u8) -> (usize, usize) {
+        (self.base.addr().get() - address.addr(), self.class.size())
+    }
+
+    /// The usable pages: where they start, and their length in bytes.
+    #[cfg(feature = "asan")]
+    pub(crate) fn pages(self) -> (*mut u8, usize) {
+        let len = self.class.usable();
+        (self.base.as_ptr().wrapping_sub(len), len)
     }
 }
 
@@ -171,7 +215,7 @@ impl Class {
 
     /// The size in whole pages, in bytes, with room for what [`Stack::entry`] skips.
     fn usable(self) -> usize {
-        (self.size() + STAGGER).next_multiple_of(page_size())
+        (self.size() + STAGGER + HEADER_ROOM).next_multiple_of(page_size())
     }
 
     fn index(self) -> usize {

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::{Class, GuardHit, Stack, page_size, valgrind};
+use super::{Around, Class, GuardHit, Stack, page_size, valgrind};
 use crate::error::{StackError, StackErrorKind};
 
 /// How many stacks the first slab of a size holds. Each further one holds twice as many.
@@ -174,16 +174,24 @@ pub(super) fn slabs() -> impl Iterator<Item = &'static Slab> {
     std::iter::successors(all, |slab| unsafe { slab.before.as_ref() })
 }
 
-/// Finds the stack whose guard page `address` lies in. Safe in a signal handler.
-pub(super) fn guard_at(address: usize) -> Option<GuardHit> {
+/// Finds the stack that `address` lies on, or whose guard page it lies in. Safe in a signal handler.
+pub(super) fn stack_at(address: usize) -> Option<Around> {
     let slab = slabs().find(|slab| slab.bytes().contains(&address))?;
     let stride = stride(slab.class);
     let index = (address - slab.start.addr()) / stride;
-    let start = slab.start.wrapping_add(index * stride);
-    let guard = start.wrapping_add(guard_offset(slab.class)).addr();
-    (guard..guard + page_size()).contains(&address).then(|| GuardHit {
-        base: start.wrapping_add(stride),
-        size: slab.class.size(),
+    Some(Around {
+        base: NonNull::new(slab.start.wrapping_add((index + 1) * stride))?,
+        class: slab.class,
+    })
+}
+
+/// Finds the stack whose guard page `address` lies in. Safe in a signal handler.
+pub(super) fn guard_at(address: usize) -> Option<GuardHit> {
+    let Around { base, class } = stack_at(address)?;
+    let limit = base.addr().get() - class.usable();
+    (limit - page_size()..limit).contains(&address).then(|| GuardHit {
+        base: base.as_ptr(),
+        size: class.size(),
         is_on_its_stack: false,
     })
 }

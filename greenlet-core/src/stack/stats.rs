@@ -135,7 +135,7 @@ static COUNTS: Mutex<Counts> = Mutex::new(Counts {
     free: Vec::new(),
 });
 
-/// Stacks that were leaked, in threads that have ended.
+/// Stacks that were in use when their threads ended.
 static LEAKED: AtomicUsize = AtomicUsize::new(0);
 
 fn counted() -> usize {
@@ -186,6 +186,10 @@ impl Counter {
     /// Subtracts 1.
     #[inline]
     pub(super) fn decrement(&self) {
+        if self.0.is_none() {
+            // The thread has ended, and the stack was counted as leaked then.
+            LEAKED.fetch_sub(1, Ordering::Relaxed);
+        }
         self.add(usize::MAX);
     }
 

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
 use crate::asan;
-use crate::backend::{self, Note, Seat, Word};
+use crate::backend::{self, Seat, Word};
 use crate::stack::{Stack, StackCache};
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
@@ -36,7 +36,7 @@ unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const Se
     let body = coroutine.body.borrow_mut().take().unwrap();
     body(coroutine);
     coroutine.is_done.set(true);
-    asan::leave_for_good_for(None);
+    asan::leave_for_good(coroutine.outside.sp.get());
     // SAFETY: B1: `resume` wrote it, and is suspended there.
     unsafe { backend::switch_final(&coroutine.outside, ptr::without_provenance(3), Word::uninit()) }
 }
@@ -62,10 +62,10 @@ impl Coroutine {
         let data = Word::new((&raw const *self).cast_mut().cast());
         // SAFETY: B1: `new` or the last `pause` wrote it; B2: this stack waits.
         let (own, word, _) = unsafe {
-            let left = asan::leave_for((*self.stack.as_ptr()).as_ref());
+            let left = asan::leave(self.inside.sp.get());
             let back = backend::switch(
                 &self.outside,
-                Note::at(Location::caller()),
+                Location::caller(),
                 &self.inside,
                 word,
                 data,
@@ -82,10 +82,10 @@ impl Coroutine {
         // SAFETY: as in `resume`.
         let (own, word, data) = unsafe {
             let word = ptr::without_provenance(word);
-            let left = asan::leave_for(None);
+            let left = asan::leave(self.outside.sp.get());
             let back = backend::switch(
                 &self.inside,
-                Note::at(Location::caller()),
+                Location::caller(),
                 &self.outside,
                 word,
                 Word::uninit(),

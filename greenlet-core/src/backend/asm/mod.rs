@@ -24,7 +24,7 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
-pub(crate) use arch::{init, switch, switch_final};
+pub(crate) use arch::{init, init_segment, step, step_back, step_final, switch, switch_final};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "asm";

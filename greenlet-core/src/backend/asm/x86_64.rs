@@ -3,7 +3,8 @@
 //! # Operations
 //!
 //! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_final` leaves
-//! it for good. `trampoline` is the first code on a fresh stack.
+//! it for good. `trampoline` is the first code on a fresh stack. For segments: `init_segment`, `step`, `step_back`,
+//! `step_final` and `trampoline_segment`.
 //!
 //! # The stack at each moment
 //!
@@ -21,6 +22,19 @@
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
 //!
+//! A segment keeps the code on the stack, so that its resume point is one word:
+//!
+//! ```text
+//!   fresh (made by init_segment)          suspended (left by step or step_back)
+//!
+//!   base ─►├────────────────────┤         │ frame that left       │
+//!          │ not written        │         ├───────────────────────┤
+//!          │ address of header  │         │ rbp                   │
+//!          │ address of entry   │         │ rbx                   │
+//!          │ trampoline_segment │◄─ sp    │ label 2 of the step   │◄─ sp
+//!          └────────────────────┘         └───────────────────────┘
+//! ```
+//!
 //! # What is saved, and what is not
 //!
 //! Saved: `rsp`, `rbp`, `rbx`, the address to go on at (in the seat). The compiler does not let us
@@ -36,9 +50,11 @@
 //! only jump is an indirect `jmp`, which is predicted by its history (1.6 ns against 2.9 and more).
 
 use std::arch::{asm, global_asm};
-use std::ptr::NonNull;
+use std::cell::Cell;
+use std::panic::Location;
+use std::ptr::{self, NonNull};
 
-use crate::backend::{Entry, Note, Seat, Word};
+use crate::backend::{Entry, Seat, SegmentEntry, Word, Words};
 
 // The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
 // rdi and rsi hold the two words of the switch, rdx the seat. At its start, [rsp] is the address of the entry, rsp + 8 is aligned to 16.
@@ -97,14 +113,14 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
     from: *const Seat,
-    note: Note,
+    note: &'static Location<'static>,
     to: *const Seat,
     word: *const (),
     data: Word,
 ) -> (*const Seat, *const (), Word) {
     let (own, word_back, data_back);
     // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
-    // the order in which they are declared, and a note is its address.
+    // the order in which they are declared.
     unsafe {
         asm!(
             "push rbp",
@@ -121,7 +137,7 @@ pub(crate) unsafe fn switch(
             "pop rbp",
             // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
             from = in(reg) from,
-            note = in(reg) note.0.as_ptr(),
+            note = in(reg) ptr::from_ref(note),
             inlateout("rdx") to => own,
             out("rax") _, // written before they are read
             inlateout("rdi") word => word_back,
@@ -152,6 +168,168 @@ pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) 
             in("rdx") to,
             in("rdi") word,
             in("rsi") data,
+            options(noreturn),
+        );
+    }
+}
+
+// The first code on a segment. It calls the entry by the C calling convention: rdi, rsi, rcx and r8 hold the words of the step,
+// rdx the header. At its start, [rsp] is its own address, rsp + 8 is aligned to 16.
+global_asm!(
+    ".text",
+    ".balign 16",
+    concat!(".globl ", trampoline!(), "_segment"),
+    concat!(".hidden ", trampoline!(), "_segment"),
+    concat!(".type ", trampoline!(), "_segment, @function"),
+    concat!(trampoline!(), "_segment:"),
+    ".cfi_startproc",
+    // The caller is the consumer, which may be on any stack: above or below this one, and debuggers take only the frames of
+    // signals for frames that may go up.
+    ".cfi_signal_frame",
+    // The caller's stack pointer is that of its `step` plus the three words that it pops. `step` has left it in the first word of
+    // the header, whose address is at [rsp]: DW_OP_breg7 0, deref, deref, plus_uconst 24.
+    ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 24",
+    ".cfi_offset rbp, -8",
+    ".cfi_offset rbx, -16",
+    ".cfi_offset rip, -24",
+    "add rsp, 8",
+    "pop rax",
+    "mov rdx, [rsp]",
+    // For frame-pointer walkers: the chain ends.
+    "xor ebp, ebp",
+    "call rax",
+    // The entry does not return.
+    "ud2",
+    ".cfi_endproc",
+    concat!(".size ", trampoline!(), "_segment, . - ", trampoline!(), "_segment"),
+);
+
+/// Prepares a fresh segment, and returns its resume point: a step there calls `entry` with `header`.
+///
+/// # Safety
+///
+/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
+#[inline(always)] // a few stores
+pub(crate) unsafe fn init_segment(base: NonNull<u8>, entry: SegmentEntry, header: *const Cell<*mut u8>) -> *mut u8 {
+    let trampoline: *const u8;
+    // SAFETY: computes an address, touches nothing.
+    unsafe {
+        asm!(
+            concat!("lea {}, [rip + ", trampoline!(), "_segment]"),
+            out(reg) trampoline,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    // SAFETY: the four words below `base` are inside the stack, by the contract of this function.
+    unsafe {
+        let top = base.cast::<usize>().as_ptr();
+        top.sub(2).write(header as usize);
+        top.sub(3).write(entry as usize);
+        top.sub(4).write(trampoline as usize);
+        top.sub(4).cast()
+    }
+}
+
+/// Leaves this stack for the segment whose resume point is `to`, and writes its own resume point to `from`. Returns the
+/// resume point that the step back leaves, and its words. The resume point is null after a final step.
+///
+/// # Safety
+///
+/// - B1 for `to`, B2 for this stack.
+#[inline(always)] // a call here would cost more than the switch
+pub(crate) unsafe fn step(
+    from: *const Cell<*mut u8>,
+    to: *mut u8,
+    word: *const (),
+    data: Words,
+) -> (*mut u8, *const (), Words) {
+    let (left, word_back, first, second, third);
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    unsafe {
+        asm!(
+            "push rbp",
+            "push rbx",
+            "lea rax, [rip + 2f]", // where to come back
+            "push rax",
+            "mov [{from}], rsp",
+            "mov rsp, rdx", // from here on, the other stack
+            "jmp [rdx]",
+            "2:",
+            "add rsp, 8",
+            "pop rbx",
+            "pop rbp",
+            from = in(reg) from,
+            inlateout("rdx") to => left,
+            out("rax") _, // written before the others are read
+            inlateout("rdi") word => word_back,
+            inlateout("rsi") data[0] => first,
+            inlateout("rcx") data[1] => second,
+            inlateout("r8") data[2] => third,
+            lateout("r12") _,
+            lateout("r13") _,
+            lateout("r14") _,
+            lateout("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+    (left, word_back, [first, second, third])
+}
+
+/// Leaves this segment for the consumer whose resume point is `to`. Returns the words of the next step.
+///
+/// # Safety
+///
+/// - B1 for `to`, B2 for this stack.
+#[inline(always)] // a call here would cost more than the switch
+pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
+    let (word_back, first, second, third);
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    unsafe {
+        asm!(
+            "push rbp",
+            "push rbx",
+            "lea rax, [rip + 2f]", // where to come back
+            "push rax",
+            "mov rdx, rsp", // the consumer gets the resume point
+            "mov rsp, {to}", // from here on, the other stack
+            "jmp [rsp]",
+            "2:",
+            "add rsp, 8",
+            "pop rbx",
+            "pop rbp",
+            to = in(reg) to,
+            out("rdx") _, // written before `to` is read
+            out("rax") _,
+            inlateout("rdi") word => word_back,
+            inlateout("rsi") data[0] => first,
+            inlateout("rcx") data[1] => second,
+            inlateout("r8") data[2] => third,
+            lateout("r12") _,
+            lateout("r13") _,
+            lateout("r14") _,
+            lateout("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+    (word_back, [first, second, third])
+}
+
+/// Leaves this segment for the consumer whose resume point is `to`, for good.
+///
+/// # Safety
+///
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `word` points to until the
+///   consumer has taken it.
+#[inline(always)]
+pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
+    // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
+    unsafe {
+        asm!(
+            "mov rsp, {to}",
+            "xor edx, edx", // no resume point
+            "jmp [rsp]",
+            to = in(reg) to,
+            in("rdi") word,
             options(noreturn),
         );
     }

@@ -1,0 +1,42 @@
+//! What the `greenlet` crate needs of this one, and nobody else: without promises.
+
+#![doc(hidden)]
+#![forbid(unsafe_code)]
+
+use crate::report::{self, Unraisable};
+use crate::segment::Failure;
+pub use crate::segment::{NotYielded, Outcome, Segment, Yielder};
+use crate::thread;
+use crate::transfer::Message;
+use crate::unwind;
+
+/// Ends the body of a segment, and reports what goes wrong. Returns `false` if the body runs, or is in the middle of a switch: then it is
+/// left as it is.
+///
+/// # Panics
+///
+/// Unwinds if the running greenlet itself is unwound by force meanwhile.
+pub fn end<Y, S, R>(segment: &Segment<Y, S, R>) -> bool {
+    let Some(made_at) = segment.made_at() else {
+        return true;
+    };
+    let mut is_forced = false;
+    let is_over = segment.end(|failure| {
+        let consumer = thread::current_greenlet();
+        let report = match failure {
+            Failure::Error(error) => Unraisable::of_error(consumer, error),
+            Failure::Unwound(payload) => match unwind::caught_in_place(payload) {
+                Message::Panic(payload) => Unraisable::of_panic(consumer, payload),
+                Message::Error(error) => Unraisable::of_error(consumer, error),
+                Message::Force => return is_forced = true,
+                Message::Value(_) => unreachable!("no unwinding is a value"),
+            },
+            Failure::Refused => Unraisable::of_refusal(consumer),
+        };
+        report::call(&report.in_generator(made_at));
+    });
+    if is_forced && !std::thread::panicking() {
+        unwind::force();
+    }
+    is_over
+}

@@ -1,0 +1,178 @@
+//! The header of a segment: what is known of it, at a place where an address on its stack leads.
+//!
+//! ```text
+//!   base   ─►├──────────────────┤
+//!            │ header           │  in the room above the entry: `[header-room]` in `stack/`
+//!   entry  ─►├──────────────────┤
+//!            │ function, unrun  │
+//!            ├──────────────────┤
+//!            │ backend's frame  │
+//!            │ enter, body      │
+//! ```
+//!
+//! - `[header-marks]` `made_at` is `None` in a room without a header. So [`Header::at`] tells a segment from the stack of a greenlet.
+
+use std::any::TypeId;
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::panic::Location;
+use std::ptr::{self, NonNull};
+
+use crate::stack::{self, Around, Stack};
+use crate::thread::Hub;
+use crate::unwind;
+
+/// Drops the function of a segment.
+type DropFunction = unsafe fn(NonNull<Header>);
+
+/// What is known of a segment.
+#[repr(C, align(64))]
+pub(crate) struct Header {
+    /// `[outer-waits]`: first, since the backend's first frame leads a backtrace on by it.
+    pub(super) outer: Cell<*mut u8>,
+    /// How far down the frames of the body surely are its own.
+    pub(super) reach: usize,
+    /// `[header-alive]`
+    handles: Cell<usize>,
+    /// `[header-marks]`
+    made_at: Cell<Option<&'static Location<'static>>>,
+    stack: Cell<Option<Stack>>,
+    types: fn() -> [TypeId; 2],
+    /// `None` once the body has begun, or the function is dropped.
+    unrun: Cell<Option<DropFunction>>,
+    name: Cell<Option<Cow<'static, str>>>,
+    /// While the body is thrown an exit: how many more yields are refused before one unwinds.
+    pub(super) refusals_left: Cell<Option<u32>>,
+}
+
+const _: () = assert!(size_of::<Header>() <= stack::HEADER_ROOM);
+
+impl Header {
+    /// Puts a header into the room of a stack. The caller owns its one count.
+    pub(super) fn put(
+        stack: Stack,
+        made_at: &'static Location<'static>,
+        name: Option<Cow<'static, str>>,
+        types: fn() -> [TypeId; 2],
+        unrun: DropFunction,
+    ) -> NonNull<Header> {
+        let header = stack.entry().cast::<Header>();
+        // SAFETY: `[header-room]`: the room is as large as a header, aligned to a line of the cache, and used by nobody else.
+        unsafe {
+            header.write(Header {
+                outer: Cell::new(ptr::null_mut()),
+                reach: stack.size(),
+                handles: Cell::new(1),
+                made_at: Cell::new(Some(made_at)),
+                stack: Cell::new(Some(stack)),
+                types,
+                unrun: Cell::new(Some(unrun)),
+                name: Cell::new(name),
+                refusals_left: Cell::new(None),
+            });
+        }
+        header
+    }
+
+    /// Finds the header of the segment that an address lies on. Safe in a signal handler.
+    pub(crate) fn at(address: *const u8) -> Option<NonNull<Header>> {
+        let header = Around::of(address)?.room().cast::<Header>();
+        // SAFETY: `[header-room]`: zeros, or a header; a reference to the one field, whose zeros are a `None`.
+        let made_at = unsafe { &(*header.as_ptr()).made_at };
+        made_at.get().is_some().then_some(header)
+    }
+
+    /// The headers of all segments that the running code is in, from the innermost outwards, up to the stack of the greenlet.
+    pub(super) fn chain() -> impl Iterator<Item = NonNull<Header>> {
+        let innermost = Header::at(crate::backend::stack_pointer());
+        // `[outer-waits]`: the body of each of them runs.
+        std::iter::successors(innermost, |header| Header::at(Header::of(header).outer.get()))
+    }
+
+    #[inline(always)] // nothing
+    pub(super) fn of(header: &NonNull<Header>) -> &Header {
+        // SAFETY: `[header-alive]`: pointers are kept only where the header is counted, or its body runs.
+        unsafe { header.as_ref() }
+    }
+
+    /// The function is used from now on. Returns how to drop it, if it was not.
+    #[inline]
+    pub(super) fn begin(&self) -> Option<DropFunction> {
+        self.unrun.take()
+    }
+
+    pub(super) fn has_types(&self, types: [TypeId; 2]) -> bool {
+        (self.types)() == types
+    }
+
+    /// Where the segment was created.
+    pub(crate) fn made_at(&self) -> Option<&'static Location<'static>> {
+        self.made_at.get()
+    }
+
+    /// The name of the segment. It does not change.
+    pub(crate) fn name(&self) -> Option<&str> {
+        // SAFETY: it is written once, before anybody else has the header, and taken with the last count.
+        unsafe { &*self.name.as_ptr() }.as_deref()
+    }
+}
+
+/// A count of a header.
+pub(super) struct Held(NonNull<Header>);
+
+impl Held {
+    /// # Safety
+    ///
+    /// - The header lives.
+    #[inline]
+    pub(super) unsafe fn counting(header: NonNull<Header>) -> Held {
+        let handles = &Header::of(&header).handles;
+        let Some(count) = handles.get().checked_add(1) else {
+            unwind::abort("a generator has too many yielders");
+        };
+        handles.set(count);
+        Held(header)
+    }
+
+    /// # Safety
+    ///
+    /// - The caller owns a count, and gives it up.
+    #[inline]
+    pub(super) unsafe fn from_counted(header: NonNull<Header>) -> Held {
+        Held(header)
+    }
+
+    #[inline(always)] // nothing
+    pub(super) fn header(&self) -> &Header {
+        Header::of(&self.0)
+    }
+
+    #[inline(always)] // nothing
+    pub(super) fn place(&self) -> NonNull<Header> {
+        self.0
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Held {
+        // SAFETY: this one counts it.
+        unsafe { Held::counting(self.0) }
+    }
+}
+
+impl Drop for Held {
+    #[inline]
+    fn drop(&mut self) {
+        let header = self.header();
+        let left = header.handles.get() - 1;
+        header.handles.set(left);
+        if left > 0 {
+            return;
+        }
+        header.made_at.set(None); // `[header-room]`
+        drop(header.name.take());
+        if let Some(stack) = header.stack.take() {
+            Hub::get().take_back(stack);
+        }
+    }
+}

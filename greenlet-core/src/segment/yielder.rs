@@ -1,0 +1,158 @@
+//! The yielder: how a body leaves its segment.
+//!
+//! A yield is refused, and changes nothing:
+//!
+//! - outside of the body, and in another greenlet: the running stack does not lead to the segment;
+//! - in a `no_switch` section of the body: the section would be left. One around the step is none of its business;
+//! - while a panic unwinds: the consumer would find the thread panicking, and not know why.
+
+use std::any::TypeId;
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::panic::resume_unwind;
+
+use anyhow::Error;
+
+use super::header::{Header, Held};
+use super::words::{pack, unpack};
+use super::{FORCE, Forced, VALUE};
+use crate::asan;
+use crate::backend::{self, Words};
+use crate::error::{SwitchForbidden, Unwinding};
+use crate::thread::{Hub, slow};
+use crate::value::Value;
+
+/// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
+pub struct Yielder<Y: 'static, S: 'static> {
+    held: Held,
+    types: PhantomData<(*mut (), fn(Y) -> S)>,
+}
+
+/// Why a yield returns no value.
+#[derive(Debug)]
+pub enum NotYielded {
+    /// The error that was thrown at the body, or why the yield was refused.
+    Error(Error),
+    /// The caller does not run in the body.
+    Outside,
+}
+
+/// What tells the yielders of a segment from those of others.
+pub(super) fn types<Y: 'static, S: 'static>() -> [TypeId; 2] {
+    [TypeId::of::<Y>(), TypeId::of::<S>()]
+}
+
+impl<Y: 'static, S: 'static> Yielder<Y, S> {
+    pub(super) fn new(held: Held) -> Yielder<Y, S> {
+        Yielder {
+            held,
+            types: PhantomData,
+        }
+    }
+
+    /// Finds the innermost segment of these types whose body the caller runs in.
+    pub fn nearest() -> Option<Yielder<Y, S>> {
+        let header = Header::chain().find(|header| Header::of(header).has_types(types::<Y, S>()))?;
+        // SAFETY: its body runs, so its segment counts it.
+        Some(Yielder::new(unsafe { Held::counting(header) }))
+    }
+
+    /// Gives a value to the consumer, and returns the one of the next step.
+    ///
+    /// # Errors
+    ///
+    /// See [`NotYielded`].
+    #[inline(always)] // a return after a switch is one that the processor does not predict
+    pub fn yield_(&self, value: Y) -> Result<S, NotYielded> {
+        let depth = self.held.place().addr().get().wrapping_sub(backend::stack_pointer().addr());
+        let is_innermost = depth < self.held.header().reach;
+        if !is_innermost || Hub::get().has_flag(slow::FORBIDDEN) || std::thread::panicking() {
+            return self.yield_slow(value);
+        }
+        // SAFETY: the caller runs on the segment, so in its body.
+        unsafe { self.step_back(value) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn yield_slow(&self, value: Y) -> Result<S, NotYielded> {
+        let hub = Hub::get();
+        let section = Header::at(hub.forbidden_in.get());
+        let mut is_forbidden = false;
+        let is_inside = Header::chain().any(|header| {
+            is_forbidden |= section == Some(header);
+            header == self.held.place()
+        });
+        if !is_inside {
+            return Err(NotYielded::Outside);
+        }
+        let error = if std::thread::panicking() {
+            Unwinding::new(Some(Value::new(value))).into()
+        } else if let Some(since) = hub.forbidden_since.get().filter(|_| is_forbidden) {
+            SwitchForbidden::new(since, Some(Value::new(value))).into()
+        } else {
+            // SAFETY: the body runs, as far in as the caller is.
+            return unsafe { self.step_back(value) };
+        };
+        let left = self.held.header().refusals_left.get();
+        if left == Some(0) {
+            self.force();
+        }
+        self.held.header().refusals_left.set(left.map(|left| left - 1));
+        Err(NotYielded::Error(error))
+    }
+
+    /// Leaves the body.
+    ///
+    /// # Safety
+    ///
+    /// - The caller runs in the body.
+    #[inline(always)] // as `yield_`
+    unsafe fn step_back(&self, value: Y) -> Result<S, NotYielded> {
+        let mut value = ManuallyDrop::new(value);
+        let to = self.held.header().outer.get();
+        // SAFETY: `[outer-waits]`. The value stays in this frame until the consumer has taken it.
+        let (word, data) = unsafe {
+            let left = asan::leave(to);
+            let back = backend::step_back(to, VALUE, pack(&mut value));
+            asan::arrive(left);
+            back
+        };
+        if word.is_null() {
+            // SAFETY: a step of this word carries an `S`.
+            return Ok(unsafe { unpack(data) });
+        }
+        // SAFETY: they came with that word.
+        Err(unsafe { self.interrupted(word, data) })
+    }
+
+    /// # Safety
+    ///
+    /// - The words came with a step, whose word is not [`VALUE`], and this is their first use.
+    #[cold]
+    #[inline(never)]
+    unsafe fn interrupted(&self, word: *const (), data: Words) -> NotYielded {
+        if word == FORCE {
+            self.force();
+        }
+        // SAFETY: the word is `ERROR`.
+        NotYielded::Error(unsafe { unpack(data) })
+    }
+
+    fn force(&self) -> ! {
+        resume_unwind(Box::new(Forced(self.held.place().as_ptr())))
+    }
+}
+
+impl<Y, S> Clone for Yielder<Y, S> {
+    fn clone(&self) -> Yielder<Y, S> {
+        Yielder::new(self.held.clone())
+    }
+}
+
+impl<Y, S> fmt::Debug for Yielder<Y, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Yielder").finish_non_exhaustive()
+    }
+}
