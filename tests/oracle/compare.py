@@ -5,9 +5,8 @@
 
 Writes random programs (a third each by generate.py, generate_more.py and generate_generators.py), runs them by
 oracle.py and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Where the two differ on
-purpose (a killed greenlet stays suspended, parents come to stand in a cycle, or a generator yields while it is
-being closed: see OPS.md), the logs are compared up to that moment. Programs that do not end are left out. Both are
-counted.
+purpose (a killed greenlet stays suspended, or parents come to stand in a cycle: see OPS.md), the logs are
+compared up to that moment. Programs that do not end are left out. Both are counted.
 
 The first programs that differ are shrunk and shown, with both logs. Exit status 1 if any differs.
 With `--programs FILE` the programs are those of the file. Needs `pip install greenlet`.
@@ -109,7 +108,7 @@ def is_different(expected, verdict, got, got_verdict):
 
 
 def is_comparable(verdict):
-    return verdict == "" or verdict.startswith((" undead", " cycle", " ignored"))
+    return verdict == "" or verdict.startswith((" undead", " cycle"))
 
 
 def differing(command, programs):

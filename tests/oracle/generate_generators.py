@@ -31,7 +31,7 @@ class Generator(More):
         # how many of the ops are steps, and how many of a generator's are yields
         self.steps = rng.choice([0.2, 0.4, 0.6])
         self.yield_rate = rng.choice([0.15, 0.3, 0.5])
-        # in the last ops of a `finally`, a yield during a close ends what can be compared
+        # in the last ops of a `finally`, a yield makes that a close is ignored
         self.yields_in_last = rng.choice([0, 0, 0, 0.3])
         self.last_depth = 0
         # the body that is being written

@@ -12,8 +12,8 @@ use std::thread;
 
 use anyhow::{Error, Result};
 use greenlet::{
-    Generator, GeneratorError, Greenlet, GreenletExit, State, TraceEvent, TraceKind, Tracer, Value, Yielder,
-    getcurrent, getparent, settrace,
+    Generator, GeneratorBuilder, GeneratorError, Greenlet, GreenletExit, State, TraceEvent, TraceKind,
+    Tracer, Value, Yielder, getcurrent, getparent, settrace,
 };
 
 use super::program::{Catch, Failure, GENERATOR_SLOTS, Int, Malformed, Op, Place, Program, SLOTS};
@@ -71,11 +71,12 @@ fn error_name(error: &Error) -> &'static str {
         "Exit"
     } else if let Some(own) = error.downcast_ref::<OwnError>() {
         own.0
-    } else if error
-        .downcast_ref::<GeneratorError>()
-        .is_some_and(GeneratorError::is_busy)
-    {
-        "Busy"
+    } else if let Some(error) = error.downcast_ref::<GeneratorError>() {
+        match error {
+            error if error.is_busy() => "Busy",
+            error if error.is_exit_ignored() => "Ignored",
+            error => unreachable!("each yield is in its generator: {error}"),
+        }
     } else {
         "GreenletError"
     }
@@ -96,6 +97,8 @@ type Input = Option<Int>;
 fn input_name(input: Input) -> String {
     input.map_or_else(|| "nothing".to_owned(), |int| int.to_string())
 }
+
+type Made = Generator<Int, Input, Int>;
 
 /// What runs a body. It begins each log line of the body.
 #[derive(Clone, Copy)]
@@ -334,6 +337,90 @@ impl Machine {
         } else {
             Err(Leave::Error(error))
         }
+    }
+
+    fn new_generator(self: &Rc<Machine>, me: Me<'_>, slot: usize, body: usize) {
+        self.generator_count.set(self.generator_count.get() + 1);
+        let label = format!("y{}", self.generator_count.get());
+        let machine = Rc::clone(self);
+        let function = move |yielder: Yielder<Int, Input>, first: Input| {
+            machine.run_body(Me::Generator(&label, &yielder), body, &input_name(first))
+        };
+        let made = GeneratorBuilder::new()
+            .stack_size(STACK)
+            .build_with_input(function);
+        let before = self.generators[slot].replace(Some(Rc::new(made)));
+        // CAUTION: runs arbitrary user code: it may use the new generator already.
+        drop(before);
+        self.emit(format!(
+            "{me} generator {slot} -> y{}",
+            self.generator_count.get()
+        ));
+    }
+
+    fn step_generator(&self, me: Me<'_>, slot: usize, value: &Input, catch: Catch) -> Result<(), Leave> {
+        let text = match value {
+            None => format!("next {slot}"),
+            Some(value) => format!("send {slot} {value}"),
+        };
+        let outcome = self.in_generator(slot, |generator| generator.resume(value.clone()));
+        self.settle(me, &text, catch, outcome)
+    }
+
+    fn throw_in(&self, me: Me<'_>, slot: usize, failure: Failure, catch: Catch) -> Result<(), Leave> {
+        let outcome = self.in_generator(slot, |generator| generator.throw(failure.to_error()));
+        self.settle(me, &format!("throw_in {slot} {failure}"), catch, outcome)
+    }
+
+    /// Makes a step of the generator in a slot. Returns `None` if the slot is empty.
+    fn in_generator(
+        &self,
+        slot: usize,
+        step: impl FnOnce(&Made) -> Option<Result<Int>>,
+    ) -> Option<Result<String>> {
+        // It is held until the step has come back, and no longer.
+        let generator = self.generators[slot].borrow().clone()?;
+        Some(match step(&generator) {
+            Some(item) => item.map(|item| item.to_string()),
+            None => Ok(match generator.take_return() {
+                Some(returned) => format!("returned {returned}"),
+                None => "finished".to_owned(),
+            }),
+        })
+    }
+
+    fn close(&self, me: Me<'_>, slot: usize, catch: Catch) -> Result<(), Leave> {
+        let closed = |generator: Rc<Made>| {
+            let outcome = generator.close();
+            // Python's `close` discards it.
+            generator.take_return();
+            outcome.map(|()| "ok".to_owned())
+        };
+        let generator = self.generators[slot].borrow().clone();
+        self.settle(me, &format!("close {slot}"), catch, generator.map(closed))
+    }
+
+    fn generator_state(&self, me: Me<'_>, slot: usize) {
+        let state = match &*self.generators[slot].borrow() {
+            None => "empty",
+            Some(generator) if generator.is_finished() => "finished",
+            Some(_) => "unfinished",
+        };
+        self.emit(format!("{me} generator_state {slot} -> {state}"));
+    }
+
+    fn drop_generator(&self, me: Me<'_>, slot: usize) {
+        self.emit(format!("{me} drop_generator {slot}"));
+        drop(self.generators[slot].take());
+        self.emit(format!("{me} dropped_generator {slot}"));
+    }
+
+    fn yield_(&self, me: Me<'_>, value: &Int, catch: Catch) -> Result<(), Leave> {
+        let outcome = match me {
+            Me::Generator(_, yielder) => yielder.yield_(value.clone()).map(input_name),
+            Me::Greenlet(_) => Ok("no generator".to_owned()),
+        };
+        self.settle(me, &format!("yield {value}"), catch, Some(outcome))
     }
 
     fn set_parent(&self, me: Me<'_>, child_place: Place, parent_place: Place) {

@@ -11,7 +11,6 @@ With `--verdicts` that last line says more where the log is not one to be equal 
     -- undead N    after N lines of the log, a killed greenlet was still suspended when control came
                    back: from there on this library differs on purpose (OPS.md)
     -- cycle N     after N lines of the log, parents stood in a cycle: likewise
-    -- ignored N   after N lines of the log, a generator yielded while it was being closed: likewise
     -- runaway     the program was given up: it does not end, or goes deeper than Python can
 
 Needs `pip install greenlet`. Exit status 0, or 2 with a message on a malformed program.
@@ -71,6 +70,8 @@ def error_name(error):
         return "GreenletError"
     if str(error) == "generator already executing":
         return "Busy"
+    if str(error) == "generator ignored GeneratorExit":
+        return "Ignored"
     if isinstance(error, (ValueError, AttributeError)):
         return "BadParent"
     give_up(error)
@@ -81,11 +82,6 @@ def value_name(value):
     if value is None:
         return "nothing"
     return "Exit" if isinstance(value, g.GreenletExit) else str(value)
-
-
-def is_ignored_close(error):
-    """Return whether a generator yielded while it was being closed."""
-    return isinstance(error, RuntimeError) and str(error) == "generator ignored GeneratorExit"
 
 
 class Leave(Exception):
@@ -287,18 +283,13 @@ class Machine:
             return "finished" if stop.value is None else f"returned {stop.value}"
 
     def close(self, slot):
-        try:
-            self.generators[slot].close()
-        except RuntimeError as error:
-            if not is_ignored_close(error):
-                raise
-            self.note_difference("ignored")
+        self.generators[slot].close()
         return "ok"
 
-    def generator_state(self, slot):
-        state = inspect.getgeneratorstate(self.generators[slot])
-        return {"GEN_CREATED": "fresh", "GEN_RUNNING": "running", "GEN_SUSPENDED": "suspended",
-                "GEN_CLOSED": "finished"}[state]
+    def is_in_state(self, slot, state):
+        """Return whether a slot holds a generator in a state, one of those of `inspect`."""
+        generator = self.generators[slot]
+        return generator is not None and inspect.getgeneratorstate(generator) == state
 
     def step(self, label, op):
         kind = op[0]
@@ -356,7 +347,7 @@ class Machine:
             slot, *value, catch = op[1:]
             value = value[0] if value else None
             text = f"next {slot}" if kind == "next" else f"send {slot} {value}"
-            if self.generators[slot] is not None and self.generator_state(slot) == "fresh":
+            if self.is_in_state(slot, inspect.GEN_CREATED):
                 self.first = value
                 value = None
             self.in_generator(label, text, slot, catch, lambda: self.generators[slot].send(value))
@@ -369,8 +360,8 @@ class Machine:
             self.in_generator(label, f"close {slot}", slot, catch, lambda: self.close(slot))
         elif kind == "generator_state":
             slot = op[1]
-            state = "empty" if self.generators[slot] is None else self.generator_state(slot)
-            self.emit(f"{label} generator_state {slot} -> {state}")
+            state = "finished" if self.is_in_state(slot, inspect.GEN_CLOSED) else "unfinished"
+            self.emit(f"{label} generator_state {slot} -> {'empty' if self.generators[slot] is None else state}")
         elif kind == "drop_generator":
             self.emit(f"{label} drop_generator {op[1]}")
             self.generators[op[1]] = None
