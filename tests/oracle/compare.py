@@ -209,7 +209,7 @@ def generated(seed, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock")
-    parser.add_argument("--count", type=int, default=33_000, help="how many programs are to be compared")
+    parser.add_argument("--count", type=int, default=24_000, help="how many programs are to be compared")
     parser.add_argument("--programs", help="a file of programs to run instead")
     parser.add_argument("--show", type=int, default=3, help="how many differences are shrunk and shown")
     parser.add_argument("builds", nargs="+", metavar="PROGRAM")
