@@ -80,9 +80,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
             // Again: the clean-up may have hung the current greenlet below it.
             step_out_of(node);
             let force = || Content::Message(Message::Force);
-            is_forced |= stage(greenlet, |at| {
-                switch::transfer(node, force(), at, Manners::Firm)
-            });
+            is_forced |= stage(greenlet, |at| switch::transfer(node, force(), at, Manners::Firm));
         }
         if node.standing.is_active() && !spare() {
             node.standing.abandon();

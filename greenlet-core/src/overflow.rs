@@ -15,8 +15,8 @@ use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::stack::{self, GuardHit};
 use crate::segment::Header;
+use crate::stack::{self, GuardHit};
 use crate::thread::{Hub, slow};
 use crate::tree::Node;
 

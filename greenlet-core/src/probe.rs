@@ -127,13 +127,7 @@ fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
     unsafe {
         let to = &raw const (*node.as_ptr()).seat;
         let left = asan::leave((*to).sp.get());
-        backend::switch(
-            &raw const (*inquiry).back,
-            Location::caller(),
-            to,
-            word,
-            data,
-        );
+        backend::switch(&raw const (*inquiry).back, Location::caller(), to, word, data);
         asan::arrive(left);
         hub.set_current((*inquiry).asker);
     }

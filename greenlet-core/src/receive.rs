@@ -155,7 +155,10 @@ pub(crate) fn open(parcel: Parcel) -> Message {
     };
     let mut message = control.content.into_message();
     if control.traced {
-        let origin = control.origin.as_ref().expect("a traced transfer names its origin");
+        let origin = control
+            .origin
+            .as_ref()
+            .expect("a traced transfer names its origin");
         message = trace::call(origin, message);
     }
     // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).

@@ -221,12 +221,7 @@ unsafe fn hand_over_otherwise<R: 'static>(
 ) -> Result<R, Error> {
     // SAFETY: the contract: it stands for the handle.
     let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
-    receive_any(transfer(
-        &target,
-        Content::Parcel(parcel),
-        at,
-        Manners::Polite,
-    )?)
+    receive_any(transfer(&target, Content::Parcel(parcel), at, Manners::Polite)?)
 }
 
 /// As [`has_way_to`], for switches that are not on its fast path.
@@ -330,7 +325,12 @@ pub(crate) enum Manners {
 /// - The target is suspended, its gate open (S1); or it is `origin`, if the backend echoes.
 /// - What the parcel points to stays in place until the other side has taken it (P1).
 #[inline(always)]
-unsafe fn depart(origin: *const Node, target: *const Node, parcel: Parcel, at: &'static Location<'static>) -> Arrival {
+unsafe fn depart(
+    origin: *const Node,
+    target: *const Node,
+    parcel: Parcel,
+    at: &'static Location<'static>,
+) -> Arrival {
     let (word, data) = parcel.into_words();
     // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
     // library carries one.

@@ -6,6 +6,8 @@ extern crate greenlet_core as greenlet;
 #[path = "../../tests/it/support.rs"]
 mod support;
 
+mod api;
+
 #[path = "../../tests/it/creation.rs"]
 mod creation;
 #[path = "../../tests/it/cycles.rs"]
@@ -14,6 +16,8 @@ mod cycles;
 mod exits;
 #[path = "../../tests/it/finishing.rs"]
 mod finishing;
+#[path = "../../tests/it/generator.rs"]
+mod generator;
 #[path = "../../tests/it/last_handle.rs"]
 mod last_handle;
 #[path = "../../tests/it/locals.rs"]

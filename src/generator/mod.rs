@@ -106,7 +106,7 @@ impl<Y: 'static, R: 'static> Generator<Y, (), R> {
     }
 }
 
-impl<Y: 'static> Generator<Y> {
+impl Generator<()> {
     /// Starts to create a generator with a name or a stack size of its own.
     ///
     /// # Examples
@@ -114,7 +114,7 @@ impl<Y: 'static> Generator<Y> {
     /// ```
     /// use greenlet::Generator;
     ///
-    /// let builder = Generator::<u32>::builder().name("one").stack_size(16 << 10);
+    /// let builder = Generator::builder().name("one").stack_size(64 << 10);
     /// let mut one = builder.build(|out| out.yield_(1));
     /// assert_eq!(one.next().unwrap()?, 1);
     /// assert!(one.next().is_none());

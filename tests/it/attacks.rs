@@ -8,8 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Greenlet, Tracer, Unexpected, WeakGreenlet, await_, getcurrent, getmain, greenlet_spawn, settrace,
-    try_await_,
+    Greenlet, Tracer, WeakGreenlet, await_, getcurrent, getmain, greenlet_spawn, settrace, try_await_,
 };
 
 use crate::support::{Drops, NoLeaks, Witness, on_drop, up};
@@ -281,51 +280,6 @@ fn what_arrives_is_taken_before_what_is_attached_to_its_sender_goes() {
     assert_eq!(emptied.unwrap().unwrap(), TEXT);
 }
 
-/// Makes of a step's outcome the text that came back instead of what is mostly sent.
-fn text_of(unexpected: Unexpected<()>, text: &Later<String>) -> anyhow::Result<u8> {
-    if let Unexpected::Back(outcome) = unexpected {
-        text.replace(outcome?.downcast().ok());
-    }
-    Ok(0)
-}
-
-#[test]
-fn what_comes_back_from_a_step_is_taken_before_anybody_is_told() {
-    let _leaks = NoLeaks::watch();
-    let child = Greenlet::new(|(): ()| up::<()>(String::from(TEXT)));
-    let text = later();
-    let told = |_| {
-        child.end();
-        uses_stacks();
-    };
-    let outcome = child.step_or_else::<_, u8, u8>((), true, told, |unexpected| text_of(unexpected, &text));
-    outcome.unwrap();
-    assert_eq!(text.take().as_deref(), Some(TEXT));
-}
-
-#[test]
-fn what_comes_back_from_a_yield_is_taken_before_anybody_is_told() {
-    let _leaks = NoLeaks::watch();
-    let sender: Later<Greenlet> = later();
-    let known = sender.clone();
-    let child = Greenlet::new(move |(): ()| {
-        let text = later();
-        let told = |_| {
-            known.take().unwrap().end();
-            uses_stacks();
-        };
-        getcurrent().yield_or_else::<_, u8, u8>((), told, |unexpected| text_of(unexpected, &text))?;
-        Ok(text.take())
-    });
-    child.step::<()>(()).unwrap();
-    sender.replace(Some(Greenlet::new(move |(): ()| {
-        child.switch::<()>(String::from(TEXT))
-    })));
-    let sends = sender.borrow().clone().unwrap();
-    let text = sends.switch_owned::<Option<String>>(()).unwrap();
-    assert_eq!(text.as_deref(), Some(TEXT));
-}
-
 #[test]
 fn what_arrives_is_taken_before_the_last_handle_of_an_old_parent_goes() {
     /// From a few calls deeper, so that the text stands where others write afterwards.
@@ -358,23 +312,4 @@ fn what_arrives_is_taken_before_the_last_handle_of_an_old_parent_goes() {
     let outcome = asking.switch::<bool>(());
     settrace(None);
     assert!(outcome.unwrap());
-}
-
-#[test]
-fn a_step_that_unwinds_with_the_old_parent_drops_its_value() {
-    let _leaks = NoLeaks::watch();
-    let drops = Drops::new();
-    let bomb = on_drop(|| panic!("in the old parent"));
-    let parent = Greenlet::new(move |(): ()| {
-        let _bomb = bomb;
-        Ok(())
-    });
-    let child = Greenlet::builder()
-        .parent(&parent)
-        .build(|(_, _): (Witness, [u64; 8])| Ok(()));
-    drop(parent);
-    let value = (drops.witness(), [0_u64; 8]);
-    let unwound = catch_unwind(AssertUnwindSafe(|| child.step::<()>(value)));
-    assert!(unwound.is_err());
-    assert_eq!(drops.count(), 1);
 }

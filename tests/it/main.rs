@@ -2,6 +2,9 @@
 
 mod support;
 
+/// The interface that the tests of generators use: the core has a copy of its own in it.
+use greenlet as api;
+
 mod attacks;
 mod backtrace;
 mod bridge;

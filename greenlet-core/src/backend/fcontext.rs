@@ -190,7 +190,11 @@ extern "C" fn start_segment(transfer: Transfer) -> ! {
 /// # Safety
 ///
 /// - As for [`init`]; and the header is there.
-pub(crate) unsafe fn init_segment(base: NonNull<u8>, entry: SegmentEntry, header: *const Cell<*mut u8>) -> *mut u8 {
+pub(crate) unsafe fn init_segment(
+    base: NonNull<u8>,
+    entry: SegmentEntry,
+    header: *const Cell<*mut u8>,
+) -> *mut u8 {
     // SAFETY: the contract.
     unsafe {
         (*header).set(entry as *mut u8);

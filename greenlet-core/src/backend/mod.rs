@@ -122,8 +122,13 @@ pub(crate) type Words = [Word; 3];
 /// The first function on a segment: it gets the words of the first step there, and the header of the segment.
 ///
 /// The backend alone calls it, once, as the first function on a fresh stack.
-pub(crate) type SegmentEntry =
-    unsafe extern "C" fn(word: *const (), first: Word, header: *const Cell<*mut u8>, second: Word, third: Word) -> !;
+pub(crate) type SegmentEntry = unsafe extern "C" fn(
+    word: *const (),
+    first: Word,
+    header: *const Cell<*mut u8>,
+    second: Word,
+    third: Word,
+) -> !;
 
 /// Returns an address on the running stack, below the frame of the caller.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

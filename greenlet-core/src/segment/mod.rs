@@ -263,10 +263,16 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         let header = self.header.get();
         // CAUTION: runs arbitrary user code, also when it drops what comes back.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let step = if by_force { self.force() } else { self.deliver_exit() };
+            let step = if by_force {
+                self.force()
+            } else {
+                self.deliver_exit()
+            };
             match step {
                 Err(Some(End::Error(error))) if !error.is::<GreenletExit>() => Some(Failure::Error(error)),
-                Err(Some(End::Unwound(payload))) if !is_for(&*payload, header) => Some(Failure::Unwound(payload)),
+                Err(Some(End::Unwound(payload))) if !is_for(&*payload, header) => {
+                    Some(Failure::Unwound(payload))
+                }
                 _ => None,
             }
         }));
@@ -388,7 +394,11 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         // SAFETY: `[outcome-taken]`
         let end = unsafe { word.cast::<End<R>>().read() };
         // SAFETY: `[header-alive]`: this is the segment's count.
-        drop(self.header.take().map(|header| unsafe { Held::from_counted(header) }));
+        drop(
+            self.header
+                .take()
+                .map(|header| unsafe { Held::from_counted(header) }),
+        );
         end
     }
 
@@ -420,7 +430,9 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
 
 impl<Y, S, R> fmt::Debug for Segment<Y, S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Segment").field("sp", &self.sp).finish_non_exhaustive()
+        f.debug_struct("Segment")
+            .field("sp", &self.sp)
+            .finish_non_exhaustive()
     }
 }
 

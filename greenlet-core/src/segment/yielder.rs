@@ -65,7 +65,12 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     /// See [`NotYielded`].
     #[inline(always)] // a return after a switch is one that the processor does not predict
     pub fn yield_(&self, value: Y) -> Result<S, NotYielded> {
-        let depth = self.held.place().addr().get().wrapping_sub(backend::stack_pointer().addr());
+        let depth = self
+            .held
+            .place()
+            .addr()
+            .get()
+            .wrapping_sub(backend::stack_pointer().addr());
         let is_innermost = depth < self.held.header().reach;
         if !is_innermost || Hub::get().has_flag(slow::FORBIDDEN) || std::thread::panicking() {
             return self.yield_slow(value);

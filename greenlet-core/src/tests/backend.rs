@@ -63,13 +63,7 @@ impl Coroutine {
         // SAFETY: B1: `new` or the last `pause` wrote it; B2: this stack waits.
         let (own, word, _) = unsafe {
             let left = asan::leave(self.inside.sp.get());
-            let back = backend::switch(
-                &self.outside,
-                Location::caller(),
-                &self.inside,
-                word,
-                data,
-            );
+            let back = backend::switch(&self.outside, Location::caller(), &self.inside, word, data);
             asan::arrive(left);
             back
         };

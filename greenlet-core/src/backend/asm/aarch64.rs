@@ -202,7 +202,13 @@ global_asm!(
     // The entry does not return.
     "brk #1",
     ".cfi_endproc",
-    concat!(".size ", trampoline!(), "_segment, . - ", trampoline!(), "_segment"),
+    concat!(
+        ".size ",
+        trampoline!(),
+        "_segment, . - ",
+        trampoline!(),
+        "_segment"
+    ),
 );
 
 /// Prepares a fresh segment, and returns its resume point: a step there calls `entry` with `header`.
@@ -211,7 +217,11 @@ global_asm!(
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
 #[inline(always)] // a few stores
-pub(crate) unsafe fn init_segment(base: NonNull<u8>, entry: SegmentEntry, header: *const Cell<*mut u8>) -> *mut u8 {
+pub(crate) unsafe fn init_segment(
+    base: NonNull<u8>,
+    entry: SegmentEntry,
+    header: *const Cell<*mut u8>,
+) -> *mut u8 {
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
