@@ -20,11 +20,20 @@ PICTURES = {
         "ping-pong",
         "ping-pong, 50 frames deep",
         "generator, per value",
+        "generator, per &str",
+        "generator, per three words",
         "throw there and switch back",
         "ping-pong with a tracer",
     ],
     "rings": ["ring of 1,000", "ring of 10,000", "ring of 100,000"],
-    "lifecycle": ["create, run, end", "first switch", "kill of a suspended one", "create at 1,000,000"],
+    "lifecycle": [
+        "create, run, end",
+        "first switch",
+        "kill of a suspended one",
+        "generator: create, one value, end",
+        "generator: create, one value, drop",
+        "create at 1,000,000",
+    ],
     "threads": ["two threads, switches", "two threads, create, run, end"],
 }
 
@@ -214,9 +223,10 @@ def build(section):
 
 def instructions(section):
     rows = [
-        [f"profile {profile}", f"{count['each']:g}", str(count["most"])] for profile, count in section["counts"].items()
+        [f"{count['what']}, profile {count['profile']}", f"{count['each']:g}", str(count["most"] or "")]
+        for count in section["counts"]
     ]
-    return table(["instructions for each switch", "executed", "allowed by the gate"], rows) + "\n\n" + stands(section)
+    return table(["instructions for each", "executed", "allowed by the gate"], rows) + "\n\n" + stands(section)
 
 
 # What the bridge is to reach: the start of the line's name; which figure; at most, or at least.

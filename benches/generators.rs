@@ -1,4 +1,5 @@
-//! A generator through `Iterator`, for each value: two switches, or what takes their place. Making it is not measured.
+//! A generator through `Iterator`, for each value: two switches, or what takes their place. Two groups measure the
+//! creation and the end as well.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -156,6 +157,108 @@ fn native_async() -> impl FnMut(u64) {
     drain(Async { future, slot })
 }
 
+/// Takes values of any type from an iterator that does not end. What is left suspended is leaked.
+fn drain_of<T>(iterator: impl Iterator<Item = T>) -> impl FnMut(u64) {
+    let mut iterator = ManuallyDrop::new(iterator);
+    move |values| {
+        for _ in 0..values {
+            black_box(iterator.next().unwrap());
+        }
+    }
+}
+
+/// The contenders for values of another type than `u64`.
+macro_rules! of_type {
+    ($module:ident, $T:ty, $value:expr) => {
+        mod $module {
+            use super::*;
+
+            pub(super) fn ours() -> impl FnMut(u64) {
+                let generator = greenlet::Generator::<$T>::new(|out| {
+                    for n in 0..u64::MAX {
+                        out.yield_($value(n))?;
+                    }
+                    Ok(())
+                });
+                drain_of(generator.map(Result::unwrap))
+            }
+
+            struct Corosensei(corosensei::Coroutine<(), $T, (), stacks::Pooled>);
+
+            impl Iterator for Corosensei {
+                type Item = $T;
+
+                fn next(&mut self) -> Option<$T> {
+                    self.0.resume(()).as_yield()
+                }
+            }
+
+            pub(super) fn corosensei() -> impl FnMut(u64) {
+                let stack = stacks::Pooled::take();
+                let coroutine = corosensei::Coroutine::with_stack(stack, |yielder, ()| {
+                    for n in 0..u64::MAX {
+                        yielder.suspend($value(n));
+                    }
+                });
+                drain_of(Corosensei(coroutine))
+            }
+
+            pub(super) fn genawaiter() -> impl FnMut(u64) {
+                let generator = genawaiter::rc::Gen::new(|co| async move {
+                    for n in 0..u64::MAX {
+                        co.yield_($value(n)).await;
+                    }
+                });
+                drain_of(generator.into_iter())
+            }
+        }
+    };
+}
+
+of_type!(words, [u64; 3], |n: u64| [n, n, n]);
+of_type!(text, &'static str, |n: u64| ["even", "odd"][n as usize % 2]);
+
+fn genawaiter() -> impl FnMut(u64) {
+    let generator = genawaiter::rc::Gen::new(|co| async move {
+        for n in 0..u64::MAX {
+            co.yield_(n).await;
+        }
+    });
+    drain(generator.into_iter())
+}
+
+/// Takes one value from each of many generators, and then the end if it `ends`.
+fn one_value<I: Iterator<Item = u64>>(make: fn(u64) -> I, ends: bool) -> impl FnMut(u64) {
+    move |generators| {
+        for n in 0..generators {
+            let mut generator = make(n);
+            black_box(generator.next().unwrap());
+            if ends {
+                assert!(generator.next().is_none());
+            }
+        }
+    }
+}
+
+fn one_of_ours(n: u64) -> impl Iterator<Item = u64> {
+    greenlet::Generator::new(move |out| {
+        out.yield_(n)?;
+        Ok(())
+    })
+    .map(Result::unwrap)
+}
+
+fn one_of_corosensei(n: u64) -> impl Iterator<Item = u64> {
+    let stack = stacks::Pooled::take();
+    Corosensei(corosensei::Coroutine::with_stack(stack, move |yielder, ()| {
+        yielder.suspend(n);
+    }))
+}
+
+fn one_of_genawaiter(n: u64) -> impl Iterator<Item = u64> {
+    genawaiter::rc::Gen::new(move |co| async move { co.yield_(n).await }).into_iter()
+}
+
 pub(crate) fn groups() -> Vec<Group> {
     vec![
         Group::new("generator, per value", 1)
@@ -165,6 +268,26 @@ pub(crate) fn groups() -> Vec<Group> {
             .add("generator", generator)
             .add("wasmtime-fiber", wasmtime)
             .add("native async", native_async)
+            .add("genawaiter", genawaiter)
+            .goal("corosensei", 1.2),
+        Group::new("generator, per &str", 1)
+            .add("greenlet", text::ours)
+            .add("corosensei", text::corosensei)
+            .add("genawaiter", text::genawaiter),
+        Group::new("generator, per three words", 1)
+            .add("greenlet", words::ours)
+            .add("corosensei", words::corosensei)
+            .add("genawaiter", words::genawaiter)
             .goal("corosensei", 1.0),
+        Group::new("generator: create, one value, end", 1)
+            .add("greenlet", || one_value(one_of_ours, true))
+            .add("corosensei", || one_value(one_of_corosensei, true))
+            .add("genawaiter", || one_value(one_of_genawaiter, true))
+            .goal("corosensei", 0.4),
+        Group::new("generator: create, one value, drop", 1)
+            .add("greenlet", || one_value(one_of_ours, false))
+            .add("corosensei", || one_value(one_of_corosensei, false))
+            .add("genawaiter", || one_value(one_of_genawaiter, false))
+            .goal("corosensei", 0.05),
     ]
 }

@@ -9,7 +9,7 @@
 | -------------- | ------------------------------------------------------------------------------------- |
 | `peers`        | `cargo bench -- --table` in benches/                                                  |
 | `build`        | compile time of greenlet-core from scratch; what a program gains in size              |
-| `instructions` | `.ci/instructions`: what one hot switch executes (needs valgrind)                     |
+| `instructions` | `.ci/instructions`: what a switch, a value and a creation execute (needs valgrind)    |
 | `bridge`       | `cargo bench --bench bridge`; with `DATABASE_URL`, the repaint loop as well           |
 | `python`       | `python_peers.py`, in a virtual environment of its own with greenlet and gevent       |
 
@@ -121,10 +121,13 @@ def instructions():
         print("left out: instructions are counted by valgrind")
         return None
     printed = run(".ci/instructions")
-    counts = re.findall(r"profile (\w+): ([\d.]+), at most (\d+)", printed)
+    lines = re.findall(r"for each (.*), profile (\w+): ([\d.]+)(?:, at most (\d+))?", printed)
     return {
         "command": ".ci/instructions",
-        "counts": {profile: {"each": float(each), "most": int(most)} for profile, each, most in counts},
+        "counts": [
+            {"what": what, "profile": profile, "each": float(each), "most": int(most) if most else None}
+            for what, profile, each, most in lines
+        ],
     }
 
 

@@ -2,11 +2,12 @@
 //!
 //! A [`Group`] is one question ("what does a switch cost?") and its contenders. Figures that were taken one after
 //! the other compare badly on a machine that has other work: so all contenders of a group are in one process, and run
-//! in turns, a few milliseconds each, for many rounds. What is reported is the median of each, its spread, and the
+//! in turns, 0.3 ms each, for many rounds. What is reported is the median of each, its spread, and the
 //! median of the ratios *within* a round.
 //!
-//! Work elsewhere, be it on the other half of the same core, disturbs all contenders, but not alike: who keeps the processor busier
-//! loses more. So only the quietest third of the rounds counts: those in which all contenders together took least.
+//! Other work on the same core slows down all contenders, and pulls a ratio towards 1. A neighbour seldom pauses for several
+//! milliseconds, so long stretches are nearly all disturbed. Short ones fit into its pauses. Only the quietest tenth of the
+//! rounds counts: those in which all contenders together took least.
 //!
 //! Each group has processes of its own, so that no question depends on what was asked before. It has five of
 //! them, with those of the other groups between, and the rounds are put together: where stacks and records happen to
@@ -37,14 +38,22 @@ pub mod stacks;
 pub const OURS: &str = "greenlet";
 
 /// How long a contender runs at a stretch.
-const STRETCH: Duration = Duration::from_millis(4);
+const STRETCH: Duration = Duration::from_micros(300);
+
+/// The stretch of a group whose best round counts. Two threads need some time to start together.
+const LONG_STRETCH: Duration = Duration::from_millis(4);
 
 /// How many processes a group has, and how many rounds each of them runs.
 const PROCESSES: usize = 5;
-const ROUNDS: usize = 21;
+const ROUNDS: usize = 301;
+
+/// How many rounds a process runs at least. It runs no more of them if they are long ones, or after [`ENOUGH`]: one
+/// lap of a large ring takes many times a stretch.
+const FEWEST_ROUNDS: usize = 21;
+const ENOUGH: Duration = Duration::from_secs(4);
 
 /// One of how many rounds counts.
-const QUIETEST: usize = 3;
+const QUIETEST: usize = 10;
 
 /// Does something `n` times, and says how long what is measured of it took.
 type Run = Box<dyn FnMut(u64) -> Duration>;
@@ -295,7 +304,7 @@ fn child(group: Group, mode: &str, baseline: (Option<&str>, Option<&str>)) {
             figures.finish();
         }
         _ => {
-            let times = in_turns(&mut runs, group.units, group.fixed);
+            let times = in_turns(&mut runs, group.units, group.fixed, group.is_best);
             println!("{}", json!(times));
         }
     }
@@ -304,14 +313,27 @@ fn child(group: Group, mode: &str, baseline: (Option<&str>, Option<&str>)) {
 }
 
 /// Runs all contenders in turns: the nanoseconds of each, round by round.
-fn in_turns(runs: &mut [(&'static str, Run)], units: u64, fixed: Option<(u64, usize)>) -> Vec<Vec<f64>> {
-    let rounds = fixed.map_or(ROUNDS, |(_, rounds)| rounds);
+fn in_turns(
+    runs: &mut [(&'static str, Run)],
+    units: u64,
+    fixed: Option<(u64, usize)>,
+    is_best: bool,
+) -> Vec<Vec<f64>> {
+    let (stretch, rounds) = match (fixed, is_best) {
+        (Some((_, rounds)), _) => (STRETCH, rounds),
+        (None, true) => (LONG_STRETCH, FEWEST_ROUNDS),
+        (None, false) => (STRETCH, ROUNDS),
+    };
     let counts: Vec<u64> = runs
         .iter_mut()
-        .map(|(_, run)| fixed.map_or_else(|| fitting(run), |(n, _)| n))
+        .map(|(_, run)| fixed.map_or_else(|| fitting(run, stretch), |(n, _)| n))
         .collect();
     let mut times = vec![Vec::with_capacity(rounds); runs.len()];
+    let start = Instant::now();
     for round in 0..rounds {
+        if fixed.is_none() && round >= FEWEST_ROUNDS && start.elapsed() > ENOUGH {
+            break;
+        }
         for turn in 0..runs.len() {
             // Another one begins each round, so that nobody always follows the same one.
             let which = (turn + round) % runs.len();
@@ -329,8 +351,8 @@ fn in_turns(runs: &mut [(&'static str, Run)], units: u64, fixed: Option<(u64, us
     times
 }
 
-/// How many iterations take about a [`STRETCH`], with what is not measured of them.
-fn fitting(run: &mut Run) -> u64 {
+/// How many iterations take about a `stretch`, with what is not measured of them.
+fn fitting(run: &mut Run, stretch: Duration) -> u64 {
     let mut n = 1;
     loop {
         // The shortest of a few: other work on the machine is not to shorten the stretch.
@@ -340,8 +362,8 @@ fn fitting(run: &mut Run) -> u64 {
             start.elapsed()
         });
         let time = tries.min().expect("there were some");
-        if time >= STRETCH / 2 || n >= 1 << 40 {
-            let ratio = STRETCH.as_secs_f64() / time.as_secs_f64();
+        if time >= stretch / 2 || n >= 1 << 40 {
+            let ratio = stretch.as_secs_f64() / time.as_secs_f64();
             return ((n as f64 * ratio) as u64).max(1);
         }
         n *= 2;

@@ -3,8 +3,8 @@
 
     python3 compare.py --seed 1 --count 22000 PROGRAM [PROGRAM...]
 
-Writes random programs (half of them by generate.py, half by generate_more.py), runs them by oracle.py
-and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Where the two differ on
+Writes random programs (a third each by generate.py, generate_more.py and generate_generators.py), runs them by
+oracle.py and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Where the two differ on
 purpose (a killed greenlet stays suspended, or parents come to stand in a cycle: see OPS.md), the logs are
 compared up to that moment. Programs that do not end are left out. Both are counted.
 
@@ -24,6 +24,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REFEREE = [sys.executable, os.path.join(HERE, "oracle.py"), "--verdicts"]
 
 BATCH = 2000
+
+# the ops whose last operand says what they catch
+CATCHING = ("switch", "throw", "next", "send", "throw_in", "close", "yield")
 
 # seconds that one program may take: a cycle of parents, which the original allows to come about, makes
 # it loop for ever
@@ -126,7 +129,7 @@ def smaller(program):
 
     def used(ops):
         for op in ops:
-            if op[0] == "new":
+            if op[0] in ("new", "generator"):
                 yield op[2]
             elif op[0] == "finally":
                 yield from used(op[1])
@@ -134,8 +137,8 @@ def smaller(program):
 
     def renumbered(ops, gone):
         for op in ops:
-            if op[0] == "new":
-                yield ["new", op[1], op[2] - (op[2] > gone), op[3]]
+            if op[0] in ("new", "generator"):
+                yield op[:2] + [op[2] - (op[2] > gone)] + op[3:]
             elif op[0] == "finally":
                 yield ["finally", list(renumbered(op[1], gone)), list(renumbered(op[2], gone))]
             else:
@@ -162,8 +165,8 @@ def smaller(program):
                         changed = list(op)
                         changed[part] = inner
                         yield before + [changed] + after
-            elif op[0] in ("switch", "throw") and op[3] != "none":
-                yield before + [op[:3] + ["none"]] + after
+            elif op[0] in CATCHING and op[-1] != "none":
+                yield before + [op[:-1] + ["none"]] + after
             elif op[0] == "new" and op[3] is not None:
                 yield before + [op[:3] + [None]] + after
 
@@ -196,7 +199,9 @@ def show(program, expected, got):
 
 
 def generated(seed, count):
-    for script, share in (("generate.py", count - count // 2), ("generate_more.py", count // 2)):
+    third = count // 3
+    for script, share in (("generate.py", count - 2 * third), ("generate_more.py", third),
+                          ("generate_generators.py", third)):
         command = [sys.executable, os.path.join(HERE, script), "--seed", str(seed), "--count", str(share)]
         yield from subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -204,7 +209,7 @@ def generated(seed, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock")
-    parser.add_argument("--count", type=int, default=22_000, help="how many programs are to be compared")
+    parser.add_argument("--count", type=int, default=24_000, help="how many programs are to be compared")
     parser.add_argument("--programs", help="a file of programs to run instead")
     parser.add_argument("--show", type=int, default=3, help="how many differences are shrunk and shown")
     parser.add_argument("builds", nargs="+", metavar="PROGRAM")

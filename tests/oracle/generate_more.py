@@ -83,8 +83,11 @@ class Generator:
         if kind == "return" and (body or self.rng.random() < 0.2):
             return ["return", self.fresh()]
         if kind == "finally" and depth < 3:
-            return ["finally", self.ops(body, depth + 1, 0, 4), self.ops(body, depth + 1, 0, 3)]
+            return self.finally_(body, depth)
         return ["who"]
+
+    def finally_(self, body, depth):
+        return ["finally", self.ops(body, depth + 1, 0, 4), self.ops(body, depth + 1, 0, 3)]
 
     def ops(self, body, depth, low, high):
         return [self.op(body, depth) for _ in range(self.rng.randint(low, high))]

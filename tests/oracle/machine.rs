@@ -12,10 +12,11 @@ use std::thread;
 
 use anyhow::{Error, Result};
 use greenlet::{
-    Greenlet, GreenletExit, State, TraceEvent, TraceKind, Tracer, Value, getcurrent, getparent, settrace,
+    Generator, GeneratorBuilder, GeneratorError, Greenlet, GreenletExit, State, TraceEvent, TraceKind,
+    Tracer, Value, Yielder, getcurrent, getparent, settrace,
 };
 
-use super::program::{Catch, Failure, Int, Malformed, Op, Place, Program, SLOTS};
+use super::program::{Catch, Failure, GENERATOR_SLOTS, Int, Malformed, Op, Place, Program, SLOTS};
 
 /// How large stacks are. The interpreter is recursive: a body of `finally` in `finally` goes deep.
 const MAIN_STACK: usize = 16 << 20;
@@ -70,6 +71,12 @@ fn error_name(error: &Error) -> &'static str {
         "Exit"
     } else if let Some(own) = error.downcast_ref::<OwnError>() {
         own.0
+    } else if let Some(error) = error.downcast_ref::<GeneratorError>() {
+        match error {
+            error if error.is_busy() => "Busy",
+            error if error.is_exit_ignored() => "Ignored",
+            error => unreachable!("each yield is in its generator: {error}"),
+        }
     } else {
         "GreenletError"
     }
@@ -84,6 +91,34 @@ fn value_name(value: &Value) -> String {
     }
 }
 
+/// What a step brings: nothing, if it is a `next`.
+type Input = Option<Int>;
+
+fn input_name(input: Input) -> String {
+    input.map_or_else(|| "nothing".to_owned(), |int| int.to_string())
+}
+
+type Made = Generator<Int, Input, Int>;
+
+/// What runs a body. It begins each log line of the body.
+#[derive(Clone, Copy)]
+enum Me<'a> {
+    Greenlet(&'a str),
+    Generator(&'a str, &'a Yielder<Int, Input>),
+}
+
+impl fmt::Display for Me<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Me::Greenlet(name) => f.write_str(name),
+            // The greenlet that steps it, perhaps another one each time.
+            Me::Generator(own, _) => write!(f, "{own}@{}", name(&getcurrent())),
+        }
+    }
+}
+
+const MAIN: Me<'static> = Me::Greenlet("main");
+
 /// Why a list of ops was left before its end.
 enum Leave {
     Return(Int),
@@ -93,7 +128,9 @@ enum Leave {
 struct Machine {
     program: Program,
     slots: [RefCell<Option<Greenlet>>; SLOTS],
+    generators: [RefCell<Option<Rc<Made>>>; GENERATOR_SLOTS],
     count: Cell<usize>,
+    generator_count: Cell<usize>,
     log: RefCell<Vec<String>>,
     /// Main's log has been handed out: what runs now is being ended with its thread.
     is_over: Cell<bool>,
@@ -104,7 +141,9 @@ impl Machine {
         Machine {
             program,
             slots: [const { RefCell::new(None) }; SLOTS],
+            generators: [const { RefCell::new(None) }; GENERATOR_SLOTS],
             count: Cell::new(0),
+            generator_count: Cell::new(0),
             log: RefCell::default(),
             is_over: Cell::new(false),
         }
@@ -112,14 +151,20 @@ impl Machine {
 
     /// Runs body 0 in the main greenlet of the thread.
     fn run_main(self: Rc<Machine>) -> Vec<String> {
-        if let Err(Leave::Error(error)) = self.run("main", &self.program.bodies[0]) {
+        if let Err(Leave::Error(error)) = self.run(MAIN, &self.program.bodies[0]) {
             self.emit(format!("main end error {}", error_name(&error)));
         }
         self.emit("main end".to_owned());
         for slot in 0..SLOTS {
             let is_empty = self.slots[slot].borrow().is_none();
             if !is_empty {
-                self.drop_slot("main", slot);
+                self.drop_slot(MAIN, slot);
+            }
+        }
+        for slot in 0..GENERATOR_SLOTS {
+            let is_empty = self.generators[slot].borrow().is_none();
+            if !is_empty {
+                self.drop_generator(MAIN, slot);
             }
         }
         settrace(None);
@@ -151,7 +196,7 @@ impl Machine {
         self.slots[slot].replace(greenlet)
     }
 
-    fn run(self: &Rc<Machine>, me: &str, ops: &[Op]) -> Result<(), Leave> {
+    fn run(self: &Rc<Machine>, me: Me<'_>, ops: &[Op]) -> Result<(), Leave> {
         for op in ops {
             if self.is_over.get() {
                 return Err(Leave::Error(GreenletExit::new().into()));
@@ -161,7 +206,7 @@ impl Machine {
         Ok(())
     }
 
-    fn step(self: &Rc<Machine>, me: &str, op: &Op) -> Result<(), Leave> {
+    fn step(self: &Rc<Machine>, me: Me<'_>, op: &Op) -> Result<(), Leave> {
         match op {
             Op::New { slot, body, parent } => self.new_greenlet(me, *slot, *body, *parent),
             Op::Switch { target, value, catch } => return self.switch(me, *target, value, *catch),
@@ -195,11 +240,23 @@ impl Machine {
                 return outcome;
             }
             Op::Trace(on) => self.trace(me, *on),
+            Op::Generator { slot, body } => self.new_generator(me, *slot, *body),
+            Op::Step { slot, value, catch } => return self.step_generator(me, *slot, value, *catch),
+            Op::ThrowIn { slot, failure, catch } => return self.throw_in(me, *slot, *failure, *catch),
+            Op::Close { slot, catch } => return self.close(me, *slot, *catch),
+            Op::GeneratorState(slot) => self.generator_state(me, *slot),
+            Op::DropGenerator(slot) => self.drop_generator(me, *slot),
+            Op::CopyGenerator { from, to } => {
+                let second = self.generators[*from].borrow().clone();
+                drop(self.generators[*to].replace(second));
+                self.emit(format!("{me} copy_generator {from} {to}"));
+            }
+            Op::Yield { value, catch } => return self.yield_(me, value, *catch),
         }
         Ok(())
     }
 
-    fn new_greenlet(self: &Rc<Machine>, me: &str, slot: usize, body: usize, parent: Option<Place>) {
+    fn new_greenlet(self: &Rc<Machine>, me: Me<'_>, slot: usize, body: usize, parent: Option<Place>) {
         let mut builder = Greenlet::builder().stack_size(STACK);
         if let Some(place) = parent {
             let Some(parent) = self.place(place) else {
@@ -211,9 +268,10 @@ impl Machine {
         self.count.set(self.count.get() + 1);
         let label = format!("g{}", self.count.get());
         let machine = Rc::clone(self);
-        let made = builder
-            .name(label.as_str())
-            .build(move |first: Value| machine.run_body(&label, body, &first));
+        let made = builder.name(label.as_str()).build(move |first: Value| {
+            let result = machine.run_body(Me::Greenlet(&label), body, &value_name(&first))?;
+            Ok(Value::new(result))
+        });
         let before = self.put(slot, Some(made.clone()));
         // CAUTION: runs foreign code: it may use the new greenlet already.
         drop(before);
@@ -222,8 +280,8 @@ impl Machine {
         self.emit(format!("{me} new {slot} -> g{}", self.count.get()));
     }
 
-    fn run_body(self: &Rc<Machine>, me: &str, body: usize, first: &Value) -> Result<Value> {
-        self.emit(format!("{me} start {}", value_name(first)));
+    fn run_body(self: &Rc<Machine>, me: Me<'_>, body: usize, first: &str) -> Result<Int> {
+        self.emit(format!("{me} start {first}"));
         let result = match self.run(me, &self.program.bodies[body]) {
             Ok(()) => Int::zero(),
             Err(Leave::Return(value)) => value,
@@ -233,29 +291,29 @@ impl Machine {
             }
         };
         self.emit(format!("{me} end {result}"));
-        Ok(Value::new(result))
+        Ok(result)
     }
 
-    fn switch(&self, me: &str, place: Place, value: &Int, catch: Catch) -> Result<(), Leave> {
+    fn switch(&self, me: Me<'_>, place: Place, value: &Int, catch: Catch) -> Result<(), Leave> {
         // The target is held until the switch has come back, and no longer.
         let switched = |target: Greenlet| target.switch::<Value>(value.clone());
-        let outcome = self.place(place).map(switched);
+        let outcome = self.place(place).map(switched).map(named);
         self.settle(me, &format!("switch {place} {value}"), catch, outcome)
     }
 
-    fn throw(&self, me: &str, place: Place, failure: Failure, catch: Catch) -> Result<(), Leave> {
+    fn throw(&self, me: Me<'_>, place: Place, failure: Failure, catch: Catch) -> Result<(), Leave> {
         let thrown = |target: Greenlet| target.throw::<Value>(failure.to_error());
-        let outcome = self.place(place).map(thrown);
+        let outcome = self.place(place).map(thrown).map(named);
         self.settle(me, &format!("throw {place} {failure}"), catch, outcome)
     }
 
-    /// Logs the outcome of a switch or throw, and lets its error go on unless it is caught.
+    /// Logs the outcome of a switch, throw, step or yield, and lets its error go on unless it is caught.
     fn settle(
         &self,
-        me: &str,
+        me: Me<'_>,
         text: &str,
         catch: Catch,
-        outcome: Option<Result<Value>>,
+        outcome: Option<Result<String>>,
     ) -> Result<(), Leave> {
         let error = match outcome {
             None => {
@@ -263,7 +321,7 @@ impl Machine {
                 return Ok(());
             }
             Some(Ok(value)) => {
-                self.emit(format!("{me} {text} -> {}", value_name(&value)));
+                self.emit(format!("{me} {text} -> {value}"));
                 return Ok(());
             }
             Some(Err(error)) => error,
@@ -281,7 +339,91 @@ impl Machine {
         }
     }
 
-    fn set_parent(&self, me: &str, child_place: Place, parent_place: Place) {
+    fn new_generator(self: &Rc<Machine>, me: Me<'_>, slot: usize, body: usize) {
+        self.generator_count.set(self.generator_count.get() + 1);
+        let label = format!("y{}", self.generator_count.get());
+        let machine = Rc::clone(self);
+        let function = move |yielder: Yielder<Int, Input>, first: Input| {
+            machine.run_body(Me::Generator(&label, &yielder), body, &input_name(first))
+        };
+        let made = GeneratorBuilder::new()
+            .stack_size(STACK)
+            .build_with_input(function);
+        let before = self.generators[slot].replace(Some(Rc::new(made)));
+        // CAUTION: runs arbitrary user code: it may use the new generator already.
+        drop(before);
+        self.emit(format!(
+            "{me} generator {slot} -> y{}",
+            self.generator_count.get()
+        ));
+    }
+
+    fn step_generator(&self, me: Me<'_>, slot: usize, value: &Input, catch: Catch) -> Result<(), Leave> {
+        let text = match value {
+            None => format!("next {slot}"),
+            Some(value) => format!("send {slot} {value}"),
+        };
+        let outcome = self.in_generator(slot, |generator| generator.resume(value.clone()));
+        self.settle(me, &text, catch, outcome)
+    }
+
+    fn throw_in(&self, me: Me<'_>, slot: usize, failure: Failure, catch: Catch) -> Result<(), Leave> {
+        let outcome = self.in_generator(slot, |generator| generator.throw(failure.to_error()));
+        self.settle(me, &format!("throw_in {slot} {failure}"), catch, outcome)
+    }
+
+    /// Makes a step of the generator in a slot. Returns `None` if the slot is empty.
+    fn in_generator(
+        &self,
+        slot: usize,
+        step: impl FnOnce(&Made) -> Option<Result<Int>>,
+    ) -> Option<Result<String>> {
+        // It is held until the step has come back, and no longer.
+        let generator = self.generators[slot].borrow().clone()?;
+        Some(match step(&generator) {
+            Some(item) => item.map(|item| item.to_string()),
+            None => Ok(match generator.take_return() {
+                Some(returned) => format!("returned {returned}"),
+                None => "finished".to_owned(),
+            }),
+        })
+    }
+
+    fn close(&self, me: Me<'_>, slot: usize, catch: Catch) -> Result<(), Leave> {
+        let closed = |generator: Rc<Made>| {
+            let outcome = generator.close();
+            // Python's `close` discards it.
+            generator.take_return();
+            outcome.map(|()| "ok".to_owned())
+        };
+        let generator = self.generators[slot].borrow().clone();
+        self.settle(me, &format!("close {slot}"), catch, generator.map(closed))
+    }
+
+    fn generator_state(&self, me: Me<'_>, slot: usize) {
+        let state = match &*self.generators[slot].borrow() {
+            None => "empty",
+            Some(generator) if generator.is_finished() => "finished",
+            Some(_) => "unfinished",
+        };
+        self.emit(format!("{me} generator_state {slot} -> {state}"));
+    }
+
+    fn drop_generator(&self, me: Me<'_>, slot: usize) {
+        self.emit(format!("{me} drop_generator {slot}"));
+        drop(self.generators[slot].take());
+        self.emit(format!("{me} dropped_generator {slot}"));
+    }
+
+    fn yield_(&self, me: Me<'_>, value: &Int, catch: Catch) -> Result<(), Leave> {
+        let outcome = match me {
+            Me::Generator(_, yielder) => yielder.yield_(value.clone()).map(input_name),
+            Me::Greenlet(_) => Ok("no generator".to_owned()),
+        };
+        self.settle(me, &format!("yield {value}"), catch, Some(outcome))
+    }
+
+    fn set_parent(&self, me: Me<'_>, child_place: Place, parent_place: Place) {
         let (child, parent) = (self.place(child_place), self.place(parent_place));
         let outcome = match (&child, &parent) {
             (Some(child), Some(parent)) => match child.set_parent(parent) {
@@ -298,13 +440,13 @@ impl Machine {
         ));
     }
 
-    fn drop_slot(&self, me: &str, slot: usize) {
+    fn drop_slot(&self, me: Me<'_>, slot: usize) {
         self.emit(format!("{me} drop {slot}"));
         drop(self.put(slot, None));
         self.emit(format!("{me} dropped {slot}"));
     }
 
-    fn state(&self, me: &str, place: Place) {
+    fn state(&self, me: Me<'_>, place: Place) {
         let Some(greenlet) = self.place(place) else {
             self.emit(format!("{me} state {place} -> empty"));
             return;
@@ -318,7 +460,7 @@ impl Machine {
         self.emit(format!("{me} state {place} -> {state} parent {parent}"));
     }
 
-    fn trace(self: &Rc<Machine>, me: &str, on: bool) {
+    fn trace(self: &Rc<Machine>, me: Me<'_>, on: bool) {
         let tracer = on.then(|| {
             let machine = Rc::clone(self);
             Tracer::new(move |event| {
@@ -342,6 +484,10 @@ impl Machine {
             name(&event.target)
         ));
     }
+}
+
+fn named(outcome: Result<Value>) -> Result<String> {
+    outcome.map(|value| value_name(&value))
 }
 
 fn name(greenlet: &Greenlet) -> String {

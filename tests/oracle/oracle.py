@@ -18,6 +18,7 @@ Needs `pip install greenlet`. Exit status 0, or 2 with a message on a malformed 
 
 import argparse
 import gc
+import inspect
 import json
 import sys
 import threading
@@ -25,6 +26,7 @@ import threading
 import greenlet as g
 
 SLOTS = 10
+GENERATOR_SLOTS = 4
 
 # With --verdicts: so many lines are taken for no end, and Python's own limits are set far enough away.
 # (A RecursionError that a `finally` replaces by an error of its own would go unseen.)
@@ -60,12 +62,16 @@ def give_up(error):
 
 def error_name(error):
     """The name that OPS.md gives an error."""
-    if isinstance(error, g.GreenletExit):
+    if isinstance(error, (g.GreenletExit, GeneratorExit)):
         return "Exit"
     if isinstance(error, (E1, E2)):
         return type(error).__name__
     if isinstance(error, g.error):
         return "GreenletError"
+    if str(error) == "generator already executing":
+        return "Busy"
+    if str(error) == "generator ignored GeneratorExit":
+        return "Ignored"
     if isinstance(error, (ValueError, AttributeError)):
         return "BadParent"
     give_up(error)
@@ -73,6 +79,8 @@ def error_name(error):
 
 
 def value_name(value):
+    if value is None:
+        return "nothing"
     return "Exit" if isinstance(value, g.GreenletExit) else str(value)
 
 
@@ -83,10 +91,77 @@ class Leave(Exception):
         self.value = value
 
 
+class InGenerator:
+    """Begins the log lines of a generator's body: the generator, and the greenlet that runs it now."""
+
+    def __init__(self, machine, name):
+        self.machine = machine
+        self.name = name
+
+    def __str__(self):
+        return f"{self.name}@{self.machine.name(g.getcurrent())}"
+
+
+def generator_function(ops):
+    """Compile the ops of a body to a generator function.
+
+    An interpreter would be a generator for each `finally`, joined by `yield from`. Python's `close` tells each of
+    these apart, so one that catches the exit would not be obeyed.
+    """
+    lines = [
+        "def body(machine, label):",
+        "    machine.emit(f'{label} start {value_name(machine.first)}')",
+        "    try:",
+        "        result = 0",
+        *compiled(ops, " " * 8),
+        "    except Leave as leave:",
+        "        result = leave.value",
+        "    except BaseException as error:",
+        "        machine.emit(f'{label} end error {error_name(error)}')",
+        "        raise",
+        "    machine.emit(f'{label} end {result}')",
+        "    return result",
+        "    yield",
+    ]
+    names = dict(globals())
+    exec("\n".join(lines), names)
+    return names["body"]
+
+
+def compiled(ops, indent):
+    """The lines of source that run these ops."""
+    for op in ops:
+        yield f"{indent}machine.before_op()"
+        if op[0] == "yield":
+            _, value, catch = op
+            yield f"{indent}try:"
+            yield f"{indent}    got = yield {value}"
+            yield f"{indent}except BaseException as error:"
+            yield f"{indent}    if not machine.is_caught(label, 'yield {value}', {catch!r}, error):"
+            yield f"{indent}        raise"
+            yield f"{indent}else:"
+            yield f"{indent}    machine.emit(f'{{label}} yield {value} -> {{value_name(got)}}')"
+        elif op[0] == "finally":
+            yield f"{indent}try:"
+            yield f"{indent}    pass"
+            yield from compiled(op[1], indent + "    ")
+            yield f"{indent}finally:"
+            yield f"{indent}    machine.emit(f'{{label}} finally')"
+            yield from compiled(op[2], indent + "    ")
+        else:
+            yield f"{indent}machine.step(label, {op!r})"
+
+
 class Machine:
     def __init__(self, program, limit):
         self.bodies = program["bodies"]
         self.slots = [None] * SLOTS
+        self.generators = [None] * GENERATOR_SLOTS
+        self.generator_count = 0
+        # the compiled bodies, by their numbers
+        self.functions = {}
+        # what starts a generator: Python's own gets no value then
+        self.first = None
         # names are kept by identity without holding a reference to the greenlet
         self.names = {id(g.getcurrent()): "main"}
         self.count = 0
@@ -136,15 +211,29 @@ class Machine:
         self.names[id(made)] = label
         return made
 
+    def new_generator(self, body):
+        self.generator_count += 1
+        if body not in self.functions:
+            self.functions[body] = generator_function(self.bodies[body])
+        return self.functions[body](self, InGenerator(self, f"y{self.generator_count}"))
+
     def run(self, label, ops):
         for op in ops:
-            if self.is_runaway or len(self.log) > self.limit:
-                self.is_runaway = True
-                raise Runaway
-            if self.limit < sys.maxsize and self.differs is None and self.has_cycle():
-                self.differs = f" cycle {len(self.log)}"
+            self.before_op()
             self.step(label, op)
         return 0
+
+    def before_op(self):
+        if self.is_runaway or len(self.log) > self.limit:
+            self.is_runaway = True
+            raise Runaway
+        if self.limit < sys.maxsize and self.has_cycle():
+            self.note_difference("cycle")
+
+    def note_difference(self, what):
+        """Note that from here on the log is not to be compared."""
+        if self.differs is None:
+            self.differs = f" {what} {len(self.log)}"
 
     def has_cycle(self):
         """Say whether some lineage is a cycle.
@@ -166,14 +255,41 @@ class Machine:
         try:
             value = action()
         except BaseException as error:
-            if isinstance(error, Leave):
-                raise
-            name = error_name(error)
-            self.emit(f"{label} {text} -> error {name}")
-            if catch == "all" or (catch == "errors" and name != "Exit"):
+            if self.is_caught(label, text, catch, error):
                 return
             raise
         self.emit(f"{label} {text} -> {value_name(value)}")
+
+    def is_caught(self, label, text, catch, error):
+        """Log the error of a switch, throw, step or yield; return whether it stops there."""
+        if isinstance(error, Leave):
+            return False
+        name = error_name(error)
+        self.emit(f"{label} {text} -> error {name}")
+        return catch == "all" or (catch == "errors" and name != "Exit")
+
+    def in_generator(self, label, text, slot, catch, action):
+        """Do a step of a generator; log its outcome."""
+        if self.generators[slot] is None:
+            self.emit(f"{label} {text} -> empty")
+        else:
+            self.attempt(label, text, catch, lambda: self.stepped(action))
+
+    def stepped(self, action):
+        """What a step of a generator gives: a value, or that there are no more."""
+        try:
+            return action()
+        except StopIteration as stop:
+            return "finished" if stop.value is None else f"returned {stop.value}"
+
+    def close(self, slot):
+        self.generators[slot].close()
+        return "ok"
+
+    def is_in_state(self, slot, state):
+        """Return whether a slot holds a generator in a state, one of those of `inspect`."""
+        generator = self.generators[slot]
+        return generator is not None and inspect.getgeneratorstate(generator) == state
 
     def step(self, label, op):
         kind = op[0]
@@ -223,6 +339,39 @@ class Machine:
         elif kind == "copy":
             self.slots[op[2]] = self.slots[op[1]]
             self.emit(f"{label} copy {op[1]} {op[2]}")
+        elif kind == "generator":
+            _, slot, body = op
+            self.generators[slot] = self.new_generator(body)
+            self.emit(f"{label} generator {slot} -> y{self.generator_count}")
+        elif kind in ("next", "send"):
+            slot, *value, catch = op[1:]
+            value = value[0] if value else None
+            text = f"next {slot}" if kind == "next" else f"send {slot} {value}"
+            if self.is_in_state(slot, inspect.GEN_CREATED):
+                self.first = value
+                value = None
+            self.in_generator(label, text, slot, catch, lambda: self.generators[slot].send(value))
+        elif kind == "throw_in":
+            _, slot, error, catch = op
+            text = f"throw_in {slot} {error}"
+            self.in_generator(label, text, slot, catch, lambda: self.generators[slot].throw(ERRORS[error]))
+        elif kind == "close":
+            _, slot, catch = op
+            self.in_generator(label, f"close {slot}", slot, catch, lambda: self.close(slot))
+        elif kind == "generator_state":
+            slot = op[1]
+            state = "finished" if self.is_in_state(slot, inspect.GEN_CLOSED) else "unfinished"
+            self.emit(f"{label} generator_state {slot} -> {'empty' if self.generators[slot] is None else state}")
+        elif kind == "drop_generator":
+            self.emit(f"{label} drop_generator {op[1]}")
+            self.generators[op[1]] = None
+            self.emit(f"{label} dropped_generator {op[1]}")
+        elif kind == "copy_generator":
+            self.generators[op[2]] = self.generators[op[1]]
+            self.emit(f"{label} copy_generator {op[1]} {op[2]}")
+        elif kind == "yield":
+            # In a generator's body, `yield` is compiled: this body is run by a greenlet of its own.
+            self.emit(f"{label} yield {op[1]} -> no generator")
         elif kind == "state":
             where = self.place(op[1])
             if where is None:
@@ -268,8 +417,8 @@ class Complaints:
     def write(self, text):
         if running is None:
             sys.__stderr__.write(text)
-        elif text.startswith("GreenletExit did not kill") and running.differs is None:
-            running.differs = f" undead {len(running.log)}"
+        elif text.startswith("GreenletExit did not kill"):
+            running.note_difference("undead")
 
     def flush(self):
         pass
@@ -290,6 +439,9 @@ def run_program(program, limit):
         for slot in range(SLOTS):
             if machine.slots[slot] is not None:
                 machine.step("main", ["drop", slot])
+        for slot in range(GENERATOR_SLOTS):
+            if machine.generators[slot] is not None:
+                machine.step("main", ["drop_generator", slot])
     except (Runaway, RecursionError):
         machine.is_runaway = True
     finally:

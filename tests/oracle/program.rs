@@ -12,6 +12,9 @@ use serde_json::value::RawValue;
 /// How many slots the bodies of a program share.
 pub(crate) const SLOTS: usize = 10;
 
+/// How many slots for generators they share.
+pub(crate) const GENERATOR_SLOTS: usize = 4;
+
 /// How deep `finally` may be nested. The referee's own interpreter gives up earlier.
 const MAX_DEPTH: usize = 500;
 
@@ -132,6 +135,35 @@ pub(crate) enum Op {
         last: Vec<Op>,
     },
     Trace(bool),
+    Generator {
+        slot: usize,
+        body: usize,
+    },
+    /// `next` if there is no value, else `send`.
+    Step {
+        slot: usize,
+        value: Option<Int>,
+        catch: Catch,
+    },
+    ThrowIn {
+        slot: usize,
+        failure: Failure,
+        catch: Catch,
+    },
+    Close {
+        slot: usize,
+        catch: Catch,
+    },
+    GeneratorState(usize),
+    DropGenerator(usize),
+    CopyGenerator {
+        from: usize,
+        to: usize,
+    },
+    Yield {
+        value: Int,
+        catch: Catch,
+    },
 }
 
 impl Program {
@@ -212,7 +244,7 @@ impl Reader {
         let kind: String = read(kind).ok_or_else(no_op)?;
         let op = match (kind.as_str(), operands) {
             ("new", [at, body, parent]) => Op::New {
-                slot: slot(at)?,
+                slot: slot(at, SLOTS)?,
                 body: self.body(body)?,
                 parent: if parent.get() == "null" {
                     None
@@ -234,10 +266,10 @@ impl Reader {
                 child: place(child)?,
                 parent: place(parent)?,
             },
-            ("drop", [at]) => Op::Drop(slot(at)?),
+            ("drop", [at]) => Op::Drop(slot(at, SLOTS)?),
             ("copy", [from, to]) => Op::Copy {
-                from: slot(from)?,
-                to: slot(to)?,
+                from: slot(from, SLOTS)?,
+                to: slot(to, SLOTS)?,
             },
             ("state", [target]) => Op::State(place(target)?),
             ("who", []) => Op::Who,
@@ -251,6 +283,39 @@ impl Reader {
                 read(on)
                     .ok_or_else(|| Malformed(format!("`trace` takes true or false, not {}", short(on))))?,
             ),
+            ("generator", [at, body]) => Op::Generator {
+                slot: slot(at, GENERATOR_SLOTS)?,
+                body: self.body(body)?,
+            },
+            ("next", [at, stop]) => Op::Step {
+                slot: slot(at, GENERATOR_SLOTS)?,
+                value: None,
+                catch: catch(stop)?,
+            },
+            ("send", [at, value, stop]) => Op::Step {
+                slot: slot(at, GENERATOR_SLOTS)?,
+                value: Some(int(value)?),
+                catch: catch(stop)?,
+            },
+            ("throw_in", [at, error, stop]) => Op::ThrowIn {
+                slot: slot(at, GENERATOR_SLOTS)?,
+                failure: failure(error)?,
+                catch: catch(stop)?,
+            },
+            ("close", [at, stop]) => Op::Close {
+                slot: slot(at, GENERATOR_SLOTS)?,
+                catch: catch(stop)?,
+            },
+            ("generator_state", [at]) => Op::GeneratorState(slot(at, GENERATOR_SLOTS)?),
+            ("drop_generator", [at]) => Op::DropGenerator(slot(at, GENERATOR_SLOTS)?),
+            ("copy_generator", [from, to]) => Op::CopyGenerator {
+                from: slot(from, GENERATOR_SLOTS)?,
+                to: slot(to, GENERATOR_SLOTS)?,
+            },
+            ("yield", [value, stop]) => Op::Yield {
+                value: int(value)?,
+                catch: catch(stop)?,
+            },
             (kind, operands) => {
                 return Err(match operands_of(kind) {
                     Some(wanted) => Malformed(format!(
@@ -279,9 +344,9 @@ impl Reader {
 fn operands_of(kind: &str) -> Option<usize> {
     Some(match kind {
         "who" => 0,
-        "drop" | "state" | "return" | "raise" | "trace" => 1,
-        "set_parent" | "copy" | "finally" => 2,
-        "new" | "switch" | "throw" => 3,
+        "drop" | "state" | "return" | "raise" | "trace" | "generator_state" | "drop_generator" => 1,
+        "set_parent" | "copy" | "finally" | "generator" | "next" | "close" | "copy_generator" | "yield" => 2,
+        "new" | "switch" | "throw" | "send" | "throw_in" => 3,
         _ => return None,
     })
 }
@@ -294,12 +359,13 @@ fn list(raw: &RawValue) -> Option<Vec<&RawValue>> {
     read(raw)
 }
 
-fn slot(raw: &RawValue) -> Result<usize> {
+/// Reads the number of a slot, of which there are so many.
+fn slot(raw: &RawValue, slots: usize) -> Result<usize> {
     match index(raw) {
-        Some(slot) if slot < SLOTS => Ok(slot),
+        Some(slot) if slot < slots => Ok(slot),
         _ => Err(Malformed(format!(
             "a slot is a number from 0 to {}, not {}",
-            SLOTS - 1,
+            slots - 1,
             short(raw)
         ))),
     }

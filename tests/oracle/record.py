@@ -14,7 +14,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 # of each generator: seed, how many
-GENERATED = [("generate.py", 2026, 360), ("generate_more.py", 2026, 500)]
+GENERATED = [("generate.py", 2026, 360), ("generate_more.py", 2026, 500), ("generate_generators.py", 2026, 900)]
 
 # what is long says little that something short does not
 LONGEST_LOG = 100
