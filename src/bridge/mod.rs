@@ -38,6 +38,7 @@
 //! assert_eq!(total, 42);
 //! ```
 
+mod await_;
 mod block_on;
 mod driver;
 mod error;
@@ -46,17 +47,16 @@ mod io;
 #[cfg(feature = "tokio")]
 mod pool;
 mod request;
-#[cfg(feature = "tracing")]
-mod spans;
 mod spawn;
 mod stream;
 pub mod testing;
-mod wait;
-pub mod watchdog;
 
+pub use await_::{await_, try_await_};
 pub use block_on::block_on_greenlet;
 pub use error::{NoDriver, StrayMessage};
-pub use hooks::SpawnHooks;
+#[cfg(feature = "tracing")]
+pub use hooks::SpanHooks;
+pub use hooks::{SpawnHooks, watchdog, watchdog::Watchdog};
 pub use io::AwaitFailed;
 #[cfg(feature = "futures-io")]
 pub use io::FuturesIo;
@@ -64,9 +64,5 @@ pub use io::FuturesIo;
 pub use io::TokioIo;
 #[cfg(feature = "tokio")]
 pub use pool::{PinnedPool, Pooled};
-#[cfg(feature = "tracing")]
-pub use spans::SpanHooks;
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
 pub use stream::{Items, SpawnStream, StreamIter, iter_stream, stream_from};
-pub use wait::{await_, try_await_};
-pub use watchdog::Watchdog;

@@ -13,8 +13,8 @@ use std::task::{Context, Poll};
 use anyhow::Result;
 use futures_core::Stream;
 
+use super::await_::{await_, try_await_};
 use super::spawn::{Spawn, SpawnBuilder};
-use super::wait::{await_, try_await_};
 
 /// Iterates over a stream, in a spawned function: each `next` awaits an item.
 ///

@@ -16,7 +16,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use anyhow::Result;
 
 use super::spawn::{Spawn, SpawnResult, greenlet_spawn};
-use crate::leaks::assert_no_leaks;
+use crate::testing::leaks::assert_no_leaks;
 
 /// A spawned function that a test steps from await to await.
 ///

@@ -4,7 +4,7 @@ use std::backtrace::Backtrace;
 use std::hint::black_box;
 
 use anyhow::Result;
-use greenlet::record::record;
+use greenlet::record;
 use greenlet::{Greenlet, Tracer, Unwinding, getcurrent, getparent, may_switch, no_switch, settrace, stack};
 
 use crate::support::Log;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Result, bail};
-use greenlet::record::{EventKind, Recorder, note, record};
+use greenlet::testing::recorder::{EventKind, Recorder, note, record};
 use greenlet::{Greenlet, GreenletExit, Tracer, assert_no_leaks, getcurrent, getparent, gettrace, settrace};
 
 fn named(name: &str, body: impl FnOnce(()) -> Result<()> + 'static) -> Greenlet {

@@ -15,10 +15,10 @@ use greenlet_core::{
     Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, getcurrent, getmain, may_switch,
 };
 
-use super::driver::{Driver, Event, Phase, Ready};
-use super::error::StrayMessage;
-use super::hooks::{Hooks, SpawnHooks};
-use super::request::Polled;
+use crate::bridge::driver::{Driver, Event, Phase, Ready};
+use crate::bridge::error::StrayMessage;
+use crate::bridge::hooks::{Hooks, SpawnHooks};
+use crate::bridge::request::Polled;
 
 /// Runs a synchronous function in a greenlet; the result is a future that gives what it returns.
 ///
@@ -329,7 +329,7 @@ impl<T: 'static> Spawn<T> {
     }
 
     /// Whether to stop at each await before it is polled: see [`testing`](super::testing).
-    pub(super) fn stop_at_awaits(&self, stops: bool) {
+    pub(in crate::bridge) fn stop_at_awaits(&self, stops: bool) {
         self.driver.stops.set(stops);
         if stops {
             self.driver.in_place.set(false);
@@ -337,12 +337,12 @@ impl<T: 'static> Spawn<T> {
     }
 
     /// How often something was awaited.
-    pub(super) fn awaits(&self) -> u64 {
+    pub(in crate::bridge) fn awaits(&self) -> u64 {
         self.driver.awaits.get()
     }
 
     /// Where it awaits.
-    pub(super) fn awaits_at(&self) -> Option<&'static Location<'static>> {
+    pub(in crate::bridge) fn awaits_at(&self) -> Option<&'static Location<'static>> {
         match &self.stage {
             Stage::Awaiting(waiter) => waiter.as_ref().unwrap_or(&self.root).parked_at(),
             Stage::New | Stage::Over => None,

@@ -8,7 +8,7 @@
 //! ```
 //! use greenlet::{Greenlet, getparent, record};
 //!
-//! let (_, recording) = record::record(|| {
+//! let (_, recording) = record(|| {
 //!     let ping = Greenlet::builder().name("ping").build(|(): ()| {
 //!         getparent().unwrap().switch::<()>(())?;
 //!         Ok(())
@@ -64,9 +64,9 @@ pub fn record<T>(run: impl FnOnce() -> T) -> (T, Recording) {
 /// # Examples
 ///
 /// ```
-/// use greenlet::record::{self, record};
+/// use greenlet::testing::recorder::{note, record};
 ///
-/// let (_, recording) = record(|| record::note("got 1"));
+/// let (_, recording) = record(|| note("got 1"));
 /// recording.assert_eq(&["note main: got 1"]);
 /// ```
 pub fn note(text: impl Into<String>) {
@@ -88,7 +88,7 @@ thread_local! {
 /// # Examples
 ///
 /// ```
-/// use greenlet::{Greenlet, record::Recorder};
+/// use greenlet::{Greenlet, testing::recorder::Recorder};
 ///
 /// let recorder = Recorder::start();
 /// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
@@ -264,7 +264,7 @@ impl EventKind {
 ///
 /// ```
 /// use greenlet::Greenlet;
-/// use greenlet::record::{EventKind, record};
+/// use greenlet::testing::recorder::{EventKind, record};
 ///
 /// let (_, recording) = record(|| {
 ///     Greenlet::builder().name("child").build(|(): ()| Ok(())).switch::<()>(())
@@ -346,7 +346,7 @@ impl fmt::Display for Event {
 /// # Examples
 ///
 /// ```
-/// use greenlet::{Greenlet, record::record};
+/// use greenlet::{Greenlet, record};
 ///
 /// let (_, recording) = record(|| {
 ///     Greenlet::builder().name("child").build(|(): ()| Ok(())).switch::<()>(())
@@ -435,9 +435,9 @@ impl fmt::Display for Recording {
 /// # Examples
 ///
 /// ```
-/// use greenlet::record::{self, record};
+/// use greenlet::testing::recorder::{note, record};
 ///
-/// let (_, recording) = record(|| record::note("got 2"));
+/// let (_, recording) = record(|| note("got 2"));
 /// let difference = recording.compare(&["note main: got 1"]).unwrap_err().to_string();
 /// assert!(difference.contains("- note main: got 1") && difference.contains("+ note main: got 2"));
 /// ```

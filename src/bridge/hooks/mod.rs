@@ -2,6 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tracing")]
+mod spans;
+pub mod watchdog;
+
+#[cfg(feature = "tracing")]
+pub use spans::SpanHooks;
+
 use std::fmt;
 
 use greenlet_core::Greenlet;
@@ -56,17 +63,17 @@ pub trait SpawnHooks {
 
 /// The hooks of one spawned function.
 #[derive(Default)]
-pub(super) struct Hooks {
+pub(in crate::bridge) struct Hooks {
     all: Vec<Box<dyn SpawnHooks>>,
 }
 
 impl Hooks {
-    pub(super) fn add(&mut self, hooks: impl SpawnHooks + 'static) {
+    pub(in crate::bridge) fn add(&mut self, hooks: impl SpawnHooks + 'static) {
         self.all.push(Box::new(hooks));
     }
 
     #[inline]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::bridge) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
@@ -88,13 +95,17 @@ impl Hooks {
 
     /// Resumes; what this returns suspends, also if a panic unwinds.
     #[inline]
-    pub(super) fn run<'a>(&'a mut self, root: &'a Greenlet, resumed: Option<&Greenlet>) -> Resumed<'a> {
+    pub(in crate::bridge) fn run<'a>(
+        &'a mut self,
+        root: &'a Greenlet,
+        resumed: Option<&Greenlet>,
+    ) -> Resumed<'a> {
         self.resume(resumed.unwrap_or(root));
         Resumed { root, hooks: self }
     }
 
     /// Runs `end`, which ends the function.
-    pub(super) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
+    pub(in crate::bridge) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
         let _resumed = self.run(root, None);
         // CAUTION: runs foreign code, and may unwind: whoever ends the function may be ended meanwhile.
         end();
@@ -108,7 +119,7 @@ impl fmt::Debug for Hooks {
 }
 
 /// Hooks that are to be suspended.
-pub(super) struct Resumed<'a> {
+pub(in crate::bridge) struct Resumed<'a> {
     root: &'a Greenlet,
     hooks: &'a mut Hooks,
 }
@@ -116,7 +127,7 @@ pub(super) struct Resumed<'a> {
 impl Resumed<'_> {
     /// `left` has left: by an await, or, if it is the root, in any way.
     #[inline]
-    pub(super) fn end(self, left: Option<&Greenlet>) {
+    pub(in crate::bridge) fn end(self, left: Option<&Greenlet>) {
         self.hooks.suspend(left.unwrap_or(self.root));
         std::mem::forget(self);
     }

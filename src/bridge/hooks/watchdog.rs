@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::sync::{Parker, Unparker};
 use greenlet_core::Greenlet;
 
-use super::hooks::SpawnHooks;
+use super::SpawnHooks;
 
 /// Reports spawned functions that run for longer than a bound without awaiting: an aid for debugging.
 ///

@@ -6,7 +6,7 @@ use greenlet_core::Greenlet;
 use tracing::span::{Id, Span};
 use tracing::{Dispatch, dispatcher};
 
-use super::hooks::SpawnHooks;
+use super::SpawnHooks;
 
 /// Leaves the spans that a spawned function has entered while it waits, and enters them again when it
 /// goes on.

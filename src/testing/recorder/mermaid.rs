@@ -16,7 +16,7 @@ impl Recording {
     /// # Examples
     ///
     /// ```
-    /// use greenlet::{Greenlet, record::record};
+    /// use greenlet::{Greenlet, record};
     ///
     /// let (_, recording) = record(|| {
     ///     let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));

@@ -197,7 +197,7 @@ fn without_ours(backtrace: &str) -> String {
     // Of the current greenlet, also all that took the backtrace.
     let looks = frames
         .iter()
-        .rposition(|frame| frame.contains("greenlet::view::dump"));
+        .rposition(|frame| frame.contains("greenlet::debug::dump"));
     let after = looks.map_or(0, |last| last + 1);
     let start = after + frames[after..].iter().take_while(|frame| is_ours(frame)).count();
     let mut kept = frames.get(start..end).unwrap_or(&[]);
