@@ -1,5 +1,7 @@
 //! What greenlets leave behind in memory: nothing. A binary of its own, because it counts allocations.
 
+extern crate greenlet_core as greenlet;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,7 +1,7 @@
 //! Runs switching programs: one JSON object a line on standard input, event logs on standard output.
 //!
-//! The language is described in `tests/oracle/OPS.md`. The same programs can be run on Python's greenlet, by
-//! `tests/oracle/oracle.py`, and the two logs compared; `.ci/oracle` does it.
+//! The language is described in `OPS.md` beside this file. The same programs can be run on Python's greenlet, by
+//! `oracle.py`, and the two logs compared; `.ci/oracle` does it.
 //!
 //! ```text
 //! $ echo '{"name":"hello","bodies":[[["new",0,1,null],["switch",0,7,"none"]],[["return",8]]]}' |
@@ -25,9 +25,7 @@
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 
-#[path = "../tests/oracle/machine.rs"]
 mod machine;
-#[path = "../tests/oracle/program.rs"]
 mod program;
 
 fn main() -> io::Result<ExitCode> {

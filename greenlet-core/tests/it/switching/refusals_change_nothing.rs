@@ -30,7 +30,7 @@ fn a_refused_transfer_changes_nothing_and_is_not_traced() {
                 .unwrap_err()
                 .downcast::<SwitchForbidden>()
                 .unwrap();
-            assert!(error.since().file().ends_with("refusals.rs"));
+            assert!(error.since().file().ends_with("refusals_change_nothing.rs"));
             assert_eq!(error.into_value().unwrap().downcast::<i32>().unwrap(), 5);
             let error = target.throw::<i32>(anyhow!("thrown")).unwrap_err();
             let value = error.downcast::<SwitchForbidden>().unwrap().into_value().unwrap();

@@ -1,13 +1,13 @@
 //! Does a switching program do here what it does on Python's greenlet? The corpus was recorded there
 //! (`tests/oracle`); `.ci/oracle` runs fresh random programs on both.
 
-#[path = "../oracle/machine.rs"]
+#[path = "../../oracle/machine.rs"]
 mod machine;
-#[path = "../oracle/program.rs"]
+#[path = "../../oracle/program.rs"]
 mod program;
 
-const CORPUS: &str = include_str!("../oracle/corpus.jsonl");
-const LOGS: &str = include_str!("../oracle/corpus.log");
+const CORPUS: &str = include_str!("../../oracle/corpus.jsonl");
+const LOGS: &str = include_str!("../../oracle/corpus.log");
 
 /// Runs a program, and returns its log.
 pub(crate) fn run(program: &str) -> Vec<String> {
@@ -142,4 +142,65 @@ fn malformed_programs_are_refused() {
     for (line, wanted) in mistakes {
         assert_eq!(machine::run(line).unwrap_err().to_string(), wanted, "{line}");
     }
+}
+
+// DE-8: the same in the language of `tests/oracle`, which says what is equal and what is not: no op of an
+// unwound greenlet runs, no `finally` either, and it is dead. (Python: still active, for good.)
+#[test]
+fn in_a_switching_program_no_op_runs_by_force() {
+    let log = run(r#"{"name":"undead","bodies":[
+        [["new",0,1,null],["new",1,2,0],["switch",0,1,"none"],["drop",0],["state",1],["drop",1],["who"]],
+        [["finally",[["switch","main",2,"all"],["switch","main",3,"all"]],[["who"]]]],
+        []]}"#);
+    assert_eq!(
+        log,
+        [
+            "main new 0 -> g1",
+            "main new 1 -> g2",
+            "g1 start 1",
+            "main switch 0 1 -> 2",
+            "main drop 0",
+            "main dropped 0", // g2 is a child of g1, and so keeps it
+            "main state 1 -> pending parent g1",
+            "main drop 1",
+            "g1 switch main 2 -> error Exit",
+            "main dropped 1",
+            "main who -> main parent none",
+            "main end",
+        ]
+    );
+}
+
+// PA-14: a clean-up that hangs the old parent below the dying greenlet makes no cycle: the old parent is
+// not set back then. (Python sets it back, and the next that looks for an ancestor loops for ever.)
+#[test]
+fn in_a_switching_program_no_cycle_of_parents_comes_about() {
+    let log = run(r#"{"name":"cycle","bodies":[
+        [["new",0,1,null],["new",1,2,0],["switch",1,1,"none"],["drop",1],["state",0],["switch",0,5,"none"]],
+        [["who"],["state","parent"]],
+        [["finally",[["switch","main",2,"none"]],[["set_parent",0,"current"]]]]]}"#);
+    assert_eq!(
+        log,
+        [
+            "main new 0 -> g1",
+            "main new 1 -> g2",
+            "g2 start 1",
+            "main switch 1 1 -> 2",
+            "main drop 1",
+            "g2 switch main 2 -> error Exit",
+            "g2 finally",
+            "g2 set_parent 0 current -> ok",
+            "g2 end error Exit",
+            "main dropped 1",
+            "main state 0 -> pending parent g2",
+            "g1 start 5",
+            "g1 who -> g1 parent g2",
+            "g1 state parent -> dead parent main",
+            "g1 end 0",
+            "main switch 0 5 -> 0",
+            "main end",
+            "main drop 0",
+            "main dropped 0",
+        ]
+    );
 }

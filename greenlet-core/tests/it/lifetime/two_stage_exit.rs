@@ -9,7 +9,6 @@ use std::rc::Rc;
 use anyhow::Result;
 use greenlet::{Greenlet, State, Value, getcurrent, getmain};
 
-use super::switching_programs::run;
 use crate::support::{Drops, Log, NoLeaks, catch_reports, take_reports, up};
 
 /// A greenlet that catches what it is thrown, whoever throws it, and switches to its parent again.
@@ -187,65 +186,4 @@ fn one_that_stops_the_unwinding_and_goes_on_is_reported_and_left() {
     assert_eq!(other.switch::<u32>(1_u32).unwrap(), 2);
     assert_eq!(drops.count(), 0);
     assert_eq!(take_reports(), [""; 0]);
-}
-
-// DE-8: the same in the language of `tests/oracle`, which says what is equal and what is not: no op of an
-// unwound greenlet runs, no `finally` either, and it is dead. (Python: still active, for good.)
-#[test]
-fn in_a_switching_program_no_op_runs_by_force() {
-    let log = run(r#"{"name":"undead","bodies":[
-        [["new",0,1,null],["new",1,2,0],["switch",0,1,"none"],["drop",0],["state",1],["drop",1],["who"]],
-        [["finally",[["switch","main",2,"all"],["switch","main",3,"all"]],[["who"]]]],
-        []]}"#);
-    assert_eq!(
-        log,
-        [
-            "main new 0 -> g1",
-            "main new 1 -> g2",
-            "g1 start 1",
-            "main switch 0 1 -> 2",
-            "main drop 0",
-            "main dropped 0", // g2 is a child of g1, and so keeps it
-            "main state 1 -> pending parent g1",
-            "main drop 1",
-            "g1 switch main 2 -> error Exit",
-            "main dropped 1",
-            "main who -> main parent none",
-            "main end",
-        ]
-    );
-}
-
-// PA-14: a clean-up that hangs the old parent below the dying greenlet makes no cycle: the old parent is
-// not set back then. (Python sets it back, and the next that looks for an ancestor loops for ever.)
-#[test]
-fn in_a_switching_program_no_cycle_of_parents_comes_about() {
-    let log = run(r#"{"name":"cycle","bodies":[
-        [["new",0,1,null],["new",1,2,0],["switch",1,1,"none"],["drop",1],["state",0],["switch",0,5,"none"]],
-        [["who"],["state","parent"]],
-        [["finally",[["switch","main",2,"none"]],[["set_parent",0,"current"]]]]]}"#);
-    assert_eq!(
-        log,
-        [
-            "main new 0 -> g1",
-            "main new 1 -> g2",
-            "g2 start 1",
-            "main switch 1 1 -> 2",
-            "main drop 1",
-            "g2 switch main 2 -> error Exit",
-            "g2 finally",
-            "g2 set_parent 0 current -> ok",
-            "g2 end error Exit",
-            "main dropped 1",
-            "main state 0 -> pending parent g2",
-            "g1 start 5",
-            "g1 who -> g1 parent g2",
-            "g1 state parent -> dead parent main",
-            "g1 end 0",
-            "main switch 0 5 -> 0",
-            "main end",
-            "main drop 0",
-            "main dropped 0",
-        ]
-    );
 }

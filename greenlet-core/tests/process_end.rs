@@ -1,5 +1,7 @@
 //! What happens to greenlets when the process ends? Each test runs itself again as a child.
 
+extern crate greenlet_core as greenlet;
+
 use std::cell::RefCell;
 use std::process::{ExitCode, Output};
 

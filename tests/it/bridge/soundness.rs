@@ -159,6 +159,64 @@ fn ending_the_parent_of_who_waits_does_not_lead_into_who_waits_during_its_poll()
 }
 
 #[test]
+fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
+    /// Complains if it is dropped while it is polled.
+    struct Guarded {
+        ender: Shared<WeakGreenlet>,
+        canary: Box<u64>,
+        is_polled: Rc<Cell<bool>>,
+    }
+    impl Future for Guarded {
+        type Output = ();
+        fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            self.is_polled.set(true);
+            let ender = self.ender.borrow().as_ref().unwrap().upgrade().unwrap();
+            let _ = ender.switch::<()>(());
+            *self.canary += 1;
+            assert_eq!(*self.canary, 43);
+            self.is_polled.set(false);
+            Poll::Ready(())
+        }
+    }
+    impl Drop for Guarded {
+        fn drop(&mut self) {
+            assert!(!self.is_polled.get(), "dropped while it was polled");
+        }
+    }
+    let ender: Shared<WeakGreenlet> = Shared::default();
+    let inside = ender.clone();
+    let mut spawned = greenlet_spawn(move || {
+        // The first stage: it goes to the poller, who polls again, and waits for a second future.
+        assert!(try_await_(poll_fn(|_| Poll::<()>::Pending)).is_err());
+        let _ = getmain().switch::<()>(());
+        await_(Guarded {
+            ender: inside,
+            canary: Box::new(42),
+            is_polled: Rc::new(Cell::new(false)),
+        });
+    });
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut spawned).poll(&mut cx).is_pending());
+    let waiting = spawned.greenlet().clone();
+    let ending = Greenlet::new(move |(): ()| {
+        waiting.end();
+        Ok(())
+    });
+    *ender.borrow_mut() = Some(ending.downgrade());
+    ending.switch::<()>(()).unwrap(); // comes back out of the first stage
+    let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut spawned).poll(&mut cx)));
+    let what = polled.err().map(|payload| match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(_) => "another panic".into(),
+    });
+    assert!(
+        what.as_ref().is_some_and(|what| what.contains("ended")),
+        "{what:?}"
+    );
+    assert!(ending.is_dead());
+}
+
+#[test]
 fn a_tracer_cannot_post_between_an_await_and_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();

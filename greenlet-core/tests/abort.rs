@@ -1,5 +1,7 @@
 //! What ends the process on purpose? Each test runs itself again as a child.
 
+extern crate greenlet_core as greenlet;
+
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Output};
 
@@ -17,10 +19,6 @@ fn main() -> ExitCode {
         (
             "a_thread_cancelled_inside_a_greenlet_aborts",
             a_thread_cancelled_inside_a_greenlet_aborts,
-        ),
-        (
-            "an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts",
-            an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts,
         ),
         (
             "a_panic_of_main_ends_the_process_as_always",
@@ -68,35 +66,6 @@ fn assert_aborted(output: &Output, says: &str) {
     );
     assert!(errors.contains(says), "{errors}");
     assert_eq!(child::lines(output), ["begins"]);
-}
-
-// `await_` in a destructor, while the spawn's end unwinds the function: Rust aborts, and the message tells what to do.
-// #[test], on the main thread
-fn an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts() {
-    struct Rollback;
-    impl Drop for Rollback {
-        fn drop(&mut self) {
-            greenlet::await_(async {});
-        }
-    }
-    let output = child::run(
-        "an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts",
-        || {
-            let mut spawned = greenlet::greenlet_spawn(|| {
-                let _rollback = Rollback;
-                println!("begins");
-                greenlet::await_(std::future::pending::<()>());
-            });
-            let waker = std::task::Waker::noop();
-            let mut cx = std::task::Context::from_waker(waker);
-            assert!(std::pin::Pin::new(&mut spawned).poll(&mut cx).is_pending());
-            drop(spawned);
-            println!("goes on");
-        },
-    );
-    let Some(output) = output else { return };
-    assert_aborted(&output, "only `try_await_` can return that");
-    assert_aborted(&output, "tests/abort.rs");
 }
 
 // CX-3, HZ-23: an exception of another language that leaves a greenlet's function aborts the process, and

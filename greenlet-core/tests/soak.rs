@@ -5,6 +5,8 @@
 //! The seed is printed; `GREENLET_SOAK_SEED` sets it. `GREENLET_SOAK_STEPS` sets how many steps each thread does
 //! in a lap; the crowd is then as large as it gets in so many.
 
+extern crate greenlet_core as greenlet;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Barrier;

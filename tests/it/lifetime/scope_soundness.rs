@@ -13,7 +13,7 @@ use std::sync::mpsc;
 use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, getcurrent, getparent, scope};
 
-use crate::scope::{Watch, wait};
+use super::scope::{Watch, wait};
 use crate::support::Log;
 
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is

@@ -1,16 +1,10 @@
 //! Attempts to break the core from safe code: what holds a greenlet where it is, against what ends it.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
 
-use greenlet::{
-    Greenlet, Tracer, Unexpected, WeakGreenlet, await_, getcurrent, getmain, greenlet_spawn, settrace,
-    try_await_,
-};
+use greenlet::{Greenlet, Tracer, Unexpected, WeakGreenlet, getcurrent, getmain, settrace};
 
 use crate::support::{Drops, NoLeaks, Witness, on_drop, up};
 
@@ -56,64 +50,6 @@ fn who_is_kept_suspended_between_the_stages_of_its_end_stays_so() {
     assert_eq!(was_dropped.get(), Some(0));
     assert!(kept.is_dead()); // when it was let go of
     assert_eq!(drops.count(), 1);
-}
-
-#[test]
-fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
-    /// Complains if it is dropped while it is polled.
-    struct Guarded {
-        ender: Later<WeakGreenlet>,
-        canary: Box<u64>,
-        is_polled: Rc<Cell<bool>>,
-    }
-    impl Future for Guarded {
-        type Output = ();
-        fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-            self.is_polled.set(true);
-            let ender = get(&self.ender);
-            let _ = ender.switch::<()>(());
-            *self.canary += 1;
-            assert_eq!(*self.canary, 43);
-            self.is_polled.set(false);
-            Poll::Ready(())
-        }
-    }
-    impl Drop for Guarded {
-        fn drop(&mut self) {
-            assert!(!self.is_polled.get(), "dropped while it was polled");
-        }
-    }
-    let ender: Later<WeakGreenlet> = later();
-    let inside = ender.clone();
-    let mut spawned = greenlet_spawn(move || {
-        // The first stage: it goes to the poller, who polls again, and waits for a second future.
-        assert!(try_await_(poll_fn(|_| Poll::<()>::Pending)).is_err());
-        let _ = getmain().switch::<()>(());
-        await_(Guarded {
-            ender: inside,
-            canary: Box::new(42),
-            is_polled: Rc::new(Cell::new(false)),
-        });
-    });
-    let mut cx = Context::from_waker(Waker::noop());
-    assert!(Pin::new(&mut spawned).poll(&mut cx).is_pending());
-    let waiting = spawned.greenlet().clone();
-    let ending = Greenlet::new(move |(): ()| {
-        waiting.end();
-        Ok(())
-    });
-    *ender.borrow_mut() = Some(ending.downgrade());
-    ending.switch::<()>(()).unwrap(); // comes back out of the first stage
-    let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut spawned).poll(&mut cx)));
-    let what = polled.err().map(|payload| match payload.downcast::<String>() {
-        Ok(text) => *text,
-        Err(_) => "another panic".into(),
-    });
-    assert!(
-        what.as_ref().is_some_and(|what| what.contains("ended")),
-        "{what:?}"
-    );
-    assert!(ending.is_dead());
 }
 
 /// Has a greenlet be ended that hangs its ender below itself in the first stage, and that ends in the second.

@@ -323,7 +323,7 @@ fn a_switch_in_a_section_is_refused_and_names_the_section() {
             let error: SwitchForbidden = target.switch::<u32>(3_u8).unwrap_err().downcast().unwrap();
             assert_eq!((error.since().file(), error.since().line()), (file!(), line));
             assert!(
-                error.to_string().contains(&format!("misuse.rs:{line}")),
+                error.to_string().contains(&format!("errors_of_misuse.rs:{line}")),
                 "{error}"
             );
             assert_eq!(error.into_value().unwrap().downcast::<u8>().unwrap(), 3);

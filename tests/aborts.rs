@@ -1,19 +1,24 @@
-//! A scope whose greenlets cannot be ended stops the process: each case runs in a process of its own.
+//! Two mistakes abort the process: a scope whose greenlets cannot be ended, and an await in a destructor that
+//! cannot return. Each case runs in a process of its own.
 
 use std::mem;
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::process::{Command, Output};
+use std::task::{Context, Waker};
 
 use anyhow::Result;
 use greenlet::{Greenlet, getcurrent, getparent, scope};
 
 const CASE: &str = "GREENLET_TEST_CASE";
+const CANNOT_RETURN: &str = "a scope cannot return";
 
 /// Runs the test of this name again, alone, in a child process, which then runs `case`.
 fn in_child(test: &str, case: fn()) -> Option<Output> {
     if std::env::var_os(CASE).is_some() {
         case();
-        println!("the scope has returned");
+        println!("the case has returned");
         return None;
     }
     let this = std::env::current_exe().unwrap();
@@ -24,13 +29,13 @@ fn in_child(test: &str, case: fn()) -> Option<Output> {
     Some(child.unwrap())
 }
 
-fn assert_aborts(output: Option<Output>, message: &str) {
+fn assert_aborts(output: Option<Output>, messages: [&str; 2]) {
     let Some(output) = output else { return };
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success());
-    assert_eq!(output.status.code(), None, "a signal ended it: {stderr}");
-    assert!(stderr.contains("a scope cannot return"), "{stderr}");
-    assert!(stderr.contains(message), "{stderr}");
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{stderr}");
+    for message in messages {
+        assert!(stderr.contains(message), "{stderr}");
+    }
     assert!(!String::from_utf8_lossy(&output.stdout).contains("has returned"));
 }
 
@@ -55,7 +60,7 @@ fn a_greenlet_that_stops_its_own_end() {
             mem::forget(child);
         });
     });
-    assert_aborts(output, "could not be ended");
+    assert_aborts(output, [CANNOT_RETURN, "could not be ended"]);
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn one_that_has_stopped_its_end_before() {
             drop(child); // reported, and left alone
         });
     });
-    assert_aborts(output, "could not be ended");
+    assert_aborts(output, [CANNOT_RETURN, "could not be ended"]);
 }
 
 struct SwitchesAway(Greenlet);
@@ -107,12 +112,34 @@ fn end_and_switch_away(end: fn(Greenlet)) {
 fn captures_that_are_being_dropped_by_an_ender_that_switched_away() {
     let test = "captures_that_are_being_dropped_by_an_ender_that_switched_away";
     let output = in_child(test, || end_and_switch_away(|pending| pending.end()));
-    assert_aborts(output, "captures are being dropped");
+    assert_aborts(output, [CANNOT_RETURN, "captures are being dropped"]);
 }
 
 #[test]
 fn captures_that_are_being_dropped_with_the_last_handle_by_one_that_switched_away() {
     let test = "captures_that_are_being_dropped_with_the_last_handle_by_one_that_switched_away";
     let output = in_child(test, || end_and_switch_away(drop));
-    assert_aborts(output, "captures are being dropped");
+    assert_aborts(output, [CANNOT_RETURN, "captures are being dropped"]);
+}
+
+// While the drop of the spawn unwinds the function, the await in the destructor can neither wait nor return.
+#[test]
+fn an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts() {
+    struct Rollback;
+    impl Drop for Rollback {
+        fn drop(&mut self) {
+            greenlet::await_(async {});
+        }
+    }
+    let test = "an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts";
+    let output = in_child(test, || {
+        let mut spawned = greenlet::greenlet_spawn(|| {
+            let _rollback = Rollback;
+            greenlet::await_(std::future::pending::<()>());
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut spawned).poll(&mut cx).is_pending());
+        drop(spawned);
+    });
+    assert_aborts(output, ["only `try_await_` can return that", "tests/aborts.rs"]);
 }

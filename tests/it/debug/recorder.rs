@@ -85,21 +85,21 @@ fn the_place_is_where_the_origin_switched() {
     let place = recording.events()[0].place().unwrap();
     assert_eq!((place.file(), place.line()), (file!(), line));
     recording.assert_eq(&[
-        &format!("start main -> a at record.rs:{line}"),
+        &format!("start main -> a at recorder.rs:{line}"),
         "switch a -> main",
         "throw main -> a",
         "end a -> main",
     ]);
     let wrong = [
-        &format!("start main -> a at record.rs:{}", line + 1),
+        &format!("start main -> a at recorder.rs:{}", line + 1),
         "switch a -> main",
         "throw main -> a",
         "end a -> main",
     ];
     assert!(recording.compare(&wrong).is_err());
-    // A place must end at a directory: `cord.rs` is another file.
+    // A place must end at a directory: `corder.rs` is another file.
     let wrong = [
-        &format!("start main -> a at cord.rs:{line}"),
+        &format!("start main -> a at corder.rs:{line}"),
         wrong[1],
         wrong[2],
         wrong[3],

@@ -2,10 +2,11 @@
 //!
 //! The usual harness runs no test on the main thread, and it is that thread's end that ends a process.
 
-use std::process::{Command, ExitCode, Output};
+use std::process::{ExitCode, Output};
 
 #[path = "../harness/mod.rs"]
 mod harness;
+mod this_binary;
 
 use harness::Test;
 
@@ -31,7 +32,7 @@ pub(crate) fn run(test: &str, scenario: impl FnOnce()) -> Option<Output> {
         scenario();
         return None;
     }
-    let mut child = Command::new(std::env::current_exe().expect("a test is a file"));
+    let mut child = this_binary::this_binary();
     child.env(VARIABLE, test).env("RUST_BACKTRACE", "0");
     Some(child.output().expect("the test can run itself"))
 }
