@@ -86,7 +86,7 @@ impl<S: Stream + Unpin> FusedIterator for StreamIter<S> {}
 /// let stream = stream_from(|items| {
 ///     for n in 1..=3 {
 ///         let squared = await_(async { n * n });
-///         items.give(squared);
+///         items.yield_(squared);
 ///     }
 /// });
 /// let items: Vec<i32> = futures::executor::block_on(stream.collect());
@@ -130,7 +130,7 @@ impl SpawnBuilder {
 ///
 /// fn count(items: &mut Items<u32>) -> anyhow::Result<()> {
 ///     for n in 0.. {
-///         items.try_give(n)?; // an error when the stream is dropped
+///         items.try_yield(n)?; // an error when the stream is dropped
 ///     }
 ///     Ok(())
 /// }
@@ -151,18 +151,18 @@ impl<T> Items<T> {
     ///
     /// Unwinds and panics where [`await_`] does: when the stream is dropped, say.
     #[track_caller]
-    pub fn give(&mut self, item: T) {
+    pub fn yield_(&mut self, item: T) {
         self.item.set(Some(item));
         await_(self.taken());
     }
 
-    /// As [`give`](Items::give), but returns an error where that unwinds.
+    /// As [`yield_`](Items::yield_), but returns an error where that unwinds.
     ///
     /// # Errors
     ///
     /// Those of [`try_await_`]. The item is dropped then.
     #[track_caller]
-    pub fn try_give(&mut self, item: T) -> Result<()> {
+    pub fn try_yield(&mut self, item: T) -> Result<()> {
         self.item.set(Some(item));
         let taken = try_await_(self.taken());
         if taken.is_err() {

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::tree::{Condition, Tree};
+use super::tree::{Status, Tree};
 
 impl Tree {
     /// The tree in the language of [Graphviz](https://graphviz.org): `dot -Tsvg` draws it.
@@ -25,35 +25,35 @@ impl Tree {
             "    rankdir=BT;\n",
             "    node [shape=box, style=\"rounded,filled\", fontname=\"Helvetica\", fontsize=11];\n",
         ));
-        for leaf in &self.leaves {
-            let mut label = format!("{}\n{}", leaf.name, leaf.condition.as_str());
-            if let Some(place) = leaf.parked_at {
+        for row in &self.rows {
+            let mut label = format!("{}\n{}", row.name, row.status.as_str());
+            if let Some(place) = row.parked_at {
                 write!(label, " at {}:{}", place.file(), place.line())
                     .expect("a String takes all that is written");
             }
-            for detail in leaf.details().split(", ").filter(|detail| !detail.is_empty()) {
+            for detail in row.details().split(", ").filter(|detail| !detail.is_empty()) {
                 label.push('\n');
                 label.push_str(detail);
             }
-            let color = match leaf.condition {
-                Condition::Pending => "#eeeeee",
-                Condition::Current => "#c8f0c8",
-                Condition::Suspended => "#dce8fa",
-                Condition::Awaiting => "#fdf0c8",
-                Condition::Dead => "#f5d5d5",
+            let color = match row.status {
+                Status::Pending => "#eeeeee",
+                Status::Current => "#c8f0c8",
+                Status::Suspended => "#dce8fa",
+                Status::Awaiting => "#fdf0c8",
+                Status::Dead => "#f5d5d5",
             };
             line(
                 &mut dot,
                 format_args!(
                     "g{} [label=\"{}\", fillcolor=\"{color}\"];",
-                    leaf.id,
+                    row.id,
                     escaped(&label)
                 ),
             );
         }
-        for leaf in &self.leaves {
-            if let Some(parent) = leaf.parent {
-                line(&mut dot, format_args!("g{} -> g{parent};", leaf.id));
+        for row in &self.rows {
+            if let Some(parent) = row.parent {
+                line(&mut dot, format_args!("g{} -> g{parent};", row.id));
             }
         }
         dot.push_str("}\n");

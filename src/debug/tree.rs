@@ -51,18 +51,18 @@ pub fn tree() -> Tree {
 #[derive(Clone, Debug)]
 pub struct Tree {
     /// Parents come before their children.
-    pub(super) leaves: Vec<Leaf>,
+    pub(super) rows: Vec<Row>,
     /// How many dead greenlets are not shown.
     dead: usize,
 }
 
 /// One greenlet in a [`Tree`].
 #[derive(Clone, Debug)]
-pub(super) struct Leaf {
+pub(super) struct Row {
     pub(super) id: u64,
     pub(super) parent: Option<u64>,
     pub(super) name: String,
-    pub(super) condition: Condition,
+    pub(super) status: Status,
     pub(super) parked_at: Option<&'static Location<'static>>,
     stack: Option<StackUsage>,
     age: Option<Duration>,
@@ -75,7 +75,7 @@ pub(super) struct Leaf {
 
 /// What a greenlet does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
+pub(super) enum Status {
     Pending,
     Current,
     Suspended,
@@ -83,24 +83,24 @@ pub(super) enum Condition {
     Dead,
 }
 
-impl Condition {
-    fn of(greenlet: &Greenlet) -> Condition {
+impl Status {
+    fn of(greenlet: &Greenlet) -> Status {
         match greenlet.state() {
-            State::Pending => Condition::Pending,
-            State::Dead => Condition::Dead,
-            State::Active if greenlet.is_current() => Condition::Current,
-            State::Active if greenlet.is_awaiting() => Condition::Awaiting,
-            State::Active => Condition::Suspended,
+            State::Pending => Status::Pending,
+            State::Dead => Status::Dead,
+            State::Active if greenlet.is_current() => Status::Current,
+            State::Active if greenlet.is_awaiting() => Status::Awaiting,
+            State::Active => Status::Suspended,
         }
     }
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
-            Condition::Pending => "pending",
-            Condition::Current => "current",
-            Condition::Suspended => "suspended",
-            Condition::Awaiting => "awaiting",
-            Condition::Dead => "dead",
+            Status::Pending => "pending",
+            Status::Current => "current",
+            Status::Suspended => "suspended",
+            Status::Awaiting => "awaiting",
+            Status::Dead => "dead",
         }
     }
 }
@@ -134,39 +134,39 @@ impl Tree {
         }
 
         // In a loop: a chain of parents can be longer than a stack is deep.
-        let mut leaves = Vec::with_capacity(shown.len());
+        let mut rows = Vec::with_capacity(shown.len());
         let roots = children.remove(&None).unwrap_or_default();
         let mut waiting: Vec<(&Greenlet, usize, bool)> =
             roots.into_iter().rev().map(|root| (root, 0, true)).collect();
         while let Some((greenlet, depth, is_last)) = waiting.pop() {
-            leaves.push(Leaf::of(greenlet, depth, is_last));
+            rows.push(Row::of(greenlet, depth, is_last));
             let below = children.remove(&Some(greenlet.id())).unwrap_or_default();
             let last = below.len().saturating_sub(1);
             for (index, child) in below.into_iter().enumerate().rev() {
                 waiting.push((child, depth + 1, index == last));
             }
         }
-        Tree { leaves, dead }
+        Tree { rows, dead }
     }
 
     /// How many greenlets are in the picture. Main is one of them.
     pub fn len(&self) -> usize {
-        self.leaves.len()
+        self.rows.len()
     }
 
     /// Says whether the thread has not used greenlets.
     pub fn is_empty(&self) -> bool {
-        self.leaves.is_empty()
+        self.rows.is_empty()
     }
 }
 
-impl Leaf {
-    fn of(greenlet: &Greenlet, depth: usize, is_last: bool) -> Leaf {
-        Leaf {
+impl Row {
+    fn of(greenlet: &Greenlet, depth: usize, is_last: bool) -> Row {
+        Row {
             id: greenlet.id(),
             parent: greenlet.parent().map(|parent| parent.id()),
             name: name_of(greenlet),
-            condition: Condition::of(greenlet),
+            status: Status::of(greenlet),
             parked_at: greenlet.parked_at(),
             stack: greenlet.stack_usage(),
             age: greenlet.age(),
@@ -179,8 +179,8 @@ impl Leaf {
     /// What it does, and where: the second column.
     fn does(&self) -> String {
         match self.parked_at {
-            Some(place) => format!("{} at {}:{}", self.condition.as_str(), place.file(), place.line()),
-            None => self.condition.as_str().to_owned(),
+            Some(place) => format!("{} at {}:{}", self.status.as_str(), place.file(), place.line()),
+            None => self.status.as_str().to_owned(),
         }
     }
 
@@ -204,23 +204,23 @@ impl fmt::Display for Tree {
         const DEEPEST: usize = 32;
         // For each depth, whether the branch goes on below.
         let mut goes_on: Vec<bool> = Vec::new();
-        let mut rows = Vec::with_capacity(self.leaves.len());
-        for leaf in &self.leaves {
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for row in &self.rows {
             let mut label = String::new();
-            goes_on.truncate(leaf.depth.saturating_sub(1));
+            goes_on.truncate(row.depth.saturating_sub(1));
             for &line in goes_on.iter().take(DEEPEST) {
                 label.push_str(if line { "│  " } else { "   " });
             }
-            if leaf.depth > 0 {
-                if leaf.depth > DEEPEST {
-                    label.push_str(&format!("({}) ", leaf.depth));
+            if row.depth > 0 {
+                if row.depth > DEEPEST {
+                    label.push_str(&format!("({}) ", row.depth));
                 } else {
-                    label.push_str(if leaf.is_last { "└─ " } else { "├─ " });
+                    label.push_str(if row.is_last { "└─ " } else { "├─ " });
                 }
-                goes_on.push(!leaf.is_last);
+                goes_on.push(!row.is_last);
             }
-            label.push_str(&leaf.name);
-            rows.push((label, leaf.does(), leaf.details()));
+            label.push_str(&row.name);
+            rows.push((label, row.does(), row.details()));
         }
         let width = |column: fn(&(String, String, String)) -> &str| {
             rows.iter()

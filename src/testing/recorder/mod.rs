@@ -70,15 +70,15 @@ pub fn record<T>(run: impl FnOnce() -> T) -> (T, Recording) {
 /// recording.assert_eq(&["note main: got 1"]);
 /// ```
 pub fn note(text: impl Into<String>) {
-    let Some(tape) = ACTIVE.with_borrow(|active| active.last().cloned()) else {
+    let Some(log) = ACTIVE.with_borrow(|active| active.last().cloned()) else {
         return;
     };
-    tape.borrow_mut().note(&getcurrent(), text.into());
+    log.borrow_mut().note(&getcurrent(), text.into());
 }
 
 thread_local! {
     /// The recordings that go on, the innermost last.
-    static ACTIVE: RefCell<Vec<Rc<RefCell<Tape>>>> = const { RefCell::new(Vec::new()) };
+    static ACTIVE: RefCell<Vec<Rc<RefCell<Log>>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A recording that goes on: for where a closure does not fit.
@@ -99,31 +99,31 @@ thread_local! {
 #[derive(Debug)]
 #[must_use = "a recorder that is dropped at once records nothing"]
 pub struct Recorder {
-    tape: Rc<RefCell<Tape>>,
+    log: Rc<RefCell<Log>>,
     before: Option<Tracer>,
 }
 
 impl Recorder {
     /// Starts to record the switches of this thread.
     pub fn start() -> Recorder {
-        let tape = Rc::new(RefCell::new(Tape::new()));
-        let written = Rc::clone(&tape);
-        ACTIVE.with_borrow_mut(|active| active.push(Rc::clone(&tape)));
+        let log = Rc::new(RefCell::new(Log::new()));
+        let written = Rc::clone(&log);
+        ACTIVE.with_borrow_mut(|active| active.push(Rc::clone(&log)));
         let before = settrace(Some(Tracer::new(move |event| {
             written.borrow_mut().transfer(event);
             Ok(())
         })));
-        Recorder { tape, before }
+        Recorder { log, before }
     }
 
     /// Stops, and returns what was recorded.
     pub fn finish(self) -> Recording {
-        let mut tape = self.tape.replace(Tape::new());
-        tape.names.shrink_to_fit();
+        let mut log = self.log.replace(Log::new());
+        log.names.shrink_to_fit();
         Recording {
-            first: tape.first,
-            events: tape.events,
-            length: tape.since.elapsed(),
+            first: log.first,
+            events: log.events,
+            length: log.since.elapsed(),
         }
     }
 }
@@ -131,13 +131,13 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         settrace(self.before.take());
-        ACTIVE.with_borrow_mut(|active| active.retain(|tape| !Rc::ptr_eq(tape, &self.tape)));
+        ACTIVE.with_borrow_mut(|active| active.retain(|log| !Rc::ptr_eq(log, &self.log)));
     }
 }
 
 /// What a recorder writes on.
 #[derive(Debug)]
-struct Tape {
+struct Log {
     since: Instant,
     /// Who ran when the recording began.
     first: Arc<str>,
@@ -149,9 +149,9 @@ struct Tape {
     events: Vec<Event>,
 }
 
-impl Tape {
-    fn new() -> Tape {
-        let mut tape = Tape {
+impl Log {
+    fn new() -> Log {
+        let mut log = Log {
             since: Instant::now(),
             first: "".into(),
             names: HashMap::new(),
@@ -159,8 +159,8 @@ impl Tape {
             unnamed: 0,
             events: Vec::new(),
         };
-        tape.first = tape.name(&getcurrent());
-        tape
+        log.first = log.name(&getcurrent());
+        log
     }
 
     /// What the greenlet is called in this recording: its name, numbered from the second of that name on;

@@ -218,7 +218,7 @@ fn a_stream_in_place_hands_over_one_item_at_a_time() {
     let _no_leaks = NoLeaks::watch();
     let stream = SpawnBuilder::new().poll_in_place(true).stream(|items| {
         for n in 1..=3 {
-            items.give(await_(async { n * n }));
+            items.yield_(await_(async { n * n }));
         }
     });
     let all: Vec<u32> = futures::executor::block_on(futures::StreamExt::collect(stream));

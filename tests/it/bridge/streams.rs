@@ -40,10 +40,10 @@ fn a_stream_runs_its_function_one_item_at_a_time() {
     let (written, future) = (log.clone(), handle.future());
     let mut stream = stream_from(move |items| {
         written.add("starts");
-        items.give(1);
+        items.yield_(1);
         written.add("goes on");
         await_(future);
-        items.give(2);
+        items.yield_(2);
         written.add("ends");
     });
     assert_eq!(log.take(), [""; 0]);
@@ -65,8 +65,8 @@ fn dropping_a_stream_ends_its_function_and_drops_its_items() {
     let watched = drops.clone();
     let mut stream = stream_from(move |items| {
         let _local = watched.witness();
-        items.give(watched.witness());
-        let error = items.try_give(watched.witness()).unwrap_err();
+        items.yield_(watched.witness());
+        let error = items.try_yield(watched.witness()).unwrap_err();
         assert!(error.is::<GreenletExit>());
         assert_eq!(watched.count(), 2, "what is not taken is dropped");
     });
@@ -83,7 +83,7 @@ fn a_stream_goes_through_an_iterator_and_back() {
     let numbers = stream::iter(1..=4);
     let doubled = stream_from(move |items| {
         for n in iter_stream(numbers) {
-            items.give(n * 2);
+            items.yield_(n * 2);
         }
     });
     let all: Vec<i32> = futures::executor::block_on(doubled.collect());
