@@ -10,9 +10,8 @@ use std::task::Poll;
 use anyhow::{Error, Result};
 use greenlet_core::{Greenlet, Value, getcurrent, getparent, may_switch, raise};
 
-use super::driver::{Driver, Phase};
+use super::driver::{Driver, Phase, Slot};
 use super::error::NoDriver;
-use super::request::Slot;
 
 /// Waits for a future, and returns its output: `future.await` for synchronous code.
 ///

@@ -46,7 +46,6 @@ mod hooks;
 mod io;
 #[cfg(feature = "tokio")]
 mod pool;
-mod request;
 mod spawn;
 mod stream;
 pub mod testing;

@@ -63,17 +63,17 @@ pub trait SpawnHooks {
 
 /// The hooks of one spawned function.
 #[derive(Default)]
-pub(in crate::bridge) struct Hooks {
+pub(super) struct Hooks {
     all: Vec<Box<dyn SpawnHooks>>,
 }
 
 impl Hooks {
-    pub(in crate::bridge) fn add(&mut self, hooks: impl SpawnHooks + 'static) {
+    pub(super) fn add(&mut self, hooks: impl SpawnHooks + 'static) {
         self.all.push(Box::new(hooks));
     }
 
     #[inline]
-    pub(in crate::bridge) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
@@ -95,17 +95,13 @@ impl Hooks {
 
     /// Resumes; what this returns suspends, also if a panic unwinds.
     #[inline]
-    pub(in crate::bridge) fn run<'a>(
-        &'a mut self,
-        root: &'a Greenlet,
-        resumed: Option<&Greenlet>,
-    ) -> Resumed<'a> {
+    pub(super) fn run<'a>(&'a mut self, root: &'a Greenlet, resumed: Option<&Greenlet>) -> Resumed<'a> {
         self.resume(resumed.unwrap_or(root));
         Resumed { root, hooks: self }
     }
 
     /// Runs `end`, which ends the function.
-    pub(in crate::bridge) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
+    pub(super) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
         let _resumed = self.run(root, None);
         // CAUTION: runs foreign code, and may unwind: whoever ends the function may be ended meanwhile.
         end();
@@ -119,7 +115,7 @@ impl fmt::Debug for Hooks {
 }
 
 /// Hooks that are to be suspended.
-pub(in crate::bridge) struct Resumed<'a> {
+pub(super) struct Resumed<'a> {
     root: &'a Greenlet,
     hooks: &'a mut Hooks,
 }
@@ -127,7 +123,7 @@ pub(in crate::bridge) struct Resumed<'a> {
 impl Resumed<'_> {
     /// `left` has left: by an await, or, if it is the root, in any way.
     #[inline]
-    pub(in crate::bridge) fn end(self, left: Option<&Greenlet>) {
+    pub(super) fn end(self, left: Option<&Greenlet>) {
         self.hooks.suspend(left.unwrap_or(self.root));
         std::mem::forget(self);
     }

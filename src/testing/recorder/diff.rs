@@ -3,12 +3,88 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Difference, Event, Mark};
+use std::fmt;
+
+use super::{Event, Recording};
+
+impl Recording {
+    /// Compares with the expected events, given as their texts; returns a readable difference if there is one.
+    ///
+    /// An expected text may end in a place, as in `"switch a -> main at scheduler.rs:12"`: then the event's own
+    /// place (`path:line`) must end in that. Without one, the place does not matter.
+    ///
+    /// # Errors
+    ///
+    /// The difference: what was expected and did not happen is marked `-`, what happened and was not
+    /// expected `+`.
+    pub fn compare(&self, expected: &[impl AsRef<str>]) -> Result<(), Difference> {
+        compare(self.events(), expected)
+    }
+
+    /// Asserts that exactly the expected events happened: see [`compare`](Recording::compare).
+    ///
+    /// # Panics
+    ///
+    /// Panics with the difference if it is not so.
+    #[track_caller]
+    pub fn assert_eq(&self, expected: &[impl AsRef<str>]) {
+        if let Err(difference) = self.compare(expected) {
+            panic!("{difference}");
+        }
+    }
+}
+
+/// How a recording differs from what was expected. Its text has one line for each event, with its mark.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::testing::recorder::{note, record};
+///
+/// let (_, recording) = record(|| note("got 2"));
+/// let difference = recording.compare(&["note main: got 1"]).unwrap_err().to_string();
+/// assert!(difference.contains("- note main: got 1") && difference.contains("+ note main: got 2"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    lines: Vec<(Mark, String)>,
+}
+
+/// What a line of a [`Difference`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// Expected, and happened.
+    Both,
+    /// Expected, and did not happen.
+    Expected,
+    /// Happened, and was not expected.
+    Happened,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "the greenlets did not switch as expected (- expected, + happened):"
+        )?;
+        for (mark, line) in &self.lines {
+            let mark = match mark {
+                Mark::Both => ' ',
+                Mark::Expected => '-',
+                Mark::Happened => '+',
+            };
+            write!(f, "\n  {mark} {line}")?;
+        }
+        f.write_str("\n")
+    }
+}
+
+impl std::error::Error for Difference {}
 
 /// Above this many comparisons only the first difference is looked for exactly.
 const MAX_CELLS: usize = 4_000_000;
 
-pub(super) fn compare(happened: &[Event], expected: &[impl AsRef<str>]) -> Result<(), Difference> {
+fn compare(happened: &[Event], expected: &[impl AsRef<str>]) -> Result<(), Difference> {
     let expected: Vec<Expected<'_>> = expected.iter().map(|text| Expected::of(text.as_ref())).collect();
     let texts: Vec<String> = happened.iter().map(Event::to_string).collect();
     let is_same = |e: usize, h: usize| expected[e].fits(&happened[h], &texts[h]);
