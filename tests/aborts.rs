@@ -48,8 +48,8 @@ fn swallow() -> Result<()> {
 }
 
 #[test]
-fn a_greenlet_that_stops_its_own_end() {
-    let output = in_child("a_greenlet_that_stops_its_own_end", || {
+fn a_scope_aborts_if_a_greenlet_stops_its_own_end() {
+    let output = in_child("a_scope_aborts_if_a_greenlet_stops_its_own_end", || {
         let text = String::from("borrowed");
         scope(|s| {
             let child = s.greenlet(|(): ()| {
@@ -64,8 +64,8 @@ fn a_greenlet_that_stops_its_own_end() {
 }
 
 #[test]
-fn one_that_has_stopped_its_end_before() {
-    let output = in_child("one_that_has_stopped_its_end_before", || {
+fn a_scope_aborts_if_a_greenlet_has_stopped_its_end_before() {
+    let output = in_child("a_scope_aborts_if_a_greenlet_has_stopped_its_end_before", || {
         let text = String::from("borrowed");
         scope(|s| {
             let child = s.greenlet(|(): ()| {
@@ -109,15 +109,15 @@ fn end_and_switch_away(end: fn(Greenlet)) {
 }
 
 #[test]
-fn captures_that_are_being_dropped_by_an_ender_that_switched_away() {
-    let test = "captures_that_are_being_dropped_by_an_ender_that_switched_away";
+fn a_scope_aborts_while_an_ender_that_switched_away_drops_captures() {
+    let test = "a_scope_aborts_while_an_ender_that_switched_away_drops_captures";
     let output = in_child(test, || end_and_switch_away(|pending| pending.end()));
     assert_aborts(output, [CANNOT_RETURN, "captures are being dropped"]);
 }
 
 #[test]
-fn captures_that_are_being_dropped_with_the_last_handle_by_one_that_switched_away() {
-    let test = "captures_that_are_being_dropped_with_the_last_handle_by_one_that_switched_away";
+fn a_scope_aborts_while_a_last_handle_drops_captures_and_has_switched_away() {
+    let test = "a_scope_aborts_while_a_last_handle_drops_captures_and_has_switched_away";
     let output = in_child(test, || end_and_switch_away(drop));
     assert_aborts(output, [CANNOT_RETURN, "captures are being dropped"]);
 }

@@ -71,7 +71,7 @@ fn up<R: 'static>(value: impl Sized + 'static) -> Result<R> {
 
 // LK-1
 #[test]
-fn round_trips_leave_nothing() {
+fn round_trips_leak_nothing() {
     let shared = Rc::new(());
     let echo = Greenlet::new(|mut value: Rc<()>| {
         loop {
@@ -152,7 +152,7 @@ fn threads_leave_nothing() {
 
 // LK-5
 #[test]
-fn what_is_refused_leaves_nothing() {
+fn refused_operations_leak_nothing() {
     let child = Greenlet::new(|text: String| Ok(text.len()));
     let below = Greenlet::builder().parent(&child).build(|(): ()| Ok(()));
     let huge = Greenlet::builder()
@@ -173,7 +173,7 @@ fn what_is_refused_leaves_nothing() {
 }
 
 #[test]
-fn what_is_captured_is_there_once_in_the_record_or_in_a_box_until_the_start() {
+fn captures_are_stored_once_until_the_start() {
     /// How many blocks more there are when a greenlet is pending, and when it is suspended.
     fn blocks<const N: usize>() -> (isize, isize) {
         let make = || {
@@ -203,7 +203,7 @@ fn what_is_captured_is_there_once_in_the_record_or_in_a_box_until_the_start() {
 }
 
 #[test]
-fn an_allocator_that_ends_all_greenlets_does_not_find_one_without_its_function() {
+fn an_allocator_that_ends_all_greenlets_finds_each_with_its_function() {
     let _main = getcurrent();
     let other = Greenlet::new(|(): ()| Ok(()));
     // So that there is something in the next one's record that is no box.
@@ -224,7 +224,7 @@ fn an_allocator_that_ends_all_greenlets_does_not_find_one_without_its_function()
 }
 
 #[test]
-fn what_few_greenlets_have_goes_with_them_each_for_itself() {
+fn each_rarely_used_field_is_freed_with_its_greenlet() {
     let run = |greenlet: Greenlet| {
         greenlet.switch::<()>(()).unwrap();
         greenlet

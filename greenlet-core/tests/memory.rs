@@ -149,8 +149,8 @@ fn a_lower_idle_limit_holds_less() {
 }
 
 #[test]
-fn stacks_of_a_thread_that_ended_serve_others() {
-    in_child("stacks_of_a_thread_that_ended_serve_others", &[], || {
+fn stacks_of_an_ended_thread_are_reused() {
+    in_child("stacks_of_an_ended_thread_are_reused", &[], || {
         let use_thread = || std::thread::spawn(|| drop(crowd(1000))).join().unwrap();
         use_thread();
         let before = stack::stats();
@@ -216,10 +216,10 @@ fn no_memory_for_a_pending_parent_goes_to_the_next() {
 }
 
 #[test]
-fn where_guards_run_out_everything_made_so_far_goes_on() {
+fn existing_greenlets_keep_working_when_guards_run_out() {
     const SETTINGS: [(&str, &str); 1] = [("GREENLET_GUARD", "mprotect")];
     in_child(
-        "where_guards_run_out_everything_made_so_far_goes_on",
+        "existing_greenlets_keep_working_when_guards_run_out",
         &SETTINGS,
         || {
             let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
@@ -258,35 +258,39 @@ fn where_guards_run_out_everything_made_so_far_goes_on() {
 }
 
 #[test]
-fn sizes_live_side_by_side_and_bad_ones_are_refused() {
-    in_child("sizes_live_side_by_side_and_bad_ones_are_refused", &[], || {
-        let of_size = |size| Greenlet::builder().stack_size(size).build(wait);
-        for size in [0, 1, stack::MIN_SIZE - 1, stack::MAX_SIZE + 1, usize::MAX] {
-            let greenlet = of_size(size);
-            let error = greenlet.switch::<usize>(3_usize).unwrap_err();
-            let error = error.downcast::<StackError>().unwrap();
-            assert!(error.is_bad_size(), "{error}");
-            assert_eq!(error.into_value().unwrap().downcast::<usize>().unwrap(), 3);
-            assert_eq!(greenlet.state(), State::Pending);
-        }
-        assert_eq!(stack::stats().mapped_bytes, 0);
-        let sizes = [
-            stack::MIN_SIZE,
-            20_000,
-            64 << 10,
-            100_000,
-            stack::DEFAULT_SIZE,
-            5 << 20,
-        ];
-        let all: Vec<Greenlet> = sizes.into_iter().map(of_size).collect();
-        for round in 0..3 {
-            for (greenlet, size) in all.iter().zip(sizes) {
-                assert_eq!(greenlet.switch::<usize>(size + round).unwrap(), size + round);
-                assert!(greenlet.stack_usage().unwrap().size >= size);
+fn stacks_of_many_sizes_coexist_and_bad_sizes_are_refused() {
+    in_child(
+        "stacks_of_many_sizes_coexist_and_bad_sizes_are_refused",
+        &[],
+        || {
+            let of_size = |size| Greenlet::builder().stack_size(size).build(wait);
+            for size in [0, 1, stack::MIN_SIZE - 1, stack::MAX_SIZE + 1, usize::MAX] {
+                let greenlet = of_size(size);
+                let error = greenlet.switch::<usize>(3_usize).unwrap_err();
+                let error = error.downcast::<StackError>().unwrap();
+                assert!(error.is_bad_size(), "{error}");
+                assert_eq!(error.into_value().unwrap().downcast::<usize>().unwrap(), 3);
+                assert_eq!(greenlet.state(), State::Pending);
             }
-        }
-        assert_eq!(stacks_in_use(), sizes.len());
-    });
+            assert_eq!(stack::stats().mapped_bytes, 0);
+            let sizes = [
+                stack::MIN_SIZE,
+                20_000,
+                64 << 10,
+                100_000,
+                stack::DEFAULT_SIZE,
+                5 << 20,
+            ];
+            let all: Vec<Greenlet> = sizes.into_iter().map(of_size).collect();
+            for round in 0..3 {
+                for (greenlet, size) in all.iter().zip(sizes) {
+                    assert_eq!(greenlet.switch::<usize>(size + round).unwrap(), size + round);
+                    assert!(greenlet.stack_usage().unwrap().size >= size);
+                }
+            }
+            assert_eq!(stacks_in_use(), sizes.len());
+        },
+    );
 }
 
 #[test]

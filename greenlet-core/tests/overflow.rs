@@ -301,7 +301,7 @@ fn overflow_below_another_greenlet_names_the_inner_one() {
 
 /// The bare switch pushes a few words when the target has become current. Somewhere among these, they are the
 /// first that do not fit.
-fn overflow_in_a_switch_names_who_leaves() {
+fn overflow_in_a_switch_names_the_leaving_greenlet() {
     for place in 0..12 {
         assert_reports_overflow(&format!("switch {place}"), "greenlet 'deep'", 64 << 10);
     }
@@ -386,7 +386,7 @@ fn main() -> ExitCode {
         overflow_names_the_greenlet
         overflow_of_an_unnamed_greenlet_says_where_it_was_made
         overflow_below_another_greenlet_names_the_inner_one
-        overflow_in_a_switch_names_who_leaves
+        overflow_in_a_switch_names_the_leaving_greenlet
         overflow_on_another_thread
         overflow_on_a_thread_that_std_did_not_make
         overflow_cuts_a_long_name_between_characters

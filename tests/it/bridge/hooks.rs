@@ -29,7 +29,7 @@ impl SpawnHooks for Logged {
 }
 
 #[test]
-fn hooks_are_nested_around_each_run_and_told_who_runs_and_where_it_awaits() {
+fn hooks_nest_around_each_run_and_get_the_running_greenlet() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let (inside, handle) = (log.clone(), Handle::default());
@@ -139,7 +139,7 @@ fn the_watchdog_names_the_greenlet_and_the_lines_between_which_it_ran_too_long()
 }
 
 #[test]
-fn the_watchdog_sees_what_never_comes_back() {
+fn the_watchdog_reports_a_function_that_never_returns() {
     let (sender, reports) = std::sync::mpsc::channel();
     let watchdog = Watchdog::new(Duration::from_millis(2), move |overrun| {
         let _ = sender.send(overrun.to_string());

@@ -129,7 +129,7 @@ fn an_exit_is_an_error_that_is_not_retried_and_can_be_taken_out() {
 }
 
 #[test]
-fn an_error_of_the_io_stays_what_it_is() {
+fn an_io_error_is_returned_unchanged() {
     let reader = tokio_reader(io::ErrorKind::ConnectionReset);
     let mut spawned = greenlet_spawn(move || TokioIo::new(reader).read(&mut [0]).unwrap_err());
     let error = ready(poll(&mut spawned));

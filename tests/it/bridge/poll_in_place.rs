@@ -40,7 +40,7 @@ impl Wakes {
 }
 
 #[test]
-fn what_is_ready_is_polled_in_the_function_itself() {
+fn a_ready_future_is_polled_in_the_function() {
     let _no_leaks = NoLeaks::watch();
     let mut spawned = spawn(|| {
         let inside = getcurrent().id();
@@ -52,7 +52,7 @@ fn what_is_ready_is_polled_in_the_function_itself() {
 }
 
 #[test]
-fn what_is_pending_is_polled_once_a_poll_and_by_the_driver_from_then_on() {
+fn a_pending_future_is_polled_once_per_poll_and_then_by_the_driver() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let future = handle.future();
@@ -142,7 +142,7 @@ fn spawns_nest_in_place() {
 }
 
 #[test]
-fn a_panic_of_the_future_goes_on_in_the_function() {
+fn a_panic_of_the_future_propagates_in_the_function() {
     let _no_leaks = NoLeaks::watch();
     let mut spawned = spawn(|| {
         let caught = catch_unwind(|| await_(async { std::panic::resume_unwind(Box::new(7_u8)) }));
@@ -168,7 +168,7 @@ fn an_await_is_refused_in_a_no_switch_section() {
 }
 
 #[test]
-fn a_drop_and_a_cancel_drop_all_once() {
+fn a_drop_and_a_cancel_drop_everything_once() {
     for is_cancelled in [false, true] {
         let _no_leaks = NoLeaks::watch();
         let drops = Drops::new();
@@ -190,7 +190,7 @@ fn a_drop_and_a_cancel_drop_all_once() {
 }
 
 #[test]
-fn who_has_a_handle_does_not_keep_the_waker() {
+fn a_handle_does_not_keep_the_waker() {
     for is_dropped in [false, true] {
         let _no_leaks = NoLeaks::watch();
         let mut spawned = spawn(move || {
@@ -226,7 +226,7 @@ fn a_stream_in_place_hands_over_one_item_at_a_time() {
 }
 
 #[test]
-fn what_was_polled_in_place_and_got_lost_does_not_pass_for_what_follows() {
+fn a_withdrawn_future_polled_in_place_does_not_count_for_the_next() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let future = handle.future();
@@ -307,7 +307,7 @@ fn a_driver_that_is_dropped_in_the_middle_of_such_a_poll_leaves_nothing_dangling
 }
 
 #[test]
-fn a_poll_that_goes_on_under_another_waker_loses_no_wake_up() {
+fn a_poll_that_continues_under_another_waker_loses_no_wake_up() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let between = handle.future();
@@ -353,7 +353,7 @@ fn a_wake_up_that_came_in_the_middle_of_such_a_poll_is_not_lost() {
 }
 
 #[test]
-fn an_older_waker_is_let_go_of_too() {
+fn an_older_waker_is_dropped_too() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let between = handle.future();
@@ -376,7 +376,7 @@ fn an_older_waker_is_let_go_of_too() {
 }
 
 #[test]
-fn an_await_whose_poll_panics_has_been_one() {
+fn an_await_whose_poll_panics_is_counted() {
     let _no_leaks = NoLeaks::watch();
     let mut spawned = spawn(|| {
         let caught = catch_unwind(|| await_(async { std::panic::resume_unwind(Box::new(7_u8)) }));

@@ -138,7 +138,7 @@ fn spawns_nest() {
 }
 
 #[test]
-fn a_greenlet_below_may_await_and_is_the_one_that_goes_on() {
+fn a_child_greenlet_may_await_and_is_resumed_itself() {
     let handle = Handle::default();
     let future = handle.future();
     let log = Log::new();
@@ -172,7 +172,7 @@ fn a_panic_of_the_function_comes_out_of_the_poll() {
 }
 
 #[test]
-fn a_panic_of_the_future_goes_on_in_the_function() {
+fn a_panic_of_the_future_propagates_in_the_function() {
     let mut spawned = greenlet_spawn(|| {
         let awaited = catch_unwind(|| await_(async { std::panic::resume_unwind(Box::new(7_u8)) }));
         awaited
@@ -186,7 +186,7 @@ fn a_panic_of_the_future_goes_on_in_the_function() {
 
 /// Drops what is given to it with every witness counted, at each point of a spawn's life.
 #[test]
-fn dropping_the_driver_drops_all_it_holds_once() {
+fn dropping_the_driver_drops_everything_once() {
     for polls in 0..3 {
         let drops = Drops::new();
         let handle = Handle::default();
@@ -303,7 +303,7 @@ fn an_await_inside_the_poll_of_an_awaited_future_is_outside() {
 }
 
 #[test]
-fn a_switch_into_what_waits_is_refused_and_loses_nothing() {
+fn a_switch_to_a_waiting_greenlet_is_refused_and_returns_the_value() {
     let handle = Handle::default();
     let future = handle.future();
     let inside = Rc::new(RefCell::new(Vec::new()));
@@ -409,7 +409,7 @@ fn a_foreign_greenlet_that_ends_into_the_driver_is_reported_to_the_function() {
 }
 
 #[test]
-fn a_foreign_greenlet_is_reported_to_the_greenlet_that_went_on_last() {
+fn a_foreign_greenlet_is_reported_to_the_last_resumed_greenlet() {
     for polls in 0..2 {
         let handle = Handle::default();
         let (future, ready_later) = (handle.future(), handle.ready.clone());
@@ -472,7 +472,7 @@ fn a_greenlet_that_polled_a_spawn_can_be_ended_while_the_spawn_waits() {
 }
 
 #[test]
-fn a_function_that_must_await_and_does_not_is_reported() {
+fn a_function_that_must_await_and_does_not_panics() {
     let mut spawned = greenlet::SpawnBuilder::new().require_await(true).spawn(|| 1);
     let payload = catch_unwind(AssertUnwindSafe(|| poll(&mut spawned))).unwrap_err();
     assert!(

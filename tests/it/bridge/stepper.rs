@@ -9,7 +9,7 @@ use crate::bridge::{Handle, poll};
 use crate::support::Log;
 
 #[test]
-fn a_test_chooses_the_order_in_which_two_functions_go_on() {
+fn a_test_chooses_the_order_of_two_functions() {
     let log = Log::new();
     let stepper = |name: &'static str| {
         let log = log.clone();
@@ -91,7 +91,7 @@ fn every_await_is_ended_by_a_drop_and_by_a_cancel_in_nested_greenlets_too() {
 }
 
 #[test]
-fn what_is_left_over_is_found() {
+fn leaks_are_found_and_named() {
     let caught = catch_unwind(|| {
         end_at_each_await(|witnesses| {
             let witnesses = witnesses.clone();

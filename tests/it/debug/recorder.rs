@@ -22,7 +22,7 @@ fn panic_text(run: impl FnOnce()) -> String {
 }
 
 #[test]
-fn each_kind_of_event_has_its_word() {
+fn each_kind_of_event_is_named() {
     let (_, recording) = record(|| {
         let a = named("a", |()| pause());
         a.switch::<()>(()).unwrap();
@@ -195,7 +195,7 @@ fn every_difference_can_be_undone() {
 }
 
 #[test]
-fn the_tracer_of_before_is_back_also_after_a_panic() {
+fn the_previous_tracer_is_restored_also_after_a_panic() {
     let tracer = Tracer::new(|_| Ok(()));
     settrace(Some(tracer.clone()));
     let ((), _) = record(|| assert_ne!(gettrace(), Some(tracer.clone())));
@@ -422,7 +422,7 @@ fn in_perfetto_an_arrow_leads_from_each_block_to_the_next() {
 }
 
 #[test]
-fn what_ends_inside_is_no_leak() {
+fn a_greenlet_that_ends_inside_is_no_leak() {
     let old = named("old", |()| pause());
     old.switch::<()>(()).unwrap();
     let value = assert_no_leaks(|| {

@@ -120,7 +120,7 @@ fn a_dead_parent_of_a_living_greenlet_is_shown() {
 }
 
 #[test]
-fn it_is_seen_from_inside_a_greenlet() {
+fn the_tree_can_be_taken_inside_a_greenlet() {
     let a = Greenlet::builder()
         .name("a")
         .build(|(): ()| Ok(tree().to_string()));
@@ -133,7 +133,7 @@ fn it_is_seen_from_inside_a_greenlet() {
 }
 
 #[test]
-fn a_very_deep_tree_is_no_problem() {
+fn a_very_deep_tree_is_drawn_without_recursion() {
     let mut chain = vec![getcurrent()];
     for _ in 0..20_000 {
         let parent = chain.last().unwrap();
@@ -263,7 +263,7 @@ fn other_threads_answer_at_their_next_switch() {
 }
 
 #[test]
-fn an_errand_cannot_switch_and_its_panic_goes_nowhere() {
+fn an_errand_cannot_switch_and_its_panic_is_contained() {
     let _main = getcurrent();
     let me = thread::current().id();
     let (send, receive) = mpsc::channel();

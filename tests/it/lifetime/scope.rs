@@ -47,7 +47,7 @@ fn greenlets_borrow_and_are_ended_when_the_scope_is_left() {
 }
 
 #[test]
-fn the_one_made_last_is_ended_first() {
+fn the_newest_greenlet_is_ended_first() {
     let log = Log::new();
     scope(|s| {
         for name in ["first", "second", "third"] {
@@ -84,7 +84,7 @@ fn results_and_mutable_borrows_come_back() {
 }
 
 #[test]
-fn dropping_the_last_handle_ends_it_as_everywhere() {
+fn dropping_the_last_handle_ends_a_greenlet_of_a_scope() {
     let drops = Drops::new();
     scope(|s| {
         let witness = drops.witness();
@@ -99,7 +99,7 @@ fn dropping_the_last_handle_ends_it_as_everywhere() {
 }
 
 #[test]
-fn one_that_was_never_started_drops_its_captures_in_the_scope() {
+fn a_greenlet_that_never_started_drops_its_captures_in_the_scope() {
     let log = Log::new();
     let text = String::from("text");
     scope(|s| {
@@ -146,7 +146,7 @@ fn handles_may_leave_the_scope_and_are_dead() {
 }
 
 #[test]
-fn a_panic_of_the_closure_goes_on_after_the_greenlets_have_ended() {
+fn a_panic_of_the_closure_propagates_after_the_greenlets_have_ended() {
     let log = Log::new();
     let text = String::from("text");
     let payload = catch_unwind(AssertUnwindSafe(|| {
@@ -248,7 +248,7 @@ fn scopes_nest() {
 }
 
 #[test]
-fn where_switching_is_refused_they_never_start() {
+fn greenlets_do_not_start_in_a_no_switch_section() {
     let log = Log::new();
     let text = String::from("text");
     let outcome = no_switch(|| {
@@ -297,7 +297,7 @@ fn where_switching_is_refused_they_never_start() {
 }
 
 #[test]
-fn a_scope_that_makes_many_stays_small() {
+fn a_scope_that_creates_many_greenlets_stays_small() {
     let count = Cell::new(0);
     scope(|s| {
         for _ in 0..10_000 {

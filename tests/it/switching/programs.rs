@@ -15,7 +15,7 @@ pub(crate) fn run(program: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_recorded_programs_do_what_they_do_on_python() {
+fn the_recorded_programs_have_the_logs_of_python() {
     let mut logs = LOGS.split_terminator("\n--\n");
     let mut programs = 0;
     for line in CORPUS.lines() {
@@ -29,7 +29,7 @@ fn the_recorded_programs_do_what_they_do_on_python() {
 }
 
 #[test]
-fn finally_can_be_nested_as_deep_as_it_may() {
+fn finally_can_be_nested_to_its_limit() {
     let nested = |depth| {
         let body = (0..depth).fold("[\"who\"]".to_owned(), |inner, _| {
             format!("[\"finally\",[{inner}],[]]")
@@ -147,7 +147,7 @@ fn malformed_programs_are_refused() {
 // DE-8: the same in the language of `tests/oracle`, which says what is equal and what is not: no op of an
 // unwound greenlet runs, no `finally` either, and it is dead. (Python: still active, for good.)
 #[test]
-fn in_a_switching_program_no_op_runs_by_force() {
+fn in_a_switching_program_no_op_runs_during_the_unwinding() {
     let log = run(r#"{"name":"undead","bodies":[
         [["new",0,1,null],["new",1,2,0],["switch",0,1,"none"],["drop",0],["state",1],["drop",1],["who"]],
         [["finally",[["switch","main",2,"all"],["switch","main",3,"all"]],[["who"]]]],
@@ -174,7 +174,7 @@ fn in_a_switching_program_no_op_runs_by_force() {
 // PA-14: a clean-up that hangs the old parent below the dying greenlet makes no cycle: the old parent is
 // not set back then. (Python sets it back, and the next that looks for an ancestor loops for ever.)
 #[test]
-fn in_a_switching_program_no_cycle_of_parents_comes_about() {
+fn in_a_switching_program_an_end_makes_no_cycle_of_parents() {
     let log = run(r#"{"name":"cycle","bodies":[
         [["new",0,1,null],["new",1,2,0],["switch",1,1,"none"],["drop",1],["state",0],["switch",0,5,"none"]],
         [["who"],["state","parent"]],

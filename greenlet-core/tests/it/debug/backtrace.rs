@@ -45,7 +45,7 @@ fn suspended(depth: u32) -> Greenlet {
 }
 
 #[test]
-fn it_shows_where_a_greenlet_is_suspended_and_how_it_came_there() {
+fn a_backtrace_shows_the_calls_of_a_suspended_greenlet() {
     let greenlet = suspended(3);
     let text = greenlet.backtrace().unwrap().to_string();
     let deep = text.lines().filter(|line| line.ends_with("waits_deep"));
@@ -60,7 +60,7 @@ fn it_shows_where_a_greenlet_is_suspended_and_how_it_came_there() {
 
 // HZ-12
 #[test]
-fn it_ends_at_the_first_frame() {
+fn a_backtrace_ends_at_the_first_frame() {
     let shallow = frames(&suspended(0).backtrace().unwrap());
     assert!(shallow > 3 && shallow < 40, "{shallow} frames");
     let deep = frames(&suspended(20).backtrace().unwrap());
@@ -73,7 +73,7 @@ fn captures() -> Backtrace {
 }
 
 #[test]
-fn one_captured_inside_a_running_greenlet_ends_there_too() {
+fn a_backtrace_captured_inside_a_greenlet_ends_at_its_first_frame() {
     let greenlet = Greenlet::new(|(): ()| Ok(black_box(captures())));
     let backtrace = greenlet.switch::<Backtrace>(()).unwrap();
     let text = backtrace.to_string();
@@ -83,7 +83,7 @@ fn one_captured_inside_a_running_greenlet_ends_there_too() {
 }
 
 #[test]
-fn it_can_be_taken_again_and_again() {
+fn a_backtrace_can_be_taken_repeatedly() {
     let greenlet = suspended(2);
     let used = greenlet.stack_usage().unwrap().used;
     let first = frames(&greenlet.backtrace().unwrap());
@@ -98,7 +98,7 @@ fn it_can_be_taken_again_and_again() {
 }
 
 #[test]
-fn who_has_no_stack_has_no_backtrace() {
+fn pending_and_dead_greenlets_have_no_backtrace() {
     let greenlet = Greenlet::new(|(): ()| Ok(()));
     assert!(greenlet.backtrace().unwrap_err().is_pending());
     greenlet.switch::<()>(()).unwrap();
@@ -116,7 +116,7 @@ fn who_asks_for_itself() -> Backtrace {
 }
 
 #[test]
-fn the_running_one_shows_where_it_asks() {
+fn a_running_greenlet_gets_its_own_backtrace() {
     let text = who_asks_for_itself().to_string();
     assert!(text.contains("who_asks_for_itself"), "{text}");
 }
@@ -151,7 +151,7 @@ fn main_and_other_ancestors_can_be_asked_about() {
 }
 
 #[test]
-fn nobody_notices() {
+fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
     let greenlet = suspended(1);
     let (parked, state) = (greenlet.parked_at().unwrap(), greenlet.state());
     let events = Rc::new(Cell::new(0));
@@ -169,7 +169,7 @@ fn nobody_notices() {
 }
 
 #[test]
-fn it_works_for_a_greenlet_that_awaits() {
+fn a_greenlet_with_a_closed_gate_has_a_backtrace() {
     let greenlet = suspended(1);
     greenlet.close_gate();
     let text = greenlet.backtrace().unwrap().to_string();
@@ -186,7 +186,7 @@ fn it_works_for_a_greenlet_that_awaits() {
 }
 
 #[test]
-fn it_works_where_switching_is_forbidden() {
+fn a_backtrace_can_be_taken_in_a_no_switch_section() {
     let greenlet = suspended(1);
     no_switch(|| {
         drop(greenlet.backtrace().unwrap());
@@ -196,7 +196,7 @@ fn it_works_where_switching_is_forbidden() {
 }
 
 #[test]
-fn it_works_during_a_panic() {
+fn a_backtrace_can_be_taken_during_a_panic() {
     struct Asks(Greenlet);
     impl Drop for Asks {
         fn drop(&mut self) {
@@ -216,7 +216,7 @@ fn it_works_during_a_panic() {
 }
 
 #[test]
-fn errors_exits_and_other_types_arrive_after_it_as_before() {
+fn errors_exits_and_mismatches_still_arrive_after_a_backtrace() {
     let greenlet = suspended(0);
     drop(greenlet.backtrace().unwrap());
     let error = greenlet.throw::<()>(anyhow::anyhow!("thrown")).unwrap_err();

@@ -30,7 +30,7 @@ fn a_dead_greenlet_is_in_no_cycle() {
 // GC-2, GC-3, GC-4: a suspended greenlet whose stack holds a handle of it stays suspended when all other
 // handles go; throwing at it ends it.
 #[test]
-fn a_handle_of_itself_on_its_stack_keeps_it() {
+fn a_greenlet_is_kept_by_a_handle_of_itself_on_its_stack() {
     let drops = Drops::new();
     let witness = drops.witness();
     let greenlet = Greenlet::new(move |(): ()| {
@@ -52,7 +52,7 @@ fn a_handle_of_itself_on_its_stack_keeps_it() {
 
 // GC-3, GN-10: a weak handle of itself, or one that is taken for a moment, keeps nothing.
 #[test]
-fn a_weak_handle_of_itself_does_not_keep_it() {
+fn a_greenlet_is_not_kept_by_a_weak_handle_of_itself() {
     let drops = Drops::new();
     let witness = drops.witness();
     let greenlet = Greenlet::new(move |own: WeakGreenlet| {

@@ -18,7 +18,7 @@ fn suspended<R: 'static>(then: impl FnOnce(Result<Value>) -> Result<R> + 'static
 
 // EX-1, EX-4
 #[test]
-fn inside_the_function_it_is_an_error_that_question_marks_pass_on() {
+fn inside_the_function_an_exit_is_an_error_that_question_marks_propagate() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -81,7 +81,7 @@ fn a_raised_exit_ends_the_greenlet_like_a_returned_one() {
 
 // EX-5
 #[test]
-fn it_does_not_travel_further_up_as_an_error() {
+fn an_exit_does_not_propagate_beyond_the_parent_as_an_error() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -98,7 +98,7 @@ fn it_does_not_travel_further_up_as_an_error() {
 
 // EX-6
 #[test]
-fn a_returned_exit_is_the_same_as_one_that_it_died_of() {
+fn returning_an_exit_equals_failing_with_it() {
     let _no_leaks = NoLeaks::watch();
     let died = Greenlet::new(|(): ()| -> Result<()> { Err(GreenletExit::new().into()) });
     let returned = Greenlet::new(|(): ()| Ok(GreenletExit::new()));
@@ -112,7 +112,7 @@ fn a_returned_exit_is_the_same_as_one_that_it_died_of() {
 
 // EX-7
 #[test]
-fn a_greenlet_that_catches_it_may_return_something_else() {
+fn a_greenlet_that_catches_an_exit_may_return_another_value() {
     let _no_leaks = NoLeaks::watch();
     let child = suspended(|asked| {
         assert!(asked.unwrap_err().is::<GreenletExit>());
@@ -127,7 +127,7 @@ fn a_greenlet_that_catches_it_may_return_something_else() {
 
 // EX-8
 #[test]
-fn a_greenlet_that_catches_it_may_carry_on() {
+fn a_greenlet_that_catches_an_exit_may_continue() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         for refused in 1..=3_u32 {
@@ -147,7 +147,7 @@ fn a_greenlet_that_catches_it_may_carry_on() {
 
 // EX-9
 #[test]
-fn a_greenlet_may_switch_elsewhere_while_it_handles_it() {
+fn a_greenlet_may_switch_elsewhere_while_it_handles_an_exit() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -167,7 +167,7 @@ fn a_greenlet_may_switch_elsewhere_while_it_handles_it() {
 
 // EX-10
 #[test]
-fn a_greenlet_may_fail_with_something_else_instead() {
+fn a_greenlet_that_catches_an_exit_may_fail_with_another_error() {
     let _no_leaks = NoLeaks::watch();
     let fails = suspended(|asked| -> Result<()> {
         asked.unwrap_err();
@@ -179,7 +179,7 @@ fn a_greenlet_may_fail_with_something_else_instead() {
 
 // EX-11
 #[test]
-fn in_main_it_is_an_ordinary_error() {
+fn in_main_an_exit_is_an_ordinary_error() {
     let _no_leaks = NoLeaks::watch();
     let main = getcurrent();
     let child = Greenlet::new(move |(): ()| main.throw::<()>(GreenletExit::with_reason("for main")));
@@ -197,7 +197,7 @@ fn in_main_it_is_an_ordinary_error() {
 
 // EX-12
 #[test]
-fn it_says_why_where_there_is_a_reason() {
+fn an_exit_with_a_reason_shows_it() {
     let _no_leaks = NoLeaks::watch();
     let reason_of = |end: &dyn Fn(Greenlet)| {
         let log = Log::new();
@@ -286,7 +286,7 @@ fn an_exit_that_reaches_a_pending_parent_starts_it_with_that_value() {
 
 // RT-5, UD-1
 #[test]
-fn a_pending_parent_that_takes_no_exit_dies_of_the_mismatch() {
+fn a_pending_parent_that_takes_no_exit_fails_with_the_mismatch() {
     let _no_leaks = NoLeaks::watch();
     let parent = Greenlet::new(|number: i32| Ok(number));
     let child = suspended(|asked| asked);
@@ -318,7 +318,7 @@ fn exit_under(action: impl FnOnce() + Send + Sync + 'static) -> Error {
 
 // EX-2: the context is dropped where the exit becomes a value, in the last frames of the greenlet.
 #[test]
-fn a_panic_of_a_context_that_is_dropped_with_an_exit_goes_on_in_the_parent() {
+fn a_panic_while_an_exits_context_is_dropped_propagates_to_the_parent() {
     let _no_leaks = NoLeaks::watch();
     for is_raised in [false, true] {
         let child = Greenlet::new(move |(): ()| -> Result<()> {
@@ -336,7 +336,7 @@ fn a_panic_of_a_context_that_is_dropped_with_an_exit_goes_on_in_the_parent() {
 
 // EX-2, DE-6
 #[test]
-fn a_greenlet_can_be_ended_while_a_context_is_dropped_with_its_exit() {
+fn a_greenlet_can_be_ended_while_its_exits_context_is_dropped() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| -> Result<()> {
         Err(exit_under(|| {
@@ -356,7 +356,7 @@ thread_local! {
 
 // TH-8
 #[test]
-fn a_context_that_is_dropped_with_an_exit_may_end_the_one_who_gets_it() {
+fn the_drop_of_an_exits_context_may_end_the_receiver() {
     let _no_leaks = NoLeaks::watch();
     for is_ended in [false, true] {
         let parent = Greenlet::new(|(): ()| up::<Value>(()));
@@ -380,7 +380,7 @@ fn a_context_that_is_dropped_with_an_exit_may_end_the_one_who_gets_it() {
 
 // UD-5
 #[test]
-fn what_is_reported_in_the_last_frames_may_panic_when_it_is_dropped() {
+fn an_error_reported_in_the_last_frames_may_panic_when_dropped() {
     let child = Greenlet::new(|(): ()| -> Result<()> {
         let below = Greenlet::new(|(): ()| {
             drop(up::<()>(()));
@@ -398,7 +398,7 @@ fn what_is_reported_in_the_last_frames_may_panic_when_it_is_dropped() {
 
 /// Also in a crowd, where switches take another path.
 #[test]
-fn one_switched_to_by_its_last_handle_ends_when_it_leaves_however_many_there_are() {
+fn greenlets_switched_to_by_their_last_handles_end_when_they_leave() {
     let is_ended = |others: usize| {
         let _crowd: Vec<Greenlet> = (0..others)
             .map(|_| {

@@ -31,7 +31,7 @@ fn text(text: &str) -> Result<String> {
 
 // RT-1, RT-2, EP-2
 #[test]
-fn an_outcome_goes_to_the_parent_of_that_moment_not_to_who_resumed_it() {
+fn an_outcome_goes_to_the_current_parent_and_not_to_the_resumer() {
     let _no_leaks = NoLeaks::watch();
     for fails in [false, true] {
         let log = Log::new();
@@ -135,7 +135,7 @@ fn a_pending_parent_is_started_with_the_outcome_and_so_on_upwards() {
 
 // RT-5
 #[test]
-fn a_pending_parent_that_takes_another_type_dies_of_the_mismatch() {
+fn a_pending_parent_that_takes_another_type_fails_with_the_mismatch() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -195,7 +195,7 @@ fn a_parent_that_cannot_be_entered_stays_pending_and_the_next_one_gets_the_error
 
 // RT-8, EP-3
 #[test]
-fn an_error_kills_a_pending_parent_unrun_and_goes_on() {
+fn an_error_ends_a_pending_parent_unrun_and_propagates() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let pending = |parent: &Greenlet| {
@@ -247,7 +247,7 @@ fn a_parent_inside_a_drop_is_resumed_there_and_the_value_is_discarded() {
 
 // RT-10
 #[test]
-fn the_order_of_things_at_the_end() {
+fn captures_and_locals_are_dropped_before_the_parent_resumes() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let witness = |what: &'static str| {

@@ -24,7 +24,7 @@ fn waiting(name: &str, witness: Witness) -> Greenlet {
 // DE-1, DE-2, DE-5, DE-29: at once, with an exit; the dropping statement is over when all is; what it
 // returns goes nowhere; what its stack holds is released then, not before.
 #[test]
-fn an_exit_is_thrown_at_once() {
+fn dropping_the_last_handle_throws_an_exit_at_once() {
     catch_reports();
     let log = Log::new();
     let inside = log.clone();
@@ -96,7 +96,7 @@ fn a_childs_link_to_its_parent_is_a_handle() {
 // DE-3, DE-4, DE-26: who lets go is the parent meanwhile, main or not; the recorded parent is neither
 // started nor resumed; the clean-up runs in the greenlet itself, with what is attached to it.
 #[test]
-fn who_lets_go_is_the_parent_meanwhile() {
+fn the_greenlet_that_drops_the_last_handle_is_the_parent_meanwhile() {
     let log = Log::new();
     let never = Greenlet::builder()
         .name("never")
@@ -132,7 +132,7 @@ fn who_lets_go_is_the_parent_meanwhile() {
 
 // DE-6: what it leaves as an error, or as a panic, is reported, and never reaches who let go.
 #[test]
-fn what_goes_wrong_is_reported() {
+fn errors_and_panics_of_the_ended_greenlet_are_reported() {
     catch_reports();
     let failing = Greenlet::builder().name("failing").build(|(): ()| -> Result<()> {
         let _ = up::<()>(());
@@ -155,7 +155,7 @@ fn what_goes_wrong_is_reported() {
 // DE-7, DE-18, DE-19, UD-7: the drop is over as soon as anyone transfers to who let go. A value sent
 // there is lost, an error is reported; in between others run as they like.
 #[test]
-fn the_drop_is_over_when_control_comes_back() {
+fn the_drop_returns_at_the_first_transfer_back() {
     catch_reports();
     for throws in [false, true] {
         let log = Log::new();
@@ -197,7 +197,7 @@ fn the_drop_is_over_when_control_comes_back() {
 // DE-8, UD-6: one that catches the exit and goes on is unwound, its destructors run once; the original
 // complains and leaks it.
 #[test]
-fn one_that_refuses_to_end_is_unwound() {
+fn a_greenlet_that_refuses_to_end_is_unwound() {
     catch_reports();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -221,7 +221,7 @@ fn one_that_refuses_to_end_is_unwound() {
 
 // DE-8: one that stops even the unwinding is reported, once, and left alone with its stack.
 #[test]
-fn one_that_stops_the_unwinding_is_reported() {
+fn a_greenlet_that_stops_the_unwinding_is_reported() {
     catch_reports();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -247,7 +247,7 @@ fn one_that_stops_the_unwinding_is_reported() {
 // DE-9, DE-28, HZ-28, HZ-34: a handle that its clean-up stores makes it an ordinary greenlet again,
 // with its old parent, as often as it likes.
 #[test]
-fn a_stored_handle_resurrects_it() {
+fn a_handle_stored_during_the_end_resurrects_the_greenlet() {
     catch_reports();
     let shelf = Shelf::default();
     let parent = Greenlet::builder().name("parent").build(|_: Value| Ok(()));
@@ -305,7 +305,7 @@ fn a_handle_stored_before_the_end_is_of_a_dead_greenlet() {
 
 // DE-11: weak handles resolve while it is being ended, and no more when it is gone.
 #[test]
-fn weak_handles_resolve_until_it_is_gone() {
+fn weak_handles_upgrade_until_the_greenlet_is_freed() {
     let log = Log::new();
     let inside = log.clone();
     let weak_shelf: Rc<RefCell<Option<greenlet::WeakGreenlet>>> = Rc::default();
@@ -326,7 +326,7 @@ fn weak_handles_resolve_until_it_is_gone() {
 
 // DE-12, DE-13: a pending greenlet goes silently, with its function unrun; a dead one is just freed.
 #[test]
-fn pending_and_dead_ones_go_silently() {
+fn pending_and_dead_greenlets_are_freed_without_an_exit() {
     let (captured, parents) = (Drops::new(), Drops::new());
     let (witness, parent_witness) = (captured.witness(), parents.witness());
     let parent = Greenlet::new(move |witness: Witness| {
@@ -353,7 +353,7 @@ fn pending_and_dead_ones_go_silently() {
 
 // DE-14: main lives as long as its thread, with and without handles.
 #[test]
-fn main_is_not_ended() {
+fn dropping_handles_of_main_does_not_end_it() {
     let main = getcurrent();
     let weak = main.downgrade();
     let child = Greenlet::new(move |main: Greenlet| {
@@ -383,7 +383,7 @@ fn run_without_handle<R: 'static>(name: &str, body: impl FnOnce() -> Result<()> 
 // DE-15, DE-16: the running greenlet without handles ends when it switches away, in the context of the
 // target and before the target gets what was sent, which is not lost.
 #[test]
-fn the_running_one_ends_when_it_switches_away() {
+fn a_running_greenlet_without_handles_ends_when_it_switches_away() {
     let log = Log::new();
     let inside = log.clone();
     let target = Greenlet::builder()
@@ -425,7 +425,7 @@ fn the_running_one_ends_when_it_switches_away() {
 
 // DE-16: not even when its clean-up goes elsewhere: what resumes the target is lost, what was sent is not.
 #[test]
-fn what_was_sent_survives_a_clean_up_that_goes_elsewhere() {
+fn a_sent_value_survives_a_clean_up_that_switches_elsewhere() {
     let log = Log::new();
     let inside = log.clone();
     let main = getcurrent();
@@ -451,7 +451,7 @@ fn what_was_sent_survives_a_clean_up_that_goes_elsewhere() {
 // DE-17: one that gives itself another parent ends into that one; who let go stays suspended until
 // somebody transfers there.
 #[test]
-fn one_that_takes_another_parent_ends_into_it() {
+fn a_greenlet_that_changes_its_parent_during_its_end_ends_into_the_new_one() {
     let log = Log::new();
     let heir = Greenlet::builder().name("heir").build({
         let log = log.clone();
@@ -493,7 +493,7 @@ fn one_that_takes_another_parent_ends_into_it() {
 
 // DE-20: who lets go is not itself ended while what it started is not over.
 #[test]
-fn who_lets_go_lives_until_that_is_over() {
+fn the_greenlet_that_drops_the_last_handle_lives_until_the_end_is_over() {
     let log = Log::new();
     let main = getcurrent();
     let dying = Greenlet::builder().name("dying").build(move |(): ()| {
@@ -556,7 +556,7 @@ fn ends_nest() {
 
 // DE-22: a container's greenlets are ended one after the other, each completely, in the container's order.
 #[test]
-fn a_container_ends_them_in_its_order() {
+fn a_container_ends_its_greenlets_in_order() {
     let log = Log::new();
     let greenlets: Vec<Greenlet> = (0..3)
         .map(|number| {
@@ -582,7 +582,7 @@ fn a_container_ends_them_in_its_order() {
 // DE-24: any number, at any depth of the tree: a long chain of suspended greenlets, each held by its
 // child's link alone, goes without recursion.
 #[test]
-fn a_long_chain_of_suspended_ones_goes_in_a_loop() {
+fn a_long_chain_of_suspended_greenlets_ends_without_recursion() {
     const COUNT: usize = 4000;
     let end_chain = || {
         let drops = Drops::new();

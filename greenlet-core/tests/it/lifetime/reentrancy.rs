@@ -19,7 +19,7 @@ fn get(handle: &Later<WeakGreenlet>) -> Greenlet {
 }
 
 #[test]
-fn who_is_kept_suspended_between_the_stages_of_its_end_stays_so() {
+fn a_greenlet_kept_suspended_between_the_stages_of_its_end_stays_suspended() {
     let _leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -54,7 +54,7 @@ fn who_is_kept_suspended_between_the_stages_of_its_end_stays_so() {
 
 /// Has a greenlet be ended that hangs its ender below itself in the first stage, and that ends in the second.
 #[test]
-fn an_end_makes_no_ring_of_parents_between_its_stages() {
+fn an_end_makes_no_cycle_of_parents_between_its_stages() {
     let _leaks = NoLeaks::watch();
     let ender: Later<WeakGreenlet> = later();
     let known = ender.clone();
@@ -93,7 +93,7 @@ fn an_end_makes_no_ring_of_parents_between_its_stages() {
 }
 
 #[test]
-fn an_end_leaves_nobody_running_below_a_closed_gate() {
+fn an_end_leaves_no_greenlet_running_below_a_closed_gate() {
     let _leaks = NoLeaks::watch();
     let ender: Later<WeakGreenlet> = later();
     let known = ender.clone();
@@ -132,7 +132,7 @@ fn an_end_leaves_nobody_running_below_a_closed_gate() {
 }
 
 #[test]
-fn who_was_resumed_by_its_last_handle_ends_when_it_leaves() {
+fn a_greenlet_resumed_by_its_last_handle_ends_when_it_leaves() {
     let _leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -147,7 +147,7 @@ fn who_was_resumed_by_its_last_handle_ends_when_it_leaves() {
 }
 
 #[test]
-fn a_value_is_dropped_where_the_debts_before_its_switch_unwind() {
+fn a_value_is_dropped_if_deferred_ends_unwind_before_its_switch() {
     let _leaks = NoLeaks::watch();
     let drops = Drops::new();
     let big = (drops.witness(), [0_u64; 8]);
@@ -184,7 +184,7 @@ fn uses_stacks() {
 }
 
 #[test]
-fn what_arrives_is_taken_before_the_last_handle_of_its_sender_goes() {
+fn a_value_is_moved_out_before_the_last_handle_of_its_sender_is_dropped() {
     let _leaks = NoLeaks::watch();
     let suspended = Greenlet::new(|(): ()| {
         let _ = up::<()>(String::from(TEXT));
@@ -195,7 +195,7 @@ fn what_arrives_is_taken_before_the_last_handle_of_its_sender_goes() {
 }
 
 #[test]
-fn what_arrives_is_taken_before_what_is_attached_to_its_sender_goes() {
+fn a_value_is_moved_out_before_the_attachment_of_its_sender_is_dropped() {
     struct Attached;
 
     impl Drop for Attached {
@@ -226,7 +226,7 @@ fn text_of(unexpected: Unexpected<()>, text: &Later<String>) -> anyhow::Result<u
 }
 
 #[test]
-fn what_comes_back_from_a_step_is_taken_before_anybody_is_told() {
+fn a_steps_result_is_moved_out_before_the_tracer_runs() {
     let _leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| up::<()>(String::from(TEXT)));
     let text = later();
@@ -240,7 +240,7 @@ fn what_comes_back_from_a_step_is_taken_before_anybody_is_told() {
 }
 
 #[test]
-fn what_comes_back_from_a_yield_is_taken_before_anybody_is_told() {
+fn a_yields_result_is_moved_out_before_the_tracer_runs() {
     let _leaks = NoLeaks::watch();
     let sender: Later<Greenlet> = later();
     let known = sender.clone();
@@ -263,7 +263,7 @@ fn what_comes_back_from_a_yield_is_taken_before_anybody_is_told() {
 }
 
 #[test]
-fn what_arrives_is_taken_before_the_last_handle_of_an_old_parent_goes() {
+fn a_value_is_moved_out_before_the_last_handle_of_an_old_parent_is_dropped() {
     /// From a few calls deeper, so that the text stands where others write afterwards.
     #[inline(never)]
     fn sends_text(to: &Greenlet, calls: usize) -> anyhow::Result<()> {

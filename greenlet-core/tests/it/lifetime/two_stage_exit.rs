@@ -55,7 +55,7 @@ fn unwinding_by_force_calls_no_panic_hook() {
 // DE-8: it does not matter how control comes back: here a third greenlet brings it, and the one that was
 // asked to end waits in a switch to that one.
 #[test]
-fn it_is_unwound_whoever_brings_control_back() {
+fn a_greenlet_is_unwound_whichever_greenlet_resumes_the_dropper() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let (drops, third_drops, log) = (Drops::new(), Drops::new(), Log::new());
@@ -85,7 +85,7 @@ fn it_is_unwound_whoever_brings_control_back() {
 
 // DE-9: somebody has a handle of it: an ordinary greenlet with its old parent, which goes on where it is.
 #[test]
-fn a_resurrected_one_is_left_alone() {
+fn a_resurrected_greenlet_is_not_unwound() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let parent = Greenlet::builder().name("parent").build(|_: Value| Ok(()));
@@ -115,7 +115,7 @@ fn a_resurrected_one_is_left_alone() {
 // DE-9, PA-14: the handle that kept it goes when its old parent is set back: nobody has one then, so it is
 // unwound after all.
 #[test]
-fn a_handle_that_goes_with_the_parent_meanwhile_keeps_nothing() {
+fn a_handle_dropped_with_the_parent_meanwhile_does_not_resurrect() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let (drops, keeper_drops) = (Drops::new(), Drops::new());
@@ -143,7 +143,7 @@ fn a_handle_that_goes_with_the_parent_meanwhile_keeps_nothing() {
 
 // DE-8: a function that stops the unwinding and then returns has ended, as any other.
 #[test]
-fn one_that_stops_the_unwinding_and_returns_has_ended() {
+fn a_greenlet_that_stops_the_unwinding_and_returns_has_ended() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let (drops, log) = (Drops::new(), Log::new());
@@ -165,7 +165,7 @@ fn one_that_stops_the_unwinding_and_returns_has_ended() {
 // DE-8: one that stops the unwinding and switches again is reported once. It is left suspended for good:
 // its stack is not given to anyone, its destructors do not run, and others are not disturbed.
 #[test]
-fn one_that_stops_the_unwinding_and_goes_on_is_reported_and_left() {
+fn a_greenlet_that_stops_the_unwinding_and_continues_is_reported_and_left() {
     catch_reports();
     let drops = Drops::new();
     let witness = drops.witness();

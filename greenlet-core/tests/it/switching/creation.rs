@@ -10,7 +10,7 @@ use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 // CR-1
 #[test]
-fn making_runs_nothing_and_takes_no_stack() {
+fn creating_a_greenlet_runs_nothing_and_takes_no_stack() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -30,7 +30,7 @@ fn making_runs_nothing_and_takes_no_stack() {
 
 // CR-2, CR-3
 #[test]
-fn the_default_parent_is_the_greenlet_that_makes_it() {
+fn the_default_parent_is_the_creating_greenlet() {
     let _no_leaks = NoLeaks::watch();
     let parent_of_new = || Greenlet::new(|(): ()| Ok(())).parent().unwrap();
     assert!(parent_of_new().is_main());
@@ -94,7 +94,7 @@ fn the_first_switch_brings_the_argument() {
 
 // CR-9
 #[test]
-fn each_thread_has_one_main_greenlet_that_nobody_made() {
+fn each_thread_has_one_main_greenlet_without_creating_it() {
     let _no_leaks = NoLeaks::watch();
     let main = getcurrent();
     assert!(main.is_main() && main.is_active() && main.is_current());
@@ -108,7 +108,7 @@ fn each_thread_has_one_main_greenlet_that_nobody_made() {
 
 // CR-10
 #[test]
-fn a_type_of_ones_own_wraps_a_greenlet() {
+fn a_user_type_can_wrap_a_greenlet() {
     let _no_leaks = NoLeaks::watch();
     /// What a subclass with a `run` method is in Python.
     struct Counter {
@@ -176,7 +176,7 @@ fn a_clone_is_the_same_greenlet_not_a_second_execution() {
 
 // CR-15
 #[test]
-fn one_thing_of_any_type_can_be_attached() {
+fn one_value_of_any_type_can_be_attached() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let child = Greenlet::new(|(): ()| Ok(*getcurrent().attached::<u32>().unwrap()));
@@ -213,7 +213,7 @@ fn weak_handles_keep_nothing_alive() {
 
 // CR-18
 #[test]
-fn making_a_greenlet_ends_no_other() {
+fn creating_a_greenlet_ends_no_other() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();

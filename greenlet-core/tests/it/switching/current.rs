@@ -10,7 +10,7 @@ use crate::support::{Drops, Log, on_drop, up};
 // FR-1, CA-5, HZ-3: it can always be asked for, in any thread and as its first use of greenlets; main is
 // made by asking. It is active.
 #[test]
-fn it_can_always_be_asked_for() {
+fn getcurrent_works_everywhere() {
     let seen = std::thread::spawn(|| {
         let first = getcurrent();
         (
@@ -27,7 +27,7 @@ fn it_can_always_be_asked_for() {
 
 // FR-2: it is right although destructors run, and greenlets end, in the middle of an operation.
 #[test]
-fn it_is_right_in_the_middle_of_others_ends() {
+fn getcurrent_is_right_during_the_end_of_other_greenlets() {
     let log = Log::new();
     let make = |name: &'static str| {
         let log = log.clone();
@@ -56,7 +56,7 @@ fn it_is_right_in_the_middle_of_others_ends() {
 // FR-3, FR-7: instead of a frame, where a suspended greenlet is parked; instead of a saved stack's size,
 // how much of its stack is used. Both for suspended ones alone.
 #[test]
-fn only_a_suspended_one_has_a_place_where_it_is_parked() {
+fn only_a_suspended_greenlet_is_parked_at_a_place() {
     let greenlet = Greenlet::new(|(): ()| {
         assert!(getcurrent().parked_at().is_none());
         up::<()>(())
@@ -72,7 +72,7 @@ fn only_a_suspended_one_has_a_place_where_it_is_parked() {
 // CA-6: reparented to the running greenlet and switched to, it comes back there when it switches to its
 // parent.
 #[test]
-fn one_reparented_to_the_running_greenlet_comes_back_to_it() {
+fn a_greenlet_reparented_to_the_running_one_ends_into_it() {
     let wanderer = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>("to my parent"));
     let adopts = Greenlet::new(|wanderer: Greenlet| {
         assert_ne!(wanderer.parent(), Some(getcurrent()));
@@ -100,7 +100,7 @@ fn the_parent_is_an_owned_handle() {
 // CA-8, DE-28: switching makes and loses no handle: after a thousand switches, the one handle that there
 // was is the last.
 #[test]
-fn switching_neither_makes_nor_loses_handles() {
+fn switching_keeps_the_number_of_handles() {
     let drops = Drops::new();
     let witness = drops.witness();
     let greenlet = Greenlet::new(move |mut shared: Rc<()>| {

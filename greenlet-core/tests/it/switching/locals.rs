@@ -63,7 +63,7 @@ fn test_context_not_propagated() {
 
 // CV-2; cv::test_context_assignment_while_running
 #[test]
-fn there_are_none_until_one_is_set_or_used() {
+fn locals_are_empty_until_one_is_set_or_used() {
     let child = Greenlet::new(|(): ()| {
         let main = getparent().unwrap();
         assert!(!NAME.is_set());
@@ -138,7 +138,7 @@ fn test_context_shared() {
 
 // CV-5; cv::test_context_assignment_while_running
 #[test]
-fn they_can_be_looked_at_and_replaced_in_every_state() {
+fn locals_can_be_read_and_replaced_in_every_state() {
     let named = |name: &str| {
         let locals = Locals::new();
         locals.set(&NAME, name.to_owned());
@@ -214,7 +214,7 @@ fn test_context_propagated_by_context_run() {
 
 // CV-8
 #[test]
-fn the_dead_keep_their_values_until_their_last_handle_goes() {
+fn dead_greenlets_keep_their_values_until_their_last_handle_is_dropped() {
     let drops = Drops::new();
     let witness = Rc::new(drops.witness());
     let child = Greenlet::new(|witness: Rc<Witness>| {
@@ -296,7 +296,7 @@ fn a_temporary_value_stays_with_its_greenlet_over_switches() {
 }
 
 #[test]
-fn a_temporary_value_goes_also_by_a_panic_and_by_an_end() {
+fn a_temporary_value_is_removed_by_a_panic_and_by_an_end() {
     alone(|| {
         let panics = || NAME.with_value("short".to_owned(), || resume_unwind(Box::new(())));
         let _: Result<(), _> = catch_unwind(AssertUnwindSafe(panics));
@@ -341,7 +341,7 @@ fn nothing_is_leaked_by_setting_replacing_unsetting_and_death() {
 
 // CV-12: main's go with its thread, while its destructors can still use the library.
 #[test]
-fn the_values_of_main_go_with_its_thread() {
+fn the_values_of_main_are_dropped_with_its_thread() {
     struct AtTheEnd(std::sync::mpsc::Sender<bool>);
     impl Drop for AtTheEnd {
         fn drop(&mut self) {
@@ -373,7 +373,7 @@ fn true_thread_locals_are_shared_by_all_greenlets_of_a_thread() {
 }
 
 #[test]
-fn the_first_value_is_made_in_each_greenlet_and_may_itself_switch() {
+fn the_initial_value_is_computed_in_each_greenlet_and_may_switch() {
     greenlet_local! {
         static ASKED: u32 = getparent().unwrap().switch("which number?").unwrap();
     }

@@ -64,7 +64,7 @@ fn a_parent_can_be_changed_in_every_state_and_nothing_moves() {
 
 // PA-3
 #[test]
-fn mains_parent_cannot_be_set() {
+fn the_parent_of_main_cannot_be_set() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| Ok(()));
     let main = getcurrent();
@@ -156,7 +156,7 @@ fn children_keep_their_ancestors_and_the_last_child_lets_them_end() {
 
 // PA-13
 #[test]
-fn after_a_change_the_new_parent_may_let_the_outcome_go_on() {
+fn after_a_change_the_new_parent_may_pass_the_outcome_up() {
     let _no_leaks = NoLeaks::watch();
     for fails in [false, true] {
         let log = Log::new();
@@ -188,7 +188,7 @@ fn after_a_change_the_new_parent_may_let_the_outcome_go_on() {
 
 // PA-14
 #[test]
-fn while_it_is_ended_its_parent_is_who_let_go_and_then_the_old_one() {
+fn during_an_end_the_dropping_greenlet_is_the_parent_and_afterwards_the_old_one() {
     let _no_leaks = NoLeaks::watch();
     /// What the greenlet does while it is being ended.
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -231,7 +231,7 @@ fn while_it_is_ended_its_parent_is_who_let_go_and_then_the_old_one() {
 
 // PA-12
 #[test]
-fn a_parent_that_only_its_dead_child_holds_ends_with_it() {
+fn a_parent_held_only_by_its_dead_child_ends_with_it() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();

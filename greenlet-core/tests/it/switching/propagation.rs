@@ -19,7 +19,7 @@ fn panic_of(greenlet: &Greenlet) -> Payload {
 
 // EP-1
 #[test]
-fn an_error_goes_up_level_by_level() {
+fn an_error_propagates_parent_by_parent() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| -> Result<()> { bail!("root") });
     let transforms = Greenlet::new(move |(): ()| {
@@ -39,7 +39,7 @@ fn an_error_goes_up_level_by_level() {
 
 // EP-1
 #[test]
-fn a_panic_goes_on_in_the_parent_level_by_level() {
+fn a_panic_propagates_parent_by_parent() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let witness = |what: &'static str| {
@@ -63,7 +63,7 @@ fn a_panic_goes_on_in_the_parent_level_by_level() {
 
 // EP-2
 #[test]
-fn a_panic_goes_to_the_parent_not_to_who_resumed_it() {
+fn a_panic_goes_to_the_parent_and_not_to_the_resumer() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let child = Greenlet::new(|(): ()| {
@@ -88,7 +88,7 @@ fn a_panic_goes_to_the_parent_not_to_who_resumed_it() {
 
 // EP-3
 #[test]
-fn a_panic_kills_pending_parents_unrun_and_skips_dead_ones() {
+fn a_panic_ends_pending_parents_unrun_and_skips_dead_parents() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -125,7 +125,7 @@ fn a_parent_that_catches_returns_to_its_own_parent() {
 
 // EP-5
 #[test]
-fn every_kind_of_panic_and_error_travels() {
+fn every_kind_of_panic_and_error_reaches_the_parent() {
     let _no_leaks = NoLeaks::watch();
     #[derive(Debug, PartialEq)]
     struct Own(u8);
@@ -167,7 +167,7 @@ fn the_very_error_and_the_very_payload_arrive() {
 
 // EP-7
 #[test]
-fn a_greenlet_that_died_of_an_error_is_an_ordinary_dead_one() {
+fn a_greenlet_that_failed_is_dead_like_any_other() {
     let _no_leaks = NoLeaks::watch();
     let fails = Greenlet::new(|(): ()| -> Result<()> { bail!("once") });
     let panics = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new("once")) });
@@ -182,7 +182,7 @@ fn a_greenlet_that_died_of_an_error_is_an_ordinary_dead_one() {
 
 // EP-8
 #[test]
-fn what_main_does_not_catch_ends_the_thread() {
+fn a_panic_that_main_does_not_catch_ends_the_thread() {
     let _no_leaks = NoLeaks::watch();
     let thread = std::thread::spawn(|| {
         let panics = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new("uncaught")) });
@@ -221,7 +221,7 @@ fn a_greenlet_never_starts_in_the_middle_of_a_panic() {
 
 // XS-2
 #[test]
-fn what_a_greenlet_is_handling_stays_its_own() {
+fn an_error_being_handled_belongs_to_its_greenlet() {
     let _no_leaks = NoLeaks::watch();
     let handles = |name: &'static str| {
         Greenlet::new(move |(): ()| {
@@ -267,7 +267,7 @@ fn dropping_a_greenlet_while_a_panic_unwinds_does_not_disturb_it() {
 
 // XS-6, EX-9
 #[test]
-fn an_error_that_clean_up_switches_away_from_goes_on_afterwards() {
+fn an_error_propagates_after_its_clean_up_has_switched_away() {
     let _no_leaks = NoLeaks::watch();
     for is_exit in [true, false] {
         let log = Log::new();

@@ -62,7 +62,7 @@ fn a_failed_start_leaves_nothing_half_done() {
 // HZ-17: what a function captured is dropped at its end, in its greenlet, and may switch there; what the
 // function returned is delivered when it is over.
 #[test]
-fn what_a_function_captured_may_switch_when_dropped() {
+fn captures_may_switch_when_dropped() {
     let log = Log::new();
     let main = getcurrent();
     let inside = log.clone();
@@ -161,7 +161,7 @@ fn cloning_a_handle_copies_nothing() {
 
 // HZ-38: code that looks at the errors it knows, and passes others on with `?`, passes an exit on.
 #[test]
-fn an_exit_passes_code_that_handles_what_it_knows() {
+fn an_exit_passes_code_that_handles_only_its_own_errors() {
     #[derive(Debug)]
     struct Known;
     impl std::fmt::Display for Known {
@@ -201,7 +201,7 @@ fn an_exit_passes_code_that_handles_what_it_knows() {
 // HZ-15, HZ-18: foreign code that runs in the middle of a transfer, a tracer here, switches to the same
 // target with a value of its own: neither value is lost, or delivered to the wrong place.
 #[test]
-fn a_tracer_that_switches_to_the_same_target_mixes_nothing_up() {
+fn a_tracer_may_switch_to_the_traced_target() {
     let log = Log::new();
     let target = Greenlet::new({
         let log = log.clone();
@@ -264,7 +264,7 @@ fn an_exit_starts_a_pending_parent() {
 
 // UD-2: nobody runs out of ancestors: when all others fail, main gets it.
 #[test]
-fn main_takes_what_nobody_takes() {
+fn main_receives_what_no_other_ancestor_takes() {
     let mut parent = getcurrent();
     for _ in 0..5 {
         parent = Greenlet::builder()
@@ -284,7 +284,7 @@ fn main_takes_what_nobody_takes() {
 
 // UD-3, UD-4: looking changes nothing, and a function never runs twice.
 #[test]
-fn looking_changes_nothing() {
+fn inspection_changes_nothing() {
     let runs = Drops::new();
     let witness = runs.witness();
     let greenlet = Greenlet::new(move |(): ()| {

@@ -10,7 +10,7 @@ use greenlet::{
 };
 
 #[test]
-fn a_handle_is_one_word_and_an_optional_one_too() {
+fn a_handle_and_an_optional_handle_are_one_word() {
     assert_eq!(size_of::<Greenlet>(), size_of::<usize>());
     assert_eq!(size_of::<Option<Greenlet>>(), size_of::<usize>());
     assert_eq!(size_of::<Option<WeakGreenlet>>(), size_of::<usize>());

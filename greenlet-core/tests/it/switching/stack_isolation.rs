@@ -15,7 +15,7 @@ fn text(caught: std::thread::Result<Result<()>>) -> &'static str {
 // CX-1: several greenlets switch away inside `catch_unwind`, at different depths, and panic later, in any
 // order: each catches its own panic.
 #[test]
-fn each_catches_its_own_panic() {
+fn each_greenlet_catches_its_own_panic() {
     fn deep(depth: u32, panics: &'static str) -> Result<()> {
         if depth > 0 {
             return deep(depth - 1, panics).map(|()| assert!(depth > 0));
@@ -66,7 +66,7 @@ fn a_panic_does_not_travel_through_a_switch() {
 // CX-5, LK-5: an error that leaves a greenlet is the outcome of the switch, and a thousand of them leave
 // nothing behind.
 #[test]
-fn a_thousand_errors_leave_nothing() {
+fn a_thousand_errors_leak_nothing() {
     let drops = Drops::new();
     for number in 0..1000 {
         let witness = drops.witness();
@@ -89,7 +89,7 @@ fn a_thousand_errors_leave_nothing() {
 // CX-7, HZ-37: whether a panic unwinds is known for a thread, not for a greenlet. So a switch from a
 // destructor that runs during one is refused, and nobody else ever sees `panicking`.
 #[test]
-fn nobody_else_sees_a_panic() {
+fn no_other_greenlet_sees_a_panic() {
     let log = Log::new();
     let innocent = Greenlet::new(|(): ()| {
         let lock = std::sync::Mutex::new(0);
@@ -141,7 +141,7 @@ fn with_frames(depth: usize, seed: u64) -> Result<u64> {
 
 // CX-8: the frames between a greenlet's function and its switch stay as they are, whatever others do.
 #[test]
-fn frames_stay_as_they_are() {
+fn frames_are_unchanged_across_switches() {
     let greenlets: Vec<Greenlet> = (0..20_usize)
         .map(|number| {
             let greenlet = Greenlet::new(|(depth, seed): (usize, u64)| with_frames(depth, seed));

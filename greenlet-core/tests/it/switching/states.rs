@@ -108,7 +108,7 @@ fn a_parent_that_gets_an_outcome_sees_the_child_dead() {
 
 // ST-7
 #[test]
-fn what_the_function_owns_is_dropped_while_it_is_active_and_current() {
+fn captures_and_locals_are_dropped_while_the_greenlet_is_active_and_current() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let witness = |what: &'static str| {

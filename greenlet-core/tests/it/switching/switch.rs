@@ -117,7 +117,7 @@ fn any_greenlet_switches_to_any_other() {
 
 // SW-6, RT-2
 #[test]
-fn in_a_ring_each_reports_to_its_own_parent() {
+fn in_a_ring_each_greenlet_ends_into_its_own_parent() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let ring: Rc<RefCell<Vec<WeakGreenlet>>> = Rc::default();
@@ -160,7 +160,7 @@ fn in_a_ring_each_reports_to_its_own_parent() {
 
 // SW-8
 #[test]
-fn switching_to_oneself_returns_at_once_and_is_traced() {
+fn a_switch_to_itself_returns_at_once_and_is_traced() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let traced = log.clone();
@@ -184,7 +184,7 @@ fn switching_to_oneself_returns_at_once_and_is_traced() {
 
 // SW-9
 #[test]
-fn the_very_value_arrives_and_nothing_is_left_behind() {
+fn a_value_is_moved_and_not_copied() {
     let _no_leaks = NoLeaks::watch();
     let shared = Rc::new(0);
     let echo = Greenlet::new(|mut value: Rc<i32>| {
@@ -301,7 +301,7 @@ fn dead_below(parent: &Greenlet) -> Greenlet {
 
 // SW-20, SW-21
 #[test]
-fn switching_to_a_dead_child_of_the_caller_echoes() {
+fn a_switch_to_a_dead_child_returns_the_value_to_the_caller() {
     let _no_leaks = NoLeaks::watch();
     let dead = dead_below(&getcurrent());
     assert_eq!(dead.switch::<i32>(5).unwrap(), 5);
@@ -432,7 +432,7 @@ fn a_destructor_that_runs_because_of_an_exit_may_switch() {
 
 /// What a greenlet was resumed by the last time is no way to switch to it while it runs.
 #[test]
-fn one_that_was_resumed_before_switches_to_itself() {
+fn a_greenlet_that_was_resumed_before_can_switch_to_itself() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         for n in 0..3 {
@@ -462,7 +462,7 @@ fn one_that_was_resumed_before_switches_to_itself() {
 }
 
 #[test]
-fn the_gate_of_one_that_runs_stays_open_if_nobody_else_has_a_handle() {
+fn the_gate_of_a_running_greenlet_stays_open_without_other_handles() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         up::<()>(())?;

@@ -114,7 +114,7 @@ fn throw_at_a_pending_greenlet_never_runs_it() {
 
 // TH-7
 #[test]
-fn what_a_pending_greenlet_captured_is_dropped_in_it() {
+fn captures_of_a_pending_greenlet_are_dropped_inside_it() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -131,7 +131,7 @@ fn what_a_pending_greenlet_captured_is_dropped_in_it() {
 
 // TH-8
 #[test]
-fn an_exit_at_a_dead_greenlet_is_eaten_and_returned() {
+fn an_exit_at_a_dead_greenlet_is_returned_to_the_thrower() {
     let _no_leaks = NoLeaks::watch();
     let dead = dead_below(&getcurrent());
     for reason in ["one", "two"] {
@@ -229,7 +229,7 @@ fn kill_throws_an_exit_without_a_reason() {
 
 // TH-5
 #[test]
-fn the_very_error_arrives() {
+fn a_thrown_error_is_moved_and_not_copied() {
     let _no_leaks = NoLeaks::watch();
     let error = anyhow!(Ours("the one"));
     let address = error.downcast_ref::<Ours>().map(std::ptr::from_ref);
@@ -332,7 +332,7 @@ fn throwing_at_a_greenlet_is_like_a_child_of_it_that_fails() {
 
 // TH-4
 #[test]
-fn an_error_that_cannot_be_made_is_the_throwers_business() {
+fn a_failure_to_build_the_error_stays_with_the_thrower() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| up::<()>(()));
     child.switch::<()>(()).unwrap();

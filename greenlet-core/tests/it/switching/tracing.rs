@@ -53,7 +53,7 @@ fn events<T>(operation: impl FnOnce() -> T) -> Vec<String> {
 
 // TR-3, TR-5, TR-6, TR-7: the table of events for each operation; M is main.
 #[test]
-fn each_operation_has_its_events() {
+fn each_operation_is_traced_as_documented() {
     let fails = || named("g", || -> Result<()> { Err(anyhow!("error")) });
     let dead = || {
         let g = named("g", || Ok(()));
@@ -154,7 +154,7 @@ fn an_end_by_dropping_is_traced() {
 
 // TR-1, TR-16, HZ-19: one tracer a thread; setting returns the one before, also if it is the same one.
 #[test]
-fn setting_returns_the_one_before() {
+fn settrace_returns_the_previous_tracer() {
     assert_eq!(gettrace(), None);
     let tracer = Tracer::new(|_| Ok(()));
     assert_eq!(settrace(Some(tracer.clone())), None);
@@ -174,7 +174,7 @@ fn setting_returns_the_one_before() {
 // TR-2, TR-4, TR-6, TR-12: it is called in the target, after the switch and before the target gets
 // anything; a finished origin is dead by then. It sees who and what kind, not what is delivered.
 #[test]
-fn it_runs_in_the_target_before_anything_arrives() {
+fn a_tracer_runs_in_the_target_before_the_value_arrives() {
     let log = Log::new();
     let inside = log.clone();
     settrace(Some(Tracer::new(move |event| {
@@ -289,7 +289,7 @@ fn a_failing_tracer_is_removed_and_its_error_delivered() {
 // TR-11: while a greenlet is ended: at its exit, the error takes the exit's place; at the way back, it is
 // reported. The second stage of an end is not replaced.
 #[test]
-fn a_tracer_that_fails_while_one_is_ended() {
+fn a_tracer_may_fail_while_a_greenlet_is_ended() {
     catch_reports();
     let log = Log::new();
     let inside = log.clone();
@@ -384,7 +384,7 @@ fn a_tracer_may_switch() {
 
 // DE-27, TR-14: one that is suspended inside the tracer of its first switch and is let go of ends there.
 #[test]
-fn one_suspended_in_its_first_tracer_ends_there() {
+fn a_greenlet_suspended_in_its_first_tracer_can_be_ended() {
     catch_reports();
     let g = named("g", || -> Result<()> { unreachable!("it never begins") });
     let main = getcurrent();
@@ -414,7 +414,7 @@ fn one_suspended_in_its_first_tracer_ends_there() {
 // TR-15: it may remove or replace itself; a tracer that is set inside a greenlet is the whole thread's,
 // from that greenlet's next transfer on.
 #[test]
-fn it_may_remove_and_replace_itself() {
+fn a_tracer_may_remove_and_replace_itself() {
     let log = Log::new();
     let inside = log.clone();
     settrace(Some(Tracer::new(move |event| {
@@ -449,7 +449,7 @@ fn it_may_remove_and_replace_itself() {
 
 // TR-17, TR-19: other threads have none; a thread's goes with the thread.
 #[test]
-fn it_is_the_threads_own() {
+fn each_thread_has_its_own_tracer() {
     let log = Log::new();
     trace_to(&log);
     let released = std::thread::spawn(|| {
@@ -471,7 +471,7 @@ fn it_is_the_threads_own() {
 
 // TR-18: it runs as the target: what belongs to the running greenlet is the target's.
 #[test]
-fn it_sees_what_belongs_to_the_target() {
+fn a_tracer_sees_the_locals_of_the_target() {
     let log = Log::new();
     let inside = log.clone();
     let tracer = Tracer::new(move |_| {
