@@ -197,8 +197,9 @@ fn captures_are_stored_once_until_the_start() {
         (pending, suspended)
     }
     assert_eq!(blocks::<1>(), (0, 0));
-    assert_eq!(blocks::<32>(), (0, 0));
-    assert_eq!(blocks::<33>(), (1, 0));
+    const SPACE: usize = 4 * size_of::<usize>();
+    assert_eq!(blocks::<SPACE>(), (0, 0));
+    assert_eq!(blocks::<{ SPACE + 1 }>(), (1, 0));
     assert_eq!(blocks::<4096>(), (1, 0));
 }
 

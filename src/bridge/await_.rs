@@ -1,4 +1,4 @@
-//! Awaiting from synchronous code.
+//! Awaits a future from synchronous code.
 
 #![forbid(unsafe_code)]
 
@@ -15,20 +15,21 @@ use super::error::NoDriver;
 
 /// Waits for a future, and returns its output: `future.await` for synchronous code.
 ///
-/// To be called inside a function that [`greenlet_spawn`](crate::greenlet_spawn) runs, at any depth, also
-/// in greenlets that it makes. Only that function is suspended; the thread goes on. The future stays where it is: it is pinned
-/// on the greenlet's stack, and may borrow from it.
+/// Call this inside a function that [`greenlet_spawn`](crate::greenlet_spawn) runs, at any call
+/// depth, also in greenlets that the function creates. It suspends that function alone, and the
+/// thread runs other tasks. The future is pinned on the greenlet's stack, and may borrow from it.
 ///
-/// When the spawn is cancelled or dropped while this waits, this does not return: the greenlet is unwound, and
-/// destructors run. Code that wants to clean up by awaiting uses [`try_await_`].
+/// If the spawn is cancelled or dropped meanwhile, this does not return: the greenlet is unwound,
+/// and destructors run. Clean-up code that awaits uses [`try_await_`].
 ///
 /// # Panics
 ///
-/// - If there is no driver: the message says so, and where.
-/// - With the panic of the future, if it panics.
+/// - Panics if there is no driver. The message names the place.
+/// - Panics with the panic of the future.
 ///
-/// Inside a destructor use [`try_await_`]: while the stack unwinds, by a panic or because the spawn was dropped, nothing can
-/// be awaited, this cannot return, and a panic out of the destructor aborts the process. The message says where.
+/// Use [`try_await_`] inside a destructor. While a panic or a dropped spawn unwinds the stack, an
+/// await is refused. This function cannot return then, and its panic in the destructor aborts the
+/// process. The message names the place.
 ///
 /// # Examples
 ///
@@ -54,13 +55,14 @@ pub fn await_<F: IntoFuture>(future: F) -> F::Output {
 #[cold]
 fn refuse(error: Error) -> ! {
     match error.downcast_ref::<NoDriver>() {
-        // A mistake of the program.
+        // A bug of the program.
         Some(missing) if missing.is_outside() => panic!("{error}"),
-        // It cannot be refused in silence, and an end on its way would abort without a word.
+        // This call cannot return. A forced unwind out of the destructor would abort without a
+        // message.
         _ if std::thread::panicking() => {
             panic!("{error}; it was awaited in a destructor, where only `try_await_` can return that")
         }
-        // The end of the greenlet, on its way.
+        // The end of the greenlet propagates.
         _ => raise(error),
     }
 }
@@ -69,10 +71,12 @@ fn refuse(error: Error) -> ! {
 ///
 /// # Errors
 ///
-/// - What is thrown at the greenlet while it waits: a [`GreenletExit`](crate::GreenletExit) when the spawn is cancelled or
-///   dropped. Pass it on with `?`, so that the function ends.
-/// - [`NoDriver`] outside of [`greenlet_spawn`](crate::greenlet_spawn), and in clean-up after the spawn was dropped.
-/// - What refuses a switch: [`Unwinding`](crate::Unwinding) in a destructor during a panic,
+/// - The error that is thrown at the greenlet while it waits: a
+///   [`GreenletExit`](crate::GreenletExit) if the spawn is cancelled or dropped. Propagate it with
+///   `?`, so that the function ends.
+/// - [`NoDriver`] outside of [`greenlet_spawn`](crate::greenlet_spawn), and in clean-up after the
+///   spawn was dropped.
+/// - The error of a refused switch: [`Unwinding`](crate::Unwinding) in a destructor during a panic,
 ///   [`SwitchForbidden`](crate::SwitchForbidden) in a `no_switch` section,
 ///   [`ThreadExiting`](crate::ThreadExiting).
 ///
@@ -80,7 +84,7 @@ fn refuse(error: Error) -> ! {
 ///
 /// # Panics
 ///
-/// With the panic of the future, if it panics.
+/// Panics with the panic of the future.
 ///
 /// # Examples
 ///
@@ -98,7 +102,8 @@ fn refuse(error: Error) -> ! {
 #[inline]
 pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     let at = Location::caller();
-    // The root awaits, mostly. Then no handle of it, or of its driver, must be on this stack meanwhile.
+    // In most cases the root awaits. No handle of it or of its driver may be on this stack
+    // meanwhile: it would keep them.
     Greenlet::with_attached(|driver: Option<&Driver>, id| match driver {
         Some(driver) if driver.phase.get() == Phase::Running => {
             let mut future = pin!(future.into_future());
@@ -106,7 +111,7 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
                 if let Poll::Ready(output) = driver.poll_in_place(future.as_mut())? {
                     return Ok(output);
                 }
-                // The poll may have left, and the driver have ended meanwhile.
+                // The poll may have switched away, and the driver may have ended meanwhile.
                 if driver.phase.get() != Phase::Running {
                     return Err(refusal(driver));
                 }
@@ -117,7 +122,7 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     })
 }
 
-/// An await in a greenlet below the root, or one that is refused.
+/// Awaits in a greenlet below the root, or refuses.
 #[cold]
 fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> Result<F::Output> {
     let current = getcurrent();
@@ -133,7 +138,7 @@ fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> 
     Slot::new(future).wait(&driver, id, Some(current), at)
 }
 
-/// The answer to an await where the driver does not run.
+/// Returns the error for an await while the driver does not run its greenlets.
 #[cold]
 fn refusal(driver: &Driver) -> Error {
     match driver.phase.get() {
@@ -145,15 +150,16 @@ fn refusal(driver: &Driver) -> Error {
 /// How often a function whose driver is over may try to await before it is unwound.
 const PATIENCE: u32 = 100;
 
-/// The answer to an await when the driver is over. Code that tries again and again, whatever the error,
-/// would hang the thread: it is unwound, and if it stops even that, it is left where it is.
+/// The answer to an await when the driver is over. Code that tries again and again, whatever the
+/// error, would hang the thread: it is unwound, and if it stops even that, it is left where it is.
 #[cold]
 fn refuse_over(driver: &Driver) -> Error {
     let refusals = driver.refusals.get() + 1;
     driver.refusals.set(refusals);
     if refusals > PATIENCE && may_switch().is_ok() {
         if refusals > 2 * PATIENCE {
-            // To whoever ends this greenlet: it has not ended, so it is unwound by force, or given up.
+            // To whoever ends this greenlet: it has not ended, so it is unwound by force, or given
+            // up.
             if let Some(parent) = getparent() {
                 drop(parent.switch_owned::<Value>(()));
             }

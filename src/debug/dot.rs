@@ -1,4 +1,4 @@
-//! The tree of a thread's greenlets, for Graphviz.
+//! Draws the tree of a thread's greenlets with Graphviz.
 
 #![forbid(unsafe_code)]
 
@@ -7,9 +7,9 @@ use std::fmt::Write;
 use super::tree::{Status, Tree};
 
 impl Tree {
-    /// The tree in the language of [Graphviz](https://graphviz.org): `dot -Tsvg` draws it.
+    /// Returns the tree in the language of [Graphviz](https://graphviz.org): `dot -Tsvg` draws it.
     ///
-    /// An arrow goes from each greenlet to its parent: it is where the greenlet's outcome will go.
+    /// An arrow leads from each greenlet to its parent, which gets the greenlet's outcome.
     ///
     /// # Examples
     ///
@@ -29,7 +29,7 @@ impl Tree {
             let mut label = format!("{}\n{}", row.name, row.status.as_str());
             if let Some(place) = row.parked_at {
                 write!(label, " at {}:{}", place.file(), place.line())
-                    .expect("a String takes all that is written");
+                    .expect("writing to a String cannot fail");
             }
             for detail in row.details().split(", ").filter(|detail| !detail.is_empty()) {
                 label.push('\n');
@@ -62,7 +62,7 @@ impl Tree {
 }
 
 fn line(dot: &mut String, text: std::fmt::Arguments<'_>) {
-    writeln!(dot, "    {text}").expect("a String takes all that is written");
+    writeln!(dot, "    {text}").expect("writing to a String cannot fail");
 }
 
 fn escaped(text: &str) -> String {

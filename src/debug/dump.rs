@@ -1,4 +1,4 @@
-//! Everything there is to see, as one text: the tree of a thread, and the backtraces of its greenlets.
+//! Prints the tree of a thread and the backtraces of its greenlets as one text.
 
 #![forbid(unsafe_code)]
 
@@ -12,11 +12,11 @@ use greenlet_core::{Greenlet, NoBacktrace, ThreadId, ask_all_threads, greenlets,
 
 use super::tree::{Tree, name_of};
 
-/// Takes down everything about the greenlets of this thread: the [`tree`](crate::tree), and a backtrace of each that has
-/// a stack.
+/// Captures the greenlets of this thread: the [`tree`](crate::tree), and a backtrace of each
+/// greenlet that has a stack.
 ///
-/// It disturbs no greenlet. Taking it needs about 10 KiB of stack; printing it, which resolves the names, needs
-/// more, and takes milliseconds.
+/// It does not change any greenlet. Capturing needs about 10 KiB of stack. Printing resolves the
+/// names, which needs more stack and takes milliseconds.
 ///
 /// # Examples
 ///
@@ -49,12 +49,12 @@ pub fn dump() -> Dump {
     }
 }
 
-/// Takes down the greenlets of all threads that have any, as [`dump`] does for one.
+/// Captures the greenlets of all threads, as [`dump`] does for one, and returns the text.
 ///
-/// Only a greenlet's own thread can look at it. So each thread is asked to do its part where it is
-/// about to switch; after `limit`, those that have not are named. (They wait for something, or
-/// compute: `tools/greenlet-gdb.py` sees the greenlets of those, too. A loop that
-/// seldom switches can call [`run_errands`].)
+/// Only a greenlet's own thread can inspect it, so each thread writes its part at its next switch.
+/// After `limit`, the threads that have not switched are listed by their ids only: they are blocked
+/// or busy. `tools/greenlet-gdb.py` shows the greenlets of those, too. A loop that seldom switches
+/// can call [`run_errands`].
 ///
 /// # Examples
 ///
@@ -78,7 +78,7 @@ pub fn dump_all_threads(limit: Duration) -> String {
     let mut parts: Vec<String> = parts.iter().map(Dump::to_string).collect();
     for thread in silent {
         parts.push(format!(
-            "thread {thread} has greenlets, and has not switched for {limit:?}: it waits, or computes\n"
+            "thread {thread} has greenlets, and has not switched for {limit:?}: it is blocked or busy\n"
         ));
     }
     if parts.is_empty() {
@@ -87,7 +87,7 @@ pub fn dump_all_threads(limit: Duration) -> String {
     parts.join("\n")
 }
 
-/// Everything about the greenlets of a thread: see [`dump`]. It can go to any thread, to be printed there.
+/// The captured greenlets of a thread: see [`dump`]. It is `Send`, so another thread can print it.
 ///
 /// # Examples
 ///
@@ -108,7 +108,7 @@ pub struct Dump {
 }
 
 impl Dump {
-    /// The tree of the greenlets, without the backtraces.
+    /// Returns the tree of the greenlets, without the backtraces.
     pub fn tree(&self) -> &Tree {
         &self.tree
     }
@@ -131,7 +131,7 @@ impl Trace {
     }
 }
 
-/// The library's own frames are left out of the backtraces.
+/// Leaves the library's own frames out of the backtraces.
 impl fmt::Display for Dump {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -155,10 +155,10 @@ impl fmt::Display for Dump {
     }
 }
 
-/// A backtrace without the frames of the library and of the runtime below and above those of the user.
+/// Removes the frames of the library and of the runtime below and above the user's frames.
 ///
-/// It reads the text that the standard library prints, which promises nothing: if it looks otherwise
-/// than expected, it is left whole.
+/// It parses the text that the standard library prints, whose format may change. A text in another
+/// format is returned unchanged.
 fn without_ours(backtrace: &str) -> String {
     const OURS: [&str; 7] = [
         "greenlet_core::",
@@ -169,7 +169,7 @@ fn without_ours(backtrace: &str) -> String {
         "__rust_try",
         "catch_unwind",
     ];
-    // A frame is a line with a number and what follows it (`at file:line`).
+    // A frame is a line with a number, and the lines after it (`at file:line`).
     let mut frames: Vec<String> = Vec::new();
     for line in backtrace.lines() {
         let number = line.trim_start().split(": ").next().unwrap_or_default();
@@ -182,8 +182,8 @@ fn without_ours(backtrace: &str) -> String {
         }
     }
     let is_ours = |frame: &String| OURS.iter().any(|name| frame.contains(name));
-    // A greenlet's first frames are those of the core's `body.rs` and `entry.rs`, of which the latter may not be seen; main's are
-    // those of its thread.
+    // A greenlet's first frames are those of the core's `entry.rs`, which may be inlined, and
+    // `body.rs`. Main's are those of its thread.
     let is_first = |frame: &String| {
         [
             "greenlet_core::entry::",
@@ -194,7 +194,7 @@ fn without_ours(backtrace: &str) -> String {
         .any(|name| frame.contains(name))
     };
     let end = frames.iter().position(is_first).unwrap_or(frames.len());
-    // Of the current greenlet, also all that took the backtrace.
+    // The current greenlet also shows the frames that captured the backtrace.
     let looks = frames
         .iter()
         .rposition(|frame| frame.contains("greenlet::debug::dump"));

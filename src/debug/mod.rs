@@ -1,4 +1,4 @@
-//! Looking at all greenlets of a thread at once: as a tree, as a graph, with their backtraces.
+//! Views of all greenlets: as a tree, as a graph, and with their backtraces.
 
 #![forbid(unsafe_code)]
 

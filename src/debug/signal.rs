@@ -1,4 +1,4 @@
-//! A signal that prints the greenlets of all threads.
+//! Prints the greenlets of all threads when a signal arrives.
 
 #![forbid(unsafe_code)]
 
@@ -11,25 +11,24 @@ use signal_hook::iterator::Signals;
 
 use super::dump::dump_all_threads;
 
-/// How long a thread has to switch before it is said not to.
+/// How long a dump waits for a thread to switch.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Prints [`dump_all_threads`](crate::dump_all_threads) to standard error whenever the process gets `signal`. Needs the
-/// feature `signal`.
+/// Prints [`dump_all_threads`](crate::dump_all_threads) to standard error whenever the process gets
+/// `signal`. Needs the feature `signal`.
 ///
-/// The signal's handler only writes a byte to a pipe, which is safe wherever the signal hits; a thread of
-/// ours waits at the other end. It asks the threads that have greenlets, each of which writes its part at its
-/// next switch. One that has not switched for a second is named instead. From now on ages are kept
-/// ([`keep_ages`]). Handlers that are there for the signal go on being called.
+/// The signal handler only wakes a helper thread, through a pipe, which is safe at any time. The
+/// helper asks all threads that have greenlets. Each writes its part at its next switch. A thread
+/// that has not switched for a second is listed by its id only. This also calls [`keep_ages`].
+/// Other handlers of the signal are still called.
 ///
 /// # Errors
 ///
-/// The system's error if the handler or the thread cannot be had. The signals that cannot be handled, such as
-/// `SIGKILL` and `SIGSEGV`, cannot be asked for.
+/// Returns the system's error if it cannot install the handler or start the thread.
 ///
 /// # Panics
 ///
-/// Panics if asked for one of those.
+/// Panics if the signal cannot be handled, such as `SIGKILL` and `SIGSEGV`.
 ///
 /// # Examples
 ///
@@ -49,7 +48,7 @@ pub fn dump_on_signal(signal: i32) -> io::Result<()> {
         .spawn(move || {
             for _ in signals.forever() {
                 let text = dump_all_threads(LIMIT);
-                // Nobody can be told that it cannot be written.
+                // There is no other place to report that standard error cannot be written.
                 let _ = io::stderr().lock().write_all(text.as_bytes());
             }
         })?;

@@ -1,4 +1,4 @@
-//! The tree of a thread's greenlets, as text.
+//! Prints the tree of a thread's greenlets as text.
 
 #![forbid(unsafe_code)]
 
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use greenlet_core::{Greenlet, StackUsage, State, greenlets};
 
-/// Takes a picture of all greenlets of this thread: each below its parent, with its name, its state,
-/// the line where it is parked, the stack that it uses, and where it was made.
+/// Captures all greenlets of this thread as a tree. Each is below its parent, with its name, its
+/// state, the line where it is parked, the stack that it uses, and the line where it was created.
 ///
-/// Ages are shown if they are kept ([`keep_ages`](crate::keep_ages)). Dead greenlets are left out, but for those that have
-/// living children. Taking it disturbs nothing, and it can be taken anywhere, also in a destructor
-/// or a panic hook.
+/// Ages are shown if they are tracked ([`keep_ages`](crate::keep_ages)). Dead greenlets are left
+/// out, except those that have living children. Capturing changes no greenlet, and works
+/// everywhere, also in a destructor or a panic hook.
 ///
 /// # Examples
 ///
@@ -35,7 +35,7 @@ pub fn tree() -> Tree {
     Tree::of(&greenlets())
 }
 
-/// A picture of the greenlets of a thread: see [`tree`]. It holds no greenlet, and can go to any thread.
+/// The tree of the greenlets of a thread: see [`tree`]. It keeps no greenlet alive, and is `Send`.
 ///
 /// # Examples
 ///
@@ -50,13 +50,13 @@ pub fn tree() -> Tree {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Tree {
-    /// Parents come before their children.
+    /// In depth-first order: parents before their children.
     pub(super) rows: Vec<Row>,
-    /// How many dead greenlets are not shown.
+    /// The number of dead greenlets that are not shown.
     dead: usize,
 }
 
-/// One greenlet in a [`Tree`].
+/// A greenlet in a [`Tree`].
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) id: u64,
@@ -67,13 +67,13 @@ pub(super) struct Row {
     stack: Option<StackUsage>,
     age: Option<Duration>,
     made_at: Option<&'static Location<'static>>,
-    /// How many ancestors it has.
+    /// The number of its ancestors.
     depth: usize,
-    /// Whether it is the last child of its parent.
+    /// Set if it is the last child of its parent.
     is_last: bool,
 }
 
-/// What a greenlet does.
+/// The state of a greenlet, in more detail than [`State`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
     Pending,
@@ -105,7 +105,7 @@ impl Status {
     }
 }
 
-/// What a greenlet without a name is called here.
+/// Returns the name of a greenlet, or its number if it has none.
 pub(super) fn name_of(greenlet: &Greenlet) -> String {
     match greenlet.name() {
         Some(name) => name.to_owned(),
@@ -115,7 +115,7 @@ pub(super) fn name_of(greenlet: &Greenlet) -> String {
 
 impl Tree {
     pub(super) fn of(greenlets: &[Greenlet]) -> Tree {
-        // Every ancestor of what lives is in the tree.
+        // The tree has the living greenlets and all their ancestors.
         let mut shown = HashSet::new();
         for greenlet in greenlets.iter().filter(|greenlet| !greenlet.is_dead()) {
             let mut next = Some(greenlet.clone());
@@ -133,7 +133,7 @@ impl Tree {
             children.entry(parent).or_default().push(greenlet);
         }
 
-        // In a loop: a chain of parents can be longer than a stack is deep.
+        // Not recursive: a chain of parents can be too long for the stack.
         let mut rows = Vec::with_capacity(shown.len());
         let roots = children.remove(&None).unwrap_or_default();
         let mut waiting: Vec<(&Greenlet, usize, bool)> =
@@ -149,12 +149,12 @@ impl Tree {
         Tree { rows, dead }
     }
 
-    /// How many greenlets are in the picture. Main is one of them.
+    /// Returns the number of greenlets in the tree, main included.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Says whether the thread has not used greenlets.
+    /// Returns `true` if the thread has not used greenlets.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -176,15 +176,15 @@ impl Row {
         }
     }
 
-    /// What it does, and where: the second column.
-    fn does(&self) -> String {
+    /// Returns the second column: the status, and the place.
+    fn doing(&self) -> String {
         match self.parked_at {
             Some(place) => format!("{} at {}:{}", self.status.as_str(), place.file(), place.line()),
             None => self.status.as_str().to_owned(),
         }
     }
 
-    /// What else is known: the third column.
+    /// Returns the third column: stack, age and place of creation.
     pub(super) fn details(&self) -> String {
         let stack = self.stack.map(|StackUsage { used, size, .. }| {
             format!("stack {:.1} of {} KiB", used as f64 / 1024.0, size / 1024)
@@ -200,15 +200,15 @@ impl Row {
 
 impl fmt::Display for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Deeper ones are not indented any further: they say how deep they are.
+        /// Rows below this depth are not indented further. They show their depth as a number.
         const DEEPEST: usize = 32;
-        // For each depth, whether the branch goes on below.
-        let mut goes_on: Vec<bool> = Vec::new();
+        // For each depth: `true` if the branch has more children below this row.
+        let mut has_more: Vec<bool> = Vec::new();
         let mut rows = Vec::with_capacity(self.rows.len());
         for row in &self.rows {
             let mut label = String::new();
-            goes_on.truncate(row.depth.saturating_sub(1));
-            for &line in goes_on.iter().take(DEEPEST) {
+            has_more.truncate(row.depth.saturating_sub(1));
+            for &line in has_more.iter().take(DEEPEST) {
                 label.push_str(if line { "│  " } else { "   " });
             }
             if row.depth > 0 {
@@ -217,10 +217,10 @@ impl fmt::Display for Tree {
                 } else {
                     label.push_str(if row.is_last { "└─ " } else { "├─ " });
                 }
-                goes_on.push(!row.is_last);
+                has_more.push(!row.is_last);
             }
             label.push_str(&row.name);
-            rows.push((label, row.does(), row.details()));
+            rows.push((label, row.doing(), row.details()));
         }
         let width = |column: fn(&(String, String, String)) -> &str| {
             rows.iter()
@@ -234,7 +234,7 @@ impl fmt::Display for Tree {
             writeln!(f, "{}", row.trim_end())?;
         }
         if self.dead > 0 {
-            writeln!(f, "and {} dead, of which there are handles", self.dead)?;
+            writeln!(f, "and {} dead greenlets that still have handles", self.dead)?;
         }
         Ok(())
     }

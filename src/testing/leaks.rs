@@ -1,4 +1,4 @@
-//! Asserts that code leaves no greenlet behind.
+//! Asserts that code leaks no greenlet.
 
 #![forbid(unsafe_code)]
 
@@ -7,15 +7,16 @@ use std::fmt::Write;
 
 use greenlet_core::{greenlets, stacks_in_use};
 
-/// Runs a closure, and asserts that it leaves nothing behind in this thread: no greenlet that has not
-/// ended, and no stack in use.
+/// Runs a closure, and asserts that it leaks nothing in this thread: all its greenlets have ended,
+/// and no further stack is in use.
 ///
-/// Greenlets that were there before do not count. One that the closure made, and whose handle it gives
-/// out, does: let the test's own handles go inside.
+/// Greenlets that existed before do not count. A greenlet whose handle the closure returns counts
+/// as a leak: drop handles inside the closure.
 ///
 /// # Panics
 ///
-/// Panics if something is left, and says which greenlets: with their names, where they were made and where they are parked.
+/// Panics if anything is left. The message names each greenlet, with the places where it was
+/// created and is parked.
 ///
 /// # Examples
 ///
@@ -25,7 +26,7 @@ use greenlet_core::{greenlets, stacks_in_use};
 /// assert_no_leaks(|| {
 ///     let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 ///     waiting.switch::<()>(()).unwrap();
-///     // The last handle goes here, which ends the greenlet.
+///     // The last handle is dropped here, which ends the greenlet.
 /// });
 /// ```
 ///
@@ -45,19 +46,19 @@ pub fn assert_no_leaks<T>(run: impl FnOnce() -> T) -> T {
     let mut left = String::new();
     let mut count = 0;
     for greenlet in greenlets() {
-        // Main is not made, and comes with the first use of greenlets.
+        // The first use of greenlets creates main.
         if greenlet.is_dead() || greenlet.is_main() || before.contains(&greenlet.id()) {
             continue;
         }
         count += 1;
         let made_at = greenlet.made_at();
-        write!(left, "\n  {greenlet:?}, made at {made_at}").expect("a String takes all that is written");
+        write!(left, "\n  {greenlet:?}, made at {made_at}").expect("writing to a String cannot fail");
     }
     let stacks = stacks_in_use();
     assert!(count == 0, "{count} greenlets have not ended:{left}\n");
     assert!(
         stacks <= stacks_before,
-        "{stacks} stacks are in use, {stacks_before} were before"
+        "{stacks} stacks are in use, and {stacks_before} were before: a greenlet still has its stack"
     );
     value
 }

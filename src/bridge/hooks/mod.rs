@@ -1,4 +1,4 @@
-//! Hooks around the time in which a spawned function runs.
+//! Hooks that run each time a spawned function is resumed and suspended.
 
 #![forbid(unsafe_code)]
 
@@ -13,17 +13,17 @@ use std::fmt;
 
 use greenlet_core::Greenlet;
 
-/// What is to be done each time a spawned function goes on, and each time it leaves: to swap context that
-/// is kept in thread-locals, to measure, to log.
+/// Runs code each time a spawned function is resumed and suspended: to swap context in
+/// thread-locals, to measure, or to log.
 ///
-/// All greenlets of a spawned function run on a thread that it shares with everything else there. What
-/// the function puts into a thread-local is seen by whoever runs while it waits, unless a hook takes
-/// it out again. `resume` is called before the function goes on, and also before it is ended; `suspend`
-/// after it has left for whatever reason: an await, its end, a panic. Several hooks are nested: the
-/// first to be resumed is the last to be suspended.
+/// A spawned function shares its thread with other tasks. While it waits, those tasks see what it
+/// has put into a thread-local, unless a hook takes that out again. `resume` is called before the
+/// function is resumed, and also before it is ended. `suspend` is called after the function has
+/// left: by an await, by its end or by a panic. Several hooks nest: the first to be resumed is the
+/// last to be suspended.
 ///
-/// The greenlet is the one that goes on, or that awaits: the function's own, or one that it has made. Where it awaits is
-/// its [`parked_at`](Greenlet::parked_at).
+/// The hooks get the greenlet that is resumed, or that awaits: the function's own, or one that the
+/// function has created. [`parked_at`](Greenlet::parked_at) returns the place where it awaits.
 ///
 /// Hooks must not panic.
 ///
@@ -54,10 +54,10 @@ use greenlet_core::Greenlet;
 /// assert_eq!(futures::executor::block_on(spawned), ("ann", "nobody"));
 /// ```
 pub trait SpawnHooks {
-    /// Called before `greenlet` goes on.
+    /// Runs before `greenlet` is resumed.
     fn resume(&mut self, greenlet: &Greenlet);
 
-    /// Called after `greenlet` has left.
+    /// Runs after `greenlet` was suspended or has ended.
     fn suspend(&mut self, greenlet: &Greenlet);
 }
 
@@ -80,7 +80,7 @@ impl Hooks {
     #[inline]
     fn resume(&mut self, greenlet: &Greenlet) {
         for hooks in &mut self.all {
-            // CAUTION: runs foreign code.
+            // CAUTION: runs arbitrary user code.
             hooks.resume(greenlet);
         }
     }
@@ -88,22 +88,23 @@ impl Hooks {
     #[inline]
     fn suspend(&mut self, greenlet: &Greenlet) {
         for hooks in self.all.iter_mut().rev() {
-            // CAUTION: runs foreign code.
+            // CAUTION: runs arbitrary user code.
             hooks.suspend(greenlet);
         }
     }
 
-    /// Resumes; what this returns suspends, also if a panic unwinds.
+    /// Calls `resume`. The returned guard calls `suspend`, also if a panic unwinds.
     #[inline]
     pub(super) fn run<'a>(&'a mut self, root: &'a Greenlet, resumed: Option<&Greenlet>) -> Resumed<'a> {
         self.resume(resumed.unwrap_or(root));
         Resumed { root, hooks: self }
     }
 
-    /// Runs `end`, which ends the function.
+    /// Calls the hooks around `end`, which ends the function.
     pub(super) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
         let _resumed = self.run(root, None);
-        // CAUTION: runs foreign code, and may unwind: whoever ends the function may be ended meanwhile.
+        // CAUTION: runs arbitrary user code. It unwinds if the greenlet that runs this is ended
+        // meanwhile.
         end();
     }
 }
@@ -114,14 +115,14 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// Hooks that are to be suspended.
+/// Calls `suspend` at the end of a run.
 pub(super) struct Resumed<'a> {
     root: &'a Greenlet,
     hooks: &'a mut Hooks,
 }
 
 impl Resumed<'_> {
-    /// `left` has left: by an await, or, if it is the root, in any way.
+    /// Ends the run. `left` is the greenlet that awaits; `None` is the root.
     #[inline]
     pub(super) fn end(self, left: Option<&Greenlet>) {
         self.hooks.suspend(left.unwrap_or(self.root));
@@ -131,7 +132,7 @@ impl Resumed<'_> {
 
 impl Drop for Resumed<'_> {
     fn drop(&mut self) {
-        // A panic came out of the function; or it has been ended.
+        // The function has panicked, or it was ended.
         self.hooks.suspend(self.root);
     }
 }

@@ -1,4 +1,4 @@
-//! Hooks that keep a spawned function's `tracing` spans to itself.
+//! Hooks that confine a spawned function's `tracing` spans to that function.
 
 #![forbid(unsafe_code)]
 
@@ -8,13 +8,12 @@ use tracing::{Dispatch, dispatcher};
 
 use super::SpawnHooks;
 
-/// Leaves the spans that a spawned function has entered while it waits, and enters them again when it
-/// goes on.
+/// Exits the spans of a spawned function while it waits, and enters them again when it is resumed.
 ///
-/// An entered span is kept for each thread. Without this, a span that is entered over an await would also
-/// be the parent of whatever other tasks log meanwhile. The futures that are awaited are polled outside of the
-/// function's spans, too; give them one of their own (`future.instrument(Span::current())`) if they should
-/// be inside.
+/// `tracing` keeps the entered spans per thread. Without these hooks, a span that is entered across
+/// an await would also be the parent of events that other tasks log meanwhile. Awaited futures are
+/// polled outside of the function's spans as well. Use `future.instrument(Span::current())` to poll
+/// a future inside.
 ///
 /// # Examples
 ///
@@ -26,25 +25,25 @@ use super::SpawnHooks;
 ///     .hooks(SpanHooks::new(info_span!("request", id = 7)))
 ///     .spawn(|| {
 ///         let _query = info_span!("query").entered();
-///         await_(async {}); // others run outside of `request` and `query` meanwhile
+///         await_(async {}); // other tasks run outside of `request` and `query`
 ///         info!("inside of both again");
 ///     });
 /// futures::executor::block_on(spawned);
 /// ```
 #[derive(Debug)]
 pub struct SpanHooks {
-    /// What the function runs in.
+    /// The span around the function.
     span: Span,
-    /// The current span of whoever polls.
+    /// The current span of the task that polls.
     outer: Option<Id>,
-    /// What the function has entered, innermost first.
+    /// The spans that the function has entered, innermost first.
     entered: Vec<Id>,
     is_started: bool,
 }
 
 impl SpanHooks {
-    /// Makes hooks for one function, which runs inside of `span`. [`Span::none`] is no span; and
-    /// [`Span::current`] the one around the spawn.
+    /// Creates hooks for one function, which runs inside of `span`. Pass [`Span::none`] for no
+    /// span, and [`Span::current`] for the span that is current now.
     pub fn new(span: Span) -> SpanHooks {
         SpanHooks {
             span,
@@ -82,7 +81,7 @@ impl SpawnHooks for SpanHooks {
                 let is_left = innermost.as_ref() != Some(&span);
                 self.entered.push(span);
                 if !is_left {
-                    break; // a subscriber that knows the current span, but does not leave it
+                    break; // this subscriber knows the current span, but does not exit it
                 }
             }
         });

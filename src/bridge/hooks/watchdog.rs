@@ -1,4 +1,4 @@
-//! A watchdog for spawned functions that keep their thread for too long.
+//! A watchdog that reports spawned functions that block their thread.
 
 #![forbid(unsafe_code)]
 
@@ -13,14 +13,16 @@ use greenlet_core::Greenlet;
 
 use super::SpawnHooks;
 
-/// Reports spawned functions that run for longer than a bound without awaiting: an aid for debugging.
+/// Reports spawned functions that run for longer than a bound without awaiting. It is an aid for
+/// debugging.
 ///
-/// Such a function keeps all other tasks of its thread waiting. It calls something that blocks, computes
-/// for long, or hangs. The watchdog looks from a thread of its own, so that it also reports what never
-/// comes back; and once more when it has come back, with the time that it took and where it awaited.
+/// Such a function blocks all other tasks of its thread: it calls blocking code, computes for long,
+/// or hangs. The watchdog checks on its own thread, so it also reports a function that never
+/// returns. When the function awaits or ends after all, the watchdog reports it once more, with the
+/// time and the place.
 ///
-/// Each function under watch costs two locks and two looks at the clock for each await. The thread ends with the
-/// last clone of the watchdog and the last function under watch.
+/// Each watched function costs two locks and two clock reads per await. The watchdog's thread ends
+/// with the last clone of the watchdog and the last watched function.
 ///
 /// # Examples
 ///
@@ -52,7 +54,7 @@ struct Shared {
     unparker: Unparker,
 }
 
-/// One function under watch.
+/// One watched function.
 struct Watched {
     greenlet: String,
     made_at: &'static Location<'static>,
@@ -66,7 +68,7 @@ struct Running {
     is_reported: bool,
 }
 
-/// A time in which a spawned function ran for longer than a [`Watchdog`] allows.
+/// A run of a spawned function that took longer than a [`Watchdog`] allows.
 ///
 /// # Examples
 ///
@@ -83,25 +85,25 @@ struct Running {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Overrun {
-    /// The name of the greenlet, or its number if it has none.
+    /// The name of the greenlet, or its id if it has none.
     pub greenlet: String,
-    /// Where it was made.
+    /// Where the greenlet was created.
     pub made_at: &'static Location<'static>,
-    /// Where it last awaited; `None` if it has not awaited yet.
+    /// Where it last awaited. `None` if it has not awaited yet.
     pub after: Option<&'static Location<'static>>,
-    /// How long it has been running since.
+    /// How long it has been running since then.
     pub time: Duration,
-    /// How it has stopped; `None` if it is still running.
+    /// How the run has stopped. `None` if the function is still running.
     pub stop: Option<Stop>,
 }
 
-/// How a time of running has ended: see [`Overrun`].
+/// How a run has stopped: see [`Overrun`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stop {
-    /// It awaits, here.
+    /// The function awaits, at this place.
     Await(&'static Location<'static>),
-    /// It has ended.
+    /// The function has ended.
     End,
 }
 
@@ -127,18 +129,18 @@ impl fmt::Display for Overrun {
     }
 }
 
-/// A lock whose owner panicked is as good as any here: each field is written at once.
+/// Ignores poisoning: every critical section here writes its data in one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Watchdog {
-    /// Starts a watchdog. It calls `report`, on its own thread or on that of the function, for each
-    /// time of running that is longer than `bound`.
+    /// Starts a watchdog. It calls `report` for each run that takes longer than `bound`, on its own
+    /// thread or on that of the function.
     ///
     /// # Panics
     ///
-    /// Panics if the system has no thread to give.
+    /// Panics if the system cannot start a thread.
     pub fn new(bound: Duration, report: impl Fn(&Overrun) + Send + Sync + 'static) -> Watchdog {
         let parker = Parker::new();
         let shared = Arc::new(Shared {
@@ -155,7 +157,8 @@ impl Watchdog {
         Watchdog { shared }
     }
 
-    /// Hooks that put one spawned function under watch: see [`SpawnBuilder::hooks`](crate::SpawnBuilder::hooks).
+    /// Creates hooks that watch one spawned function: see
+    /// [`SpawnBuilder::hooks`](crate::SpawnBuilder::hooks).
     pub fn hooks(&self) -> impl SpawnHooks + use<> {
         WatchdogHooks {
             shared: Arc::clone(&self.shared),
@@ -176,7 +179,7 @@ impl Drop for Shared {
     }
 }
 
-/// What the watchdog's thread does.
+/// The body of the watchdog's thread.
 fn watch(parker: &Parker, shared: &Weak<Shared>) {
     while let Some(strong) = shared.upgrade() {
         let mut all = Vec::new();
@@ -185,7 +188,7 @@ fn watch(parker: &Parker, shared: &Weak<Shared>) {
             watched.strong_count() > 0
         });
         for watched in all {
-            watched.look(&strong);
+            watched.check(&strong);
         }
         let pause = strong.bound / 2;
         drop(strong);
@@ -194,8 +197,8 @@ fn watch(parker: &Parker, shared: &Weak<Shared>) {
 }
 
 impl Watched {
-    /// Reports it if it has been running for too long.
-    fn look(&self, shared: &Shared) {
+    /// Reports the function if it has been running for too long.
+    fn check(&self, shared: &Shared) {
         let found = {
             let mut running = lock(&self.running);
             match running.as_mut() {
@@ -210,7 +213,7 @@ impl Watched {
     }
 
     fn report(&self, shared: &Shared, running: Running, stop: Option<Stop>) {
-        // CAUTION: runs foreign code.
+        // CAUTION: runs arbitrary user code.
         (shared.report)(&Overrun {
             greenlet: self.greenlet.clone(),
             made_at: self.made_at,

@@ -1,4 +1,4 @@
-//! How a function is spawned: with the defaults, or with options.
+//! Spawns functions: with the defaults, or with options.
 
 #![forbid(unsafe_code)]
 
@@ -8,18 +8,18 @@ use super::drive::Drive;
 use super::future::Spawn;
 use crate::bridge::hooks::{Hooks, SpawnHooks};
 
-/// Runs a synchronous function in a greenlet; the result is a future that gives what it returns.
+/// Creates a future that runs a synchronous function in a greenlet and returns its output.
 ///
-/// Nothing runs before the future is polled. Inside the function, [`await_`](crate::await_) waits for
-/// other futures. The future is not `Send`, because a greenlet stays on its thread: use it in
+/// Nothing runs before the future is polled. Inside the function, [`await_`](crate::await_) waits
+/// for other futures. The future is not `Send`, because a greenlet stays on its thread. Use it in
 /// `block_on`, on a `LocalSet`, or in any task of one thread.
 ///
-/// The function is `'static`: a future can always be forgotten, and what it borrowed would then be used
-/// after its end.
+/// The function must be `'static`: a future could be leaked with `mem::forget`, and the function
+/// would then use its borrows after their end.
 ///
 /// # Panics
 ///
-/// A panic of the function comes out of `poll`.
+/// Polling the future panics with the panic of the function.
 ///
 /// # Examples
 ///
@@ -42,7 +42,7 @@ where
     SpawnBuilder::new().spawn(function)
 }
 
-/// Chooses a name, a stack size and checks for a spawned function.
+/// Spawns a function with a name, a stack size, hooks or checks.
 ///
 /// # Examples
 ///
@@ -66,45 +66,48 @@ pub struct SpawnBuilder {
 }
 
 impl SpawnBuilder {
-    /// Starts with no name and the default stack size.
+    /// Creates a builder with the defaults: no name, the default stack size, no hooks.
     #[inline]
     pub fn new() -> SpawnBuilder {
         SpawnBuilder::default()
     }
 
-    /// Names the greenlet, for messages, traces and trees.
+    /// Sets the name of the greenlet, for messages, traces and trees.
     pub fn name(mut self, name: impl Into<String>) -> SpawnBuilder {
         self.greenlet = self.greenlet.name(name);
         self
     }
 
-    /// Sets the size of the stack: see [`Builder::stack_size`]. Futures are not polled on this stack, so
-    /// it need hold the synchronous code only; unless [`poll_in_place`](SpawnBuilder::poll_in_place) says so.
+    /// Sets the size of the stack: see [`Builder::stack_size`]. The stack holds the synchronous
+    /// code alone: futures are polled on the executor's stack, except with
+    /// [`poll_in_place`](SpawnBuilder::poll_in_place).
     pub fn stack_size(mut self, bytes: usize) -> SpawnBuilder {
         self.greenlet = self.greenlet.stack_size(bytes);
         self
     }
 
-    /// Asks for a panic if the function returns without having awaited anything.
+    /// Panics if the function returns without having awaited anything.
     ///
-    /// It finds code that was meant to await and blocks the thread instead: a synchronous driver, say.
+    /// This finds code that should await and blocks the thread instead, such as a synchronous
+    /// database driver.
     pub fn require_await(mut self, required: bool) -> SpawnBuilder {
         self.require_await = required;
         self
     }
 
-    /// Lets the function poll what it awaits itself, on its own stack, before it leaves for the driver.
+    /// Polls each future once on the greenlet's own stack, and switches to the driver only if it is
+    /// pending.
     ///
-    /// An await of what is ready then needs no switch. It is for functions that mostly await
-    /// what is ready: buffered I/O, channels, caches. The rest is as before: what is not ready is polled by the
-    /// driver from then on. In return:
+    /// An await of a ready future then needs no switch. Use this for functions that mostly await
+    /// ready futures: buffered I/O, channels, caches. From the second poll on, the driver polls a
+    /// pending future as usual. The costs:
     ///
-    /// - the stack has to be large enough for the polls of what is awaited, and the part of it that they touch stays in
-    ///   memory while the function waits: see [`stack_size`](SpawnBuilder::stack_size);
-    /// - such a poll runs in the function's greenlet, inside of its hooks and `tracing` spans;
-    /// - its context is made of the task's waker, and has nothing else that an executor may have put there.
+    /// - The stack must be large enough for these polls, and the memory that they touch stays in
+    ///   use while the function waits: see [`stack_size`](SpawnBuilder::stack_size).
+    /// - Such a poll runs in the function's greenlet, inside of its hooks and `tracing` spans.
+    /// - Its context has the task's waker, and no other data that an executor may have put there.
     ///
-    /// In greenlets that the function makes, it changes nothing.
+    /// Awaits in greenlets that the function creates are not affected.
     ///
     /// # Examples
     ///
@@ -122,13 +125,13 @@ impl SpawnBuilder {
         self
     }
 
-    /// Adds hooks that are called each time the function is resumed and suspended: see [`SpawnHooks`].
+    /// Adds hooks that run each time the function is resumed and suspended: see [`SpawnHooks`].
     pub fn hooks(mut self, hooks: impl SpawnHooks + 'static) -> SpawnBuilder {
         self.hooks.add(hooks);
         self
     }
 
-    /// Makes the future: see [`greenlet_spawn`].
+    /// Creates the future: see [`greenlet_spawn`].
     #[track_caller]
     #[inline]
     pub fn spawn<T, F>(self, function: F) -> Spawn<T>

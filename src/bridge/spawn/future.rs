@@ -15,15 +15,17 @@ use super::drive::Drive;
 
 /// The future of a spawned function: see [`greenlet_spawn`].
 ///
-/// Dropping it ends the function: what it awaits is dropped, and a [`GreenletExit`] is thrown into it, so
-/// that its destructors run, exactly once, before the drop is over. Awaits in that clean-up are refused, since nobody
-/// polls any more; use [`cancel`](Spawn::cancel) where clean-up has to await.
+/// Dropping the future ends the function: the drop drops the awaited future and throws a
+/// [`GreenletExit`] into the function. All destructors run exactly once, before the drop returns.
+/// Awaits in that clean-up are refused, because the driver is gone. Use [`cancel`](Spawn::cancel)
+/// for clean-up that awaits.
 ///
 /// # Panics
 ///
-/// Polling it panics if the function panics, if it is polled after it has returned its output, and where
-/// the function cannot have a result: no stack could be had, the poll is in a `no_switch` section, or the
-/// greenlet was ended from elsewhere. [`into_result`](Spawn::into_result) returns these as errors.
+/// Polling panics if the function panics, and after the future has returned its output. It also
+/// panics if the function cannot have a result: no stack is available, the poll is in a `no_switch`
+/// section, or the greenlet was ended from outside. [`into_result`](Spawn::into_result) returns
+/// these cases as errors.
 ///
 /// # Examples
 ///
@@ -53,18 +55,19 @@ impl<T: 'static> Spawn<T> {
         Spawn { drive }
     }
 
-    /// Ends the function, and lets it clean up: a [`GreenletExit`] is thrown into it, and the future
-    /// that this returns goes on polling until it has ended.
+    /// Ends the function, and lets it clean up. The returned future throws a [`GreenletExit`] into
+    /// the function, and is ready when the function has ended.
     ///
-    /// [`try_await_`](crate::try_await_) returns the exit as an error, [`await_`](crate::await_) unwinds.
-    /// Clean-up code that runs on the way may await, as long as no panic unwinds: return from the function with `?`.
+    /// In the function, [`try_await_`](crate::try_await_) returns the exit as an error, and
+    /// [`await_`](crate::await_) unwinds. Clean-up code may await, except while the stack unwinds:
+    /// return from the function with `?`.
     ///
-    /// The future gives `Ok` if the function returned a value all the same, and otherwise the error that
-    /// it ended with: the exit.
+    /// The future returns `Ok` if the function returns a value all the same. Otherwise it returns
+    /// the error with which the function ends: the exit.
     ///
     /// # Panics
     ///
-    /// As polling the spawn does.
+    /// Polling the returned future panics where polling the spawn does.
     ///
     /// # Examples
     ///
@@ -89,9 +92,9 @@ impl<T: 'static> Spawn<T> {
         }
     }
 
-    /// The same future, but one that returns an error where polling this one panics because the
-    /// function has no result: no stack could be had, switching is not possible here, or the function's
-    /// greenlet was ended from elsewhere.
+    /// Converts the future into one that returns an error if the function has no result: no stack
+    /// is available, a switch is refused, or the greenlet was ended from outside. Polling the spawn
+    /// itself panics in these cases.
     ///
     /// # Examples
     ///
@@ -109,24 +112,25 @@ impl<T: 'static> Spawn<T> {
         }
     }
 
-    /// The greenlet that the function runs in.
+    /// Returns the greenlet that the function runs in.
     ///
-    /// It is the driver that switches to it; do not. While it waits, that is refused.
+    /// Only the driver should switch to it. While it waits, other switches to it are refused.
     pub fn greenlet(&self) -> &Greenlet {
         self.drive.root()
     }
 
-    /// Whether to stop at each await before it is polled: see [`testing`](crate::bridge::testing).
+    /// Sets whether each await returns to the poller before its future is polled: see
+    /// [`testing`](crate::bridge::testing).
     pub(in crate::bridge) fn stop_at_awaits(&self, stops: bool) {
         self.drive.stop_at_awaits(stops);
     }
 
-    /// How often something was awaited.
+    /// Returns the number of awaits.
     pub(in crate::bridge) fn awaits(&self) -> u64 {
         self.drive.awaits()
     }
 
-    /// Where it awaits.
+    /// Returns the place where the function awaits.
     pub(in crate::bridge) fn awaits_at(&self) -> Option<&'static Location<'static>> {
         self.drive.awaits_at()
     }
@@ -150,7 +154,7 @@ fn ended_without_output(error: &Error) -> ! {
     panic!("a spawned function was ended before it returned: {error:#}")
 }
 
-// Nothing is pinned in it: what is awaited stands on the greenlet's stack.
+// The awaited future is pinned on the greenlet's stack, and not in here.
 impl<T: 'static> Unpin for Spawn<T> {}
 
 impl<T: 'static> fmt::Debug for Spawn<T> {
@@ -162,11 +166,12 @@ impl<T: 'static> fmt::Debug for Spawn<T> {
 /// The future of a spawned function that may end without a result: see [`Spawn::cancel`] and
 /// [`Spawn::into_result`].
 ///
-/// Dropping it before it is ready is dropping the spawn: the function is ended without further awaits.
+/// Dropping it before it is ready does what dropping the [`Spawn`] does: the function ends without
+/// further awaits.
 #[must_use = "futures do nothing unless polled"]
 pub struct SpawnResult<T: 'static> {
     drive: Drive<T>,
-    /// The exit is yet to be thrown.
+    /// Set until the exit has been thrown.
     cancels: bool,
 }
 
@@ -174,7 +179,7 @@ impl<T: 'static> Future for SpawnResult<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        may_switch()?; // refused: cancel at the next poll
+        may_switch()?; // if refused, the next poll cancels
         if std::mem::take(&mut self.cancels) {
             self.drive.cancel(cx)
         } else {

@@ -1,4 +1,4 @@
-//! A recording as Chrome trace JSON, which Perfetto and `chrome://tracing` draw.
+//! Converts a recording into Chrome trace JSON, for Perfetto and `chrome://tracing`.
 
 #![forbid(unsafe_code)]
 
@@ -8,12 +8,13 @@ use std::time::Duration;
 use super::{Event, EventKind, Recording};
 
 impl Recording {
-    /// The recording in Chrome's trace format: open it in [Perfetto](https://ui.perfetto.dev) or in
-    /// `chrome://tracing`.
+    /// Returns the recording in Chrome's trace format. Open it in
+    /// [Perfetto](https://ui.perfetto.dev) or in `chrome://tracing`.
     ///
-    /// Each greenlet has a row; a block in it is the time from a switch to the greenlet until the next
-    /// one away, and arrows join each block to the next. Times are in microseconds since the recording
-    /// began. A block says how the greenlet got control, from whom, and the source line where that one switched.
+    /// Each greenlet has a row. A block spans the time from a switch to the greenlet until the next
+    /// switch away. Arrows lead from each block to the next. Times are in microseconds since the
+    /// recording began. A block has the kind of the event that resumed the greenlet, its origin,
+    /// and the source line where the origin switched.
     ///
     /// # Examples
     ///
@@ -54,13 +55,14 @@ impl Recording {
                 continue;
             }
             let tid = number(running);
-            // Blocks of one row do not touch, or rounding could make them overlap.
+            // Blocks of one row must not touch: rounding could make them overlap.
             let is_same_row = event.target() == running;
             let end = event
                 .time()
                 .saturating_sub(Duration::from_nanos(is_same_row.into()));
             trace.block(tid, since, end, arrows, cause);
-            // The arrow to the next block. After a note, Perfetto would have it begin there.
+            // The arrow to the next block. After a note it begins at the start of the block:
+            // otherwise Perfetto draws it from the note.
             let leaves = if has_note {
                 since
             } else {
@@ -87,8 +89,8 @@ impl Recording {
     }
 }
 
-/// How long before the end of a block its arrow begins. At the end itself there would be no block; and who reads the
-/// file cuts off, of times and durations, what is below a nanosecond after it has computed with them.
+/// How long before the end of a block its arrow begins. At the end itself the viewers find no
+/// block, and they round times to nanoseconds.
 const MARGIN: Duration = Duration::from_nanos(10);
 
 struct Trace {
@@ -104,15 +106,15 @@ impl Trace {
 
     fn add(&mut self, fields: std::fmt::Arguments<'_>) {
         let comma = if self.json.ends_with('[') { "" } else { "," };
-        write!(self.json, "{comma}\n{{{fields}}}").expect("a String takes all that is written");
+        write!(self.json, "{comma}\n{{{fields}}}").expect("writing to a String cannot fail");
     }
 
-    /// The fields of an arrow, of its beginning and of its end.
+    /// Returns the common fields of the two ends of an arrow.
     fn flow(number: usize) -> String {
         format!(r#""name":"switch","cat":"switch","id":{number},"pid":1"#)
     }
 
-    /// The time in which one greenlet ran, and the end of the arrow that leads to it.
+    /// Adds the block of one run of a greenlet, and the end of the arrow that leads to it.
     fn block(&mut self, tid: usize, from: Duration, to: Duration, flow: usize, cause: Option<&Event>) {
         let (ts, duration) = (micros(from), micros(to.saturating_sub(from)));
         let args = match cause {
@@ -135,7 +137,7 @@ impl Trace {
         self.add(format_args!(
             r#""ph":"X","cat":"run","name":"{name}","pid":1,"tid":{tid},"ts":{ts},"dur":{duration}{args}"#
         ));
-        // After its block: who reads the file takes what has the same time in the order of the file.
+        // After its block: viewers order entries of the same time by their position in the file.
         if cause.is_some() {
             let flow = Trace::flow(flow);
             self.add(format_args!(r#""ph":"f","bp":"e","tid":{tid},"ts":{ts},{flow}"#));
@@ -148,19 +150,19 @@ impl Trace {
     }
 }
 
-/// Microseconds, with what is below them after the point.
+/// Formats a time in microseconds, with three decimals.
 fn micros(time: Duration) -> String {
     format!("{}.{:03}", time.as_micros(), time.subsec_nanos() % 1000)
 }
 
-/// A JSON string.
+/// Returns a JSON string.
 fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
         match character {
             '"' | '\\' => quoted.extend(['\\', character]),
             control if control.is_control() => {
-                write!(quoted, "\\u{:04x}", u32::from(control)).expect("a String takes all that is written");
+                write!(quoted, "\\u{:04x}", u32::from(control)).expect("writing to a String cannot fail");
             }
             other => quoted.push(other),
         }

@@ -1,5 +1,5 @@
-//! The difference between what happened and what was expected: the longest common subsequence, as
-//! `diff` finds it.
+//! Compares the recorded events with the expected ones, by their longest common subsequence, as
+//! `diff` does.
 
 #![forbid(unsafe_code)]
 
@@ -8,24 +8,24 @@ use std::fmt;
 use super::{Event, Recording};
 
 impl Recording {
-    /// Compares with the expected events, given as their texts; returns a readable difference if there is one.
+    /// Compares the recording with the texts of the expected events.
     ///
-    /// An expected text may end in a place, as in `"switch a -> main at scheduler.rs:12"`: then the event's own
-    /// place (`path:line`) must end in that. Without one, the place does not matter.
+    /// An expected text may end with a place, as in `"switch a -> main at scheduler.rs:12"`. The
+    /// event's place (`path:line`) must then end with it. Otherwise the place does not matter.
     ///
     /// # Errors
     ///
-    /// The difference: what was expected and did not happen is marked `-`, what happened and was not
-    /// expected `+`.
+    /// Returns the difference. It marks missing events with `-`, and unexpected events with `+`.
     pub fn compare(&self, expected: &[impl AsRef<str>]) -> Result<(), Difference> {
         compare(self.events(), expected)
     }
 
-    /// Asserts that exactly the expected events happened: see [`compare`](Recording::compare).
+    /// Asserts that the recording has exactly the expected events: see
+    /// [`compare`](Recording::compare).
     ///
     /// # Panics
     ///
-    /// Panics with the difference if it is not so.
+    /// Panics with the difference if there is one.
     #[track_caller]
     pub fn assert_eq(&self, expected: &[impl AsRef<str>]) {
         if let Err(difference) = self.compare(expected) {
@@ -34,7 +34,8 @@ impl Recording {
     }
 }
 
-/// How a recording differs from what was expected. Its text has one line for each event, with its mark.
+/// The difference between a recording and the expected events. It prints one marked line for each
+/// event.
 ///
 /// # Examples
 ///
@@ -50,14 +51,14 @@ pub struct Difference {
     lines: Vec<(Mark, String)>,
 }
 
-/// What a line of a [`Difference`] is.
+/// The mark of a line of a [`Difference`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
-    /// Expected, and happened.
+    /// Expected and recorded.
     Both,
-    /// Expected, and did not happen.
+    /// Expected and not recorded.
     Expected,
-    /// Happened, and was not expected.
+    /// Recorded and not expected.
     Happened,
 }
 
@@ -81,7 +82,7 @@ impl fmt::Display for Difference {
 
 impl std::error::Error for Difference {}
 
-/// Above this many comparisons only the first difference is looked for exactly.
+/// Above this number of comparisons only the common start and end are matched.
 const MAX_CELLS: usize = 4_000_000;
 
 fn compare(happened: &[Event], expected: &[impl AsRef<str>]) -> Result<(), Difference> {
@@ -99,7 +100,8 @@ fn compare(happened: &[Event], expected: &[impl AsRef<str>]) -> Result<(), Diffe
         .count();
     let (e_end, h_end) = (expected.len() - after, happened.len() - after);
 
-    // lengths[i][j]: how much expected[before + i..e_end] and happened[before + j..h_end] have in common.
+    // lengths[i][j]: the length of the common subsequence of expected[before + i..e_end] and
+    // happened[before + j..h_end].
     let (rows, columns) = (e_end - before + 1, h_end - before + 1);
     let is_small = rows.saturating_mul(columns) <= MAX_CELLS;
     let mut lengths = vec![0_u32; if is_small { rows * columns } else { 0 }];
@@ -139,7 +141,7 @@ fn compare(happened: &[Event], expected: &[impl AsRef<str>]) -> Result<(), Diffe
     Err(Difference { lines })
 }
 
-/// An expected event: its text, and the end of its place if that matters.
+/// An expected event: its text, and the end of its place if the text names one.
 struct Expected<'a> {
     whole: &'a str,
     text: &'a str,
@@ -148,7 +150,7 @@ struct Expected<'a> {
 
 impl Expected<'_> {
     fn of(whole: &str) -> Expected<'_> {
-        // Only what looks like a place is one: names and notes may have the word.
+        // Only a suffix of the form `file:line` is a place: names and notes may contain " at ".
         let parts = whole.rsplit_once(" at ").filter(|(_, place)| {
             place
                 .rsplit_once(':')
@@ -169,7 +171,7 @@ impl Expected<'_> {
     }
 
     fn fits(&self, event: &Event, text: &str) -> bool {
-        // A note may end in something that looks like a place.
+        // The text of a note may end like a place.
         if self.whole == text {
             return true;
         }

@@ -1,4 +1,4 @@
-//! A recording as a Mermaid sequence diagram.
+//! Draws a recording as a Mermaid sequence diagram.
 
 #![forbid(unsafe_code)]
 
@@ -7,11 +7,12 @@ use std::fmt::Write;
 use super::{EventKind, Recording};
 
 impl Recording {
-    /// The recording as a [Mermaid](https://mermaid.js.org) sequence diagram, which GitHub and many
-    /// editors draw.
+    /// Returns the recording as a [Mermaid](https://mermaid.js.org) sequence diagram. GitHub and
+    /// many editors draw it.
     ///
-    /// A switch is an arrow, a throw a dashed one with a cross at its end; an arrow says the source line where its origin switched. The bar
-    /// on a greenlet's line is the time from its start to its end.
+    /// A switch is an arrow, and a throw a dashed arrow with a cross. Each arrow has the source
+    /// line where its origin switched. The bar on a greenlet's line spans the time from its start
+    /// to its end.
     ///
     /// # Examples
     ///
@@ -42,7 +43,7 @@ impl Recording {
                 None => String::new(),
             };
             let arrow = if event.is_throw() { "--x" } else { "->>" };
-            // A bar begins at the target of a start, and ends at the origin of an end that it began.
+            // A bar begins at the target of a start, and ends at the origin of that greenlet's end.
             match event.kind() {
                 EventKind::Note => {
                     let text = escaped(event.text().unwrap_or_default());
@@ -62,7 +63,7 @@ impl Recording {
                 _ => {}
             }
         }
-        // A bar that nothing ends would not be drawn.
+        // Mermaid does not draw a bar without an end.
         let has_ended = |name: &str| {
             self.events()
                 .iter()
@@ -76,7 +77,7 @@ impl Recording {
         diagram
     }
 
-    /// Says whether the start of the greenlet is in the recording.
+    /// Returns `true` if the recording has the start of the greenlet.
     fn has_start_of(&self, name: &str) -> bool {
         self.events()
             .iter()
@@ -85,20 +86,20 @@ impl Recording {
 }
 
 fn line(diagram: &mut String, text: std::fmt::Arguments<'_>) {
-    writeln!(diagram, "    {text}").expect("a String takes all that is written");
+    writeln!(diagram, "    {text}").expect("writing to a String cannot fail");
 }
 
 pub(super) fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
-/// The text with what Mermaid would read as its own syntax written as entities.
+/// Replaces the characters of Mermaid's syntax by entities.
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for character in text.chars() {
         match character {
             '#' | ';' | '<' | '>' | '"' | '%' | '{' | '}' => {
-                write!(escaped, "#{};", u32::from(character)).expect("a String takes all that is written");
+                write!(escaped, "#{};", u32::from(character)).expect("writing to a String cannot fail");
             }
             '\n' | '\r' => escaped.push(' '),
             other => escaped.push(other),

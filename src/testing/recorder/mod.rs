@@ -1,9 +1,9 @@
-//! A recorder of switches: who ran when, for tests and for pictures.
+//! Records the switches of a thread, for tests and for pictures.
 //!
-//! [`record`] runs a closure and returns what happened: every switch, throw, start and end of a
-//! greenlet, with names and source lines. A test compares that with what it expects, and prints the
-//! difference where there is one; a person looks at it as text, as a sequence diagram
-//! ([`Recording::to_mermaid`]) or on a time line ([`Recording::to_chrome_trace`]).
+//! [`record`] runs a closure and returns a recording: every switch, throw, start and end of a
+//! greenlet, with names and source lines. A test compares it with the expected events, and prints
+//! the difference. People read it as text, as a sequence diagram ([`Recording::to_mermaid`]) or on
+//! a time line ([`Recording::to_chrome_trace`]).
 //!
 //! ```
 //! use greenlet::{Greenlet, getparent, record};
@@ -24,11 +24,11 @@
 //! ]);
 //! ```
 //!
-//! `docs/testing.md` shows how a scheduler is tested with it.
+//! `docs/testing.md` shows how to test a scheduler with it.
 //!
-//! The recorder is a tracer ([`settrace`]): it sees what a tracer sees, costs what
-//! a tracer costs, and a tracer that was installed before rests while it records. It keeps names, never
-//! handles, so that greenlets live and end as they do without it.
+//! The recorder is a tracer ([`settrace`]). It sees the events of a tracer, and costs as much. A
+//! tracer that was installed before is paused while the recorder records. The recorder keeps names
+//! and no handles, so greenlets end as they do without it.
 
 #![forbid(unsafe_code)]
 
@@ -48,9 +48,9 @@ mod mermaid;
 
 pub use diff::Difference;
 
-/// Runs a closure, and returns what it returned and what was switched meanwhile in this thread.
+/// Runs a closure. Returns its output, and the recording of this thread's switches meanwhile.
 ///
-/// If the closure panics, the recording is lost, and the tracer that was there before is back.
+/// If the closure panics, the recording is lost, and the previous tracer is restored.
 ///
 /// # Examples
 ///
@@ -61,7 +61,7 @@ pub fn record<T>(run: impl FnOnce() -> T) -> (T, Recording) {
     (value, recorder.finish())
 }
 
-/// Adds a line of your own to the recording that goes on in this thread. Without one it does nothing.
+/// Adds a line of text to the active recording of this thread. Does nothing without one.
 ///
 /// # Examples
 ///
@@ -79,13 +79,13 @@ pub fn note(text: impl Into<String>) {
 }
 
 thread_local! {
-    /// The recordings that go on, the innermost last.
+    /// The active recordings, the innermost last.
     static ACTIVE: RefCell<Vec<Rc<RefCell<Log>>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A recording that goes on: for where a closure does not fit.
+/// An active recording, for code where the closure of [`record`] does not fit.
 ///
-/// Recorders nest, and are finished in the opposite order; the inner one gets the events.
+/// Recorders nest. Finish them in the opposite order. The innermost one gets the events.
 ///
 /// # Examples
 ///
@@ -106,7 +106,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Starts to record the switches of this thread.
+    /// Starts recording the switches of this thread.
     pub fn start() -> Recorder {
         let log = Rc::new(RefCell::new(Log::new()));
         let written = Rc::clone(&log);
@@ -118,7 +118,7 @@ impl Recorder {
         Recorder { log, before }
     }
 
-    /// Stops, and returns what was recorded.
+    /// Stops recording, and returns the recording.
     pub fn finish(self) -> Recording {
         let mut log = self.log.replace(Log::new());
         log.names.shrink_to_fit();
@@ -137,16 +137,16 @@ impl Drop for Recorder {
     }
 }
 
-/// What a recorder writes on.
+/// The events that a recorder has written so far.
 #[derive(Debug)]
 struct Log {
     since: Instant,
-    /// Who ran when the recording began.
+    /// The greenlet that ran when the recording began.
     first: Arc<str>,
     /// By the greenlets' ids.
     names: HashMap<u64, Arc<str>>,
     taken: HashSet<Arc<str>>,
-    /// How many greenlets without a name were seen.
+    /// The number of greenlets without a name so far.
     unnamed: usize,
     events: Vec<Event>,
 }
@@ -165,8 +165,9 @@ impl Log {
         log
     }
 
-    /// What the greenlet is called in this recording: its name, numbered from the second of that name on;
-    /// without one, `g1`, `g2` ... as they turn up. So a recording is the same whatever ran before it.
+    /// Returns the name of a greenlet in this recording. Further greenlets of the same name get a
+    /// number. Greenlets without a name are `g1`, `g2` ... in order of appearance, so the recording
+    /// does not depend on earlier code.
     fn name(&mut self, greenlet: &Greenlet) -> Arc<str> {
         if let Some(name) = self.names.get(&greenlet.id()) {
             return Arc::clone(name);
@@ -227,24 +228,25 @@ impl Log {
     }
 }
 
-/// What kind of thing happened.
+/// The kind of an [`Event`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// A pending greenlet was switched to, or thrown at, and begins.
+    /// A switch or throw to a pending greenlet, which starts.
     Start,
-    /// A value went to a suspended greenlet.
+    /// A value was sent to a suspended greenlet.
     Switch,
-    /// An error went to a suspended greenlet.
+    /// An error was thrown at a suspended greenlet.
     Throw,
-    /// A greenlet ended, and left its outcome to the target.
+    /// A greenlet ended, and the target got its outcome.
     End,
     /// A [`note`].
     Note,
 }
 
 impl EventKind {
-    /// One word, as in the text of a recording: `start`, `switch`, `throw`, `end`, `note`.
+    /// Returns the word that the text of a recording uses: `start`, `switch`, `throw`, `end` or
+    /// `note`.
     pub fn as_str(self) -> &'static str {
         match self {
             EventKind::Start => "start",
@@ -256,11 +258,11 @@ impl EventKind {
     }
 }
 
-/// One thing that happened.
+/// A recorded event.
 ///
-/// Its text is what a test expects: `start main -> worker`, `switch worker -> main`,
-/// `throw main -> worker`, `end worker -> main`, `note worker: text`. A start or an end with an error,
-/// or a panic, instead of a value says so: `end worker -> main (throw)`.
+/// Tests compare its text: `start main -> worker`, `switch worker -> main`, `throw main -> worker`,
+/// `end worker -> main`, `note worker: text`. A start or an end with an error or a panic instead of
+/// a value is marked: `end worker -> main (throw)`.
 ///
 /// # Examples
 ///
@@ -287,39 +289,41 @@ pub struct Event {
 }
 
 impl Event {
-    /// What kind of thing happened.
+    /// Returns the kind of the event.
     pub fn kind(&self) -> EventKind {
         self.kind
     }
 
-    /// Says whether an error or a panic was delivered, not a value.
+    /// Returns `true` if the event delivered an error or a panic, and not a value.
     pub fn is_throw(&self) -> bool {
         self.is_throw
     }
 
-    /// The name of the greenlet that control left.
+    /// Returns the name of the greenlet that control left.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// The name of the greenlet that control reached.
+    /// Returns the name of the greenlet that control reached.
     pub fn target(&self) -> &str {
         &self.target
     }
 
-    /// Where the origin switched, or threw. `None` if it has ended, or switched to itself.
+    /// Returns the place where the origin switched or threw. `None` if it has ended or switched to
+    /// itself.
     ///
-    /// A greenlet that lets go of the last handle of another is, while that one ends, parked inside the library.
+    /// While a greenlet drops the last handle of another, and that one ends, the place is inside
+    /// the library.
     pub fn place(&self) -> Option<&'static Location<'static>> {
         self.place
     }
 
-    /// The text of a note.
+    /// Returns the text of a note.
     pub fn text(&self) -> Option<&str> {
         self.text.as_deref()
     }
 
-    /// When it happened, since the recording began.
+    /// Returns the time of the event since the recording began.
     pub fn time(&self) -> Duration {
         self.time
     }
@@ -341,9 +345,9 @@ impl fmt::Display for Event {
     }
 }
 
-/// What happened, in order: what [`record`] returns.
+/// The recorded events, in order: see [`record`].
 ///
-/// Printed, it is one event a line, with the source line where the origin switched.
+/// It prints one event a line, with the source line where the origin switched.
 ///
 /// # Examples
 ///
@@ -364,22 +368,22 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The events, in order.
+    /// Returns the events, in order.
     pub fn events(&self) -> &[Event] {
         &self.events
     }
 
-    /// The name of the greenlet that ran when the recording began.
+    /// Returns the name of the greenlet that ran when the recording began.
     pub fn first(&self) -> &str {
         &self.first
     }
 
-    /// How long the recording took.
+    /// Returns the duration of the recording.
     pub fn length(&self) -> Duration {
         self.length
     }
 
-    /// The names of all greenlets that took part, in order of their first appearance.
+    /// Returns the names of all greenlets in the recording, in order of their first appearance.
     pub fn names(&self) -> Vec<&str> {
         let mut seen = HashSet::new();
         std::iter::once(self.first())

@@ -66,7 +66,7 @@ fn the_tree_has_each_greenlet_below_its_parent() {
         "{text}"
     );
     assert!(
-        text.ends_with("\nand 1 dead, of which there are handles\n"),
+        text.ends_with("\nand 1 dead greenlets that still have handles\n"),
         "{text}"
     );
     awaiting.open_gate();
