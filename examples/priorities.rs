@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::{Greenlet, getcurrent, getparent, record};
+use greenlet::testing::recorder;
+use greenlet::{Greenlet, getcurrent, getparent};
 
 struct Ready {
     task: Greenlet,
@@ -77,7 +78,7 @@ fn race(tasks: &[(&'static str, u64)], steps: u32) -> Result<()> {
     for &(name, priority) in tasks {
         scheduler.spawn(name, priority, move |scheduler| {
             for _ in 0..steps {
-                record::note("");
+                recorder::note("");
                 scheduler.pause()?;
             }
             Ok(())
@@ -87,13 +88,13 @@ fn race(tasks: &[(&'static str, u64)], steps: u32) -> Result<()> {
 }
 
 /// Who made the steps, in order.
-fn steps(recording: &record::Recording) -> Vec<&str> {
+fn steps(recording: &recorder::Recording) -> Vec<&str> {
     let notes = recording.events().iter().filter(|event| event.text().is_some());
-    notes.map(record::Event::target).collect()
+    notes.map(recorder::Event::target).collect()
 }
 
 fn main() -> Result<()> {
-    let (outcome, recording) = record::record(|| race(&[("low", 0), ("middle", 2), ("high", 5)], 8));
+    let (outcome, recording) = recorder::record(|| race(&[("low", 0), ("middle", 2), ("high", 5)], 8));
     outcome?;
     println!("{}", steps(&recording).join(" "));
     Ok(())
@@ -101,7 +102,7 @@ fn main() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use greenlet::record::record;
+    use greenlet::record;
 
     use super::*;
 

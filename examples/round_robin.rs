@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::{Greenlet, getcurrent, record};
+use greenlet::testing::recorder;
+use greenlet::{Greenlet, getcurrent};
 
 /// Runs tasks in turns.
 #[derive(Clone, Default)]
@@ -57,7 +58,7 @@ fn count() -> Result<()> {
         let inside = scheduler.clone();
         scheduler.spawn(name, move || {
             for n in 1..=name.len() {
-                record::note(n.to_string());
+                recorder::note(n.to_string());
                 inside.pause()?;
             }
             Ok(())
@@ -67,7 +68,7 @@ fn count() -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let (outcome, recording) = record::record(count);
+    let (outcome, recording) = recorder::record(count);
     println!("{recording}");
     outcome
 }
@@ -76,7 +77,7 @@ fn main() -> Result<()> {
 mod tests {
     use anyhow::bail;
     use greenlet::assert_no_leaks;
-    use greenlet::record::record;
+    use greenlet::record;
 
     use super::*;
 

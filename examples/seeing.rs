@@ -5,7 +5,7 @@
 //! goes on until it is killed, to be looked at from outside.
 
 use anyhow::Result;
-use greenlet::record::record;
+use greenlet::record;
 use greenlet::{Greenlet, dump, getparent, keep_ages, tree};
 
 fn main() -> Result<()> {

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::{Greenlet, getcurrent, getmain, record};
+use greenlet::testing::recorder;
+use greenlet::{Greenlet, getcurrent, getmain};
 
 /// When, and which first of those at one time. Times are not negative, so their bits are in order.
 type Moment = (u64, u64);
@@ -104,7 +105,7 @@ struct Bank {
 
 impl Bank {
     fn log(&self, name: &str, what: &str) {
-        record::note(format!("{:7.4} {name}: {what}", self.simulation.now.get()));
+        recorder::note(format!("{:7.4} {name}: {what}", self.simulation.now.get()));
     }
 
     fn source(self: Rc<Bank>, customers: usize) -> Result<()> {
@@ -145,16 +146,16 @@ fn run(customers: usize) -> Result<Rc<Bank>> {
     Ok(bank)
 }
 
-fn lines(recording: &record::Recording) -> Vec<&str> {
+fn lines(recording: &recorder::Recording) -> Vec<&str> {
     recording
         .events()
         .iter()
-        .filter_map(record::Event::text)
+        .filter_map(recorder::Event::text)
         .collect()
 }
 
 fn main() -> Result<()> {
-    let (outcome, recording) = record::record(|| run(5).map(drop));
+    let (outcome, recording) = recorder::record(|| run(5).map(drop));
     outcome?;
     println!("Bank renege");
     for line in lines(&recording) {
@@ -242,7 +243,7 @@ impl Mersenne {
 
 #[cfg(test)]
 mod tests {
-    use greenlet::record::record;
+    use greenlet::record;
 
     use super::*;
 

@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::{Greenlet, getcurrent, getparent, record};
+use greenlet::testing::recorder;
+use greenlet::{Greenlet, getcurrent, getparent};
 
 /// Runs tasks in turns. Each task is a greenlet; the loop in [`run`](Scheduler::run) is their parent.
 #[derive(Clone, Default)]
@@ -96,13 +97,13 @@ fn bakery() -> Result<()> {
         let bread = bread.clone();
         scheduler.spawn(guest, move |_| {
             bread.wait()?;
-            record::note("eats");
+            recorder::note("eats");
             Ok(())
         });
     }
     scheduler.spawn("baker", move |scheduler| {
         scheduler.pause()?;
-        record::note("bread is ready");
+        recorder::note("bread is ready");
         bread.set(scheduler);
         Ok(())
     });
@@ -110,7 +111,7 @@ fn bakery() -> Result<()> {
 }
 
 fn main() -> Result<()> {
-    let (outcome, recording) = record::record(bakery);
+    let (outcome, recording) = recorder::record(bakery);
     outcome?;
     println!("{recording}");
     println!("{}", recording.to_mermaid());
@@ -120,7 +121,7 @@ fn main() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use greenlet::assert_no_leaks;
-    use greenlet::record::record;
+    use greenlet::record;
 
     use super::*;
 

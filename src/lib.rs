@@ -45,7 +45,7 @@
 //! | `g.__dict__` | [`Greenlet::attach`], [`Greenlet::attached`] |
 //! | `weakref.ref(g)` | [`Greenlet::downgrade`] |
 //! | `GreenletExit` | [`GreenletExit`], an error of the suspended switch |
-//! | `settrace`, `gettrace` | [`settrace`], [`gettrace`]; [`record`](mod@record) for tests |
+//! | `settrace`, `gettrace` | [`settrace`], [`gettrace`]; [`testing::recorder`] for tests |
 //! | `yield`, a generator over a greenlet | [`yield_`], [`Generator`] |
 //! | SQLAlchemy's `greenlet_spawn`, `await_only` | [`greenlet_spawn`], [`await_`] |
 //! | SQLAlchemy's `await_fallback` | [`block_on_greenlet`] around the synchronous code |
@@ -69,20 +69,18 @@
 //! | `asan` | tells AddressSanitizer of every switch |
 
 pub mod bridge;
-mod generator;
-mod leaks;
-pub mod record;
+mod debug;
 mod scope;
-mod view;
+pub mod testing;
 
 pub use bridge::*;
-pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
-pub use greenlet_core::*;
-pub use leaks::assert_no_leaks;
-pub use scope::{Scope, ScopedGenerator, scope};
 #[cfg(all(unix, feature = "signal"))]
-pub use view::dump_on_signal;
-pub use view::{Dump, Tree, dump, dump_all_threads, tree};
+pub use debug::dump_on_signal;
+pub use debug::{Dump, Tree, dump, dump_all_threads, tree};
+pub use greenlet_core::*;
+pub use scope::{Scope, ScopedGenerator, scope};
+pub use testing::assert_no_leaks;
+pub use testing::recorder::record;
 
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]

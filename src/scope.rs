@@ -1,26 +1,27 @@
-//! Scopes: greenlets that borrow from the stack of who makes them.
+//! Scopes: greenlets that borrow from the stack of their creator.
 //!
 //! ```text
 //!   stack of the greenlet that calls `scope`          stacks of the scope's greenlets
 //!   ├──────────────────────────────┤
-//!   │ what is borrowed ('env)      │◄───────────────── captures of a function ('scope)
+//!   │ borrowed data ('env)         │◄───────────────── captures of a function ('scope)
 //!   │ scope: catch_unwind          │                   and a token, dropped after them
 //!   │   the closure                │
-//!   │ on its way out: ends them    │ ── end ─────────► both stages, until no token is left
+//!   │ before it returns: ends them │ ── end ─────────► both stages, until no token is left
 //!   ├──────────────────────────────┤
 //! ```
 //!
 //! # Invariants
 //!
-//! - **C1** `scope` neither returns nor unwinds while a token of it exists. While its greenlet is
-//!   suspended inside, its frame, and what its callers own, stay where they are, also if that is for ever.
-//! - **C2** A token is dropped after the function it guards: after its captures, and after the frame
-//!   that ran it. So with the tokens gone, nobody can use what was borrowed.
-//! - **C3** What the function takes and returns is `'static`; only its captures borrow.
+//! - **[no-token-left]** `scope` neither returns nor unwinds while one of its tokens exists. While
+//!   its greenlet is suspended inside, its frame and the data of its callers stay in place, even
+//!   for ever.
+//! - **[token-last]** A token is dropped after the function that it guards: after the captures, and
+//!   after the frame that ran the function. So without tokens, no code can use the borrowed data.
+//! - **[static-values]** The function takes and returns `'static` values. Only its captures borrow.
 //!
-//! A greenlet that is dead is not enough: one that is ended before it started is dead while its captures
-//! are dropped, and a destructor among them may switch away. And a handle is not enough, since it can be
-//! forgotten; the scope has its own list, and counts tokens.
+//! A dead greenlet alone proves nothing. A greenlet that is ended before it started is dead while
+//! its captures are dropped, and one of their destructors may switch away. A handle is no proof
+//! either, since it can be forgotten. So the scope has its own list, and counts tokens.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -32,37 +33,38 @@ use std::rc::Rc;
 
 use anyhow::Result;
 
-use greenlet_core::{Builder, Greenlet, WeakGreenlet};
+use greenlet_core::{Builder, Generator, Greenlet, WeakGreenlet, Yielder};
 
-use crate::generator::{Generator, Yielder};
-
-/// Calls `function` with a scope, in which greenlets can be made that borrow what lives outside of it.
+/// Calls `function` with a scope, whose greenlets can borrow data that lives outside of it.
 ///
-/// All greenlets of the scope are ended before this returns or unwinds, whoever has handles of them, the
-/// one made last first: as [`Greenlet::end`] does it, in both stages. Apart from that they are ordinary
-/// greenlets, and their handles may leave the scope; they are dead then.
+/// Before this returns or unwinds, it ends all greenlets of the scope, the newest first, even if
+/// there are other handles of them. It ends them as [`Greenlet::end`] does, in both stages.
+/// Otherwise they are ordinary greenlets. Their handles may leave the scope, and are handles of
+/// dead greenlets then.
 ///
-/// What a greenlet is sent, and what it returns, is `'static` as always; it is the function's captures that
-/// may borrow. This is the one way to borrow: what `greenlet_spawn` runs, and a greenlet outside of
-/// a scope, could be forgotten, and what it borrowed would be gone while a thread that it started
-/// still looks at it.
+/// The values that a greenlet is sent and returns are `'static` as always. Only the captures of its
+/// function may borrow. There is no other way to borrow: a greenlet without a scope, and the future
+/// of `greenlet_spawn`, could be leaked with `mem::forget`. A thread that it started could then use
+/// the borrowed data after its end.
 ///
-/// The greenlet that calls `scope` may switch away inside, and be ended there; the scope's greenlets are
-/// ended on its way out. If it never goes on, what they borrow stays in place for as long. (Those of them
-/// whose parent it is have a handle of it, as every child has of its parent.)
+/// The greenlet that calls `scope` may switch away inside, and may be ended there. It ends the
+/// scope's greenlets while it unwinds. If it is never resumed, the borrowed data stays in place.
+/// (Greenlets of the scope have it as their parent by default, and so keep it alive.)
 ///
 /// # Panics
 ///
-/// Goes on with the panic of `function`, after the greenlets have ended. What they leave when they are ended
-/// is discarded or reported, as by [`Greenlet::end`].
+/// Propagates the panic of `function` after the greenlets have ended. Their own errors and panics
+/// during that end are discarded or reported, as by [`Greenlet::end`].
 ///
 /// # Aborts
 ///
-/// Aborts the process, with a message, where a greenlet of the scope cannot be ended: because it catches even
-/// the unwinding of the second stage (or the program is built with `panic = "abort"` and it ignores the
-/// first); because its captures are being dropped by a greenlet that has switched away in the middle; or
-/// because the scope was ended from within the poll of a future that one of its greenlets waits for. To return would
-/// leave it with references to what is gone.
+/// Aborts the process, with a message, if a greenlet of the scope cannot be ended, since it would
+/// keep dangling references:
+///
+/// - It catches even the unwinding of the second stage. With `panic = "abort"`, it ignores the
+///   first stage.
+/// - Another greenlet has switched away while it drops the captures.
+/// - The scope was ended during the poll of a future that one of its greenlets awaits.
 ///
 /// # Examples
 ///
@@ -83,7 +85,7 @@ use crate::generator::{Generator, Yielder};
 ///     assert_eq!(longest.switch::<&str>(())?, "one");
 ///     assert_eq!(longest.switch::<&str>(())?, "two");
 ///     anyhow::Ok(())
-/// })?; // ended here, in its second round
+/// })?; // the greenlet is ended here, in its second iteration
 /// words.push("four");
 /// assert_eq!(total, 6);
 /// # Ok::<(), anyhow::Error>(())
@@ -106,7 +108,8 @@ use crate::generator::{Generator, Yielder};
 /// });
 /// ```
 ///
-/// Nor can what it borrows be used before the scope is over, or the scope by another thread:
+/// The borrowed data cannot be used before the end of the scope, and another thread cannot use the
+/// scope:
 ///
 /// ```compile_fail,E0506
 /// let mut count = 0;
@@ -141,15 +144,15 @@ where
         scope: PhantomData,
         env: PhantomData,
     };
-    // Unwind safety: the unwinding goes on below.
-    // It has to be caught: nothing can be ended while a panic unwinds the thread.
+    // Caught because no greenlet can be ended while a panic unwinds the thread. The panic resumes
+    // below.
     let outcome = catch_unwind(AssertUnwindSafe(|| function(&scope)));
     let ended = scope.end_all();
     match outcome {
         Err(payload) => resume_unwind(payload),
         Ok(result) => {
             if let Err(payload) = ended {
-                // The second stage of the end of the greenlet that runs this, as a rule.
+                // In most cases the second stage of the end of the greenlet that runs this.
                 drop(result);
                 resume_unwind(payload);
             }
@@ -158,11 +161,11 @@ where
     }
 }
 
-/// Where greenlets can be made that borrow: see [`scope`].
+/// Creates greenlets that borrow: see [`scope`].
 pub struct Scope<'scope, 'env: 'scope> {
-    /// All that may not have ended yet, in the order in which they were made.
+    /// Everything that may not have ended yet, in order of creation.
     members: RefCell<Vec<Member>>,
-    /// Counted once for each greenlet whose function may still use what it borrowed (C2).
+    /// Has one clone for each greenlet whose function may still use its borrows [token-last].
     token: Rc<()>,
     // Invariant in both lifetimes, as `std::thread::Scope`: neither may be stretched or shrunk.
     scope: PhantomData<&'scope mut &'scope ()>,
@@ -170,8 +173,8 @@ pub struct Scope<'scope, 'env: 'scope> {
 }
 
 impl<'scope> Scope<'scope, '_> {
-    /// Makes a greenlet that will run `function`, which may borrow what outlives the scope. Its parent is
-    /// the running greenlet.
+    /// Creates a greenlet that will run `function`, which may borrow data that outlives the scope.
+    /// Its parent is the running greenlet.
     ///
     /// As with [`Greenlet::new`], nothing runs yet, and dropping its last handle ends it.
     #[track_caller]
@@ -184,7 +187,7 @@ impl<'scope> Scope<'scope, '_> {
         self.greenlet_with(Greenlet::builder(), function)
     }
 
-    /// Makes a greenlet with a name, a stack size or a parent of its own.
+    /// Creates a greenlet with options: a name, a stack size or another parent.
     #[track_caller]
     pub fn greenlet_with<A, R, F>(&'scope self, builder: Builder, function: F) -> Greenlet
     where
@@ -198,7 +201,7 @@ impl<'scope> Scope<'scope, '_> {
         greenlet
     }
 
-    /// Makes a generator whose function may borrow what outlives the scope.
+    /// Creates a generator whose function may borrow data that outlives the scope.
     ///
     /// # Examples
     ///
@@ -227,7 +230,7 @@ impl<'scope> Scope<'scope, '_> {
         }
     }
 
-    /// Puts a function, whose lifetime is forgotten, together with a token.
+    /// Erases the lifetime of a function, and couples it with a token.
     fn guard<A, R, F>(&'scope self, function: F) -> Guarded<A, R>
     where
         A: 'static,
@@ -236,9 +239,9 @@ impl<'scope> Scope<'scope, '_> {
     {
         let function: Function<'scope, A, R> = Box::new(function);
         Guarded {
-            // SAFETY: only the lifetime changes. The function is called or dropped together with the
-            // token (C2), and `scope`, whose call outlives `'scope` by the bound on its closure, does
-            // not end before the token is gone (C1).
+            // SAFETY: only the lifetime changes. The function is called or dropped before the token
+            // is dropped [token-last]. `scope`, whose call outlives `'scope` by the bound on its
+            // closure, does not return before that [no-token-left].
             function: unsafe {
                 std::mem::transmute::<Function<'scope, A, R>, Function<'static, A, R>>(function)
             },
@@ -249,20 +252,22 @@ impl<'scope> Scope<'scope, '_> {
     fn enter(&self, member: Member) {
         let mut members = self.members.borrow_mut();
         if members.len() == members.capacity() {
-            // Before it grows; so a scope that makes many, one after the other, stays small.
+            // Forget the dead before the list grows: a scope that creates many greenlets in turn
+            // stays small.
             members.retain(Member::is_alive);
         }
         members.push(member);
     }
 
-    /// Ends all greenlets, and returns the first unwinding that came out of that, if any did.
+    /// Ends all greenlets. Returns the payload of the first unwinding that this caused.
     fn end_all(&self) -> std::thread::Result<()> {
         let mut outcome = Ok(());
         loop {
-            // Clean-up may make more of them.
+            // Clean-up may create more of them.
             let last = self.members.borrow_mut().pop();
             let Some(last) = last else { break };
-            // CAUTION: runs foreign code. Whatever unwinds out of it, the others have to be ended too.
+            // CAUTION: runs arbitrary user code. If it unwinds, the others must be ended all the
+            // same.
             let ended = catch_unwind(AssertUnwindSafe(|| last.end()));
             outcome = outcome.and(ended);
         }
@@ -271,7 +276,7 @@ impl<'scope> Scope<'scope, '_> {
                 "one of them has not ended, or its captures are being dropped by a greenlet that has switched away",
             );
         }
-        outcome // C1: no token is left, and nobody can make one any more
+        outcome // [no-token-left]: and no code can create another one
     }
 }
 
@@ -361,19 +366,17 @@ impl<Y, R> fmt::Debug for ScopedGenerator<'_, Y, R> {
     }
 }
 
-/// Stops the process: the scope cannot return, and nothing else can be done.
+/// Aborts the process, because the scope cannot return.
 fn refuse(why: &str) -> ! {
-    eprintln!(
-        "greenlet: a scope cannot return, for its greenlets borrow from it: {why}; the process is aborted"
-    );
+    eprintln!("greenlet: a scope cannot return while its greenlets borrow from it: {why}; aborting");
     std::process::abort()
 }
 
 type Function<'a, A, R> = Box<dyn FnOnce(A) -> Result<R> + 'a>;
 
-/// A function that borrows, and the token that says so.
+/// A function that borrows, and its token.
 struct Guarded<A: 'static, R: 'static> {
-    // Before the token: fields are dropped in this order (C2).
+    // Before the token: fields are dropped in order of declaration [token-last].
     function: Function<'static, A, R>,
     token: Rc<()>,
 }
@@ -381,7 +384,8 @@ struct Guarded<A: 'static, R: 'static> {
 impl<A, R> Guarded<A, R> {
     fn call(self, first: A) -> Result<R> {
         let Guarded { function, token } = self;
-        // Calling it uses it up, captures and all, also when it unwinds: `token` goes after that (C2).
+        // The call consumes the function and its captures, also if it unwinds. `token` is dropped
+        // later [token-last].
         let result = function(first);
         drop(token);
         result

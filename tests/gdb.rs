@@ -156,8 +156,14 @@ fn child() {
     let never = build("never").build(|(): ()| Ok(()));
     let deep = build("deep").build(|depth: u32| outer_body(depth));
     deep.switch::<()>(3_u32).unwrap();
-    let mut yields = Generator::with_builder(build("yields"), |out, ()| out.yield_(1));
-    yields.next().unwrap().unwrap();
+    let yields = build("yields").build(|depth: u32| {
+        let mut numbers = Generator::new(move |out| {
+            outer_body(depth)?;
+            out.yield_(1)
+        });
+        numbers.next().expect("it waits in the body")
+    });
+    yields.switch::<()>(1_u32).unwrap();
     let gated = build("gated").build(|depth: u32| outer_body(depth));
     gated.switch::<()>(0_u32).unwrap();
     gated.close_gate();

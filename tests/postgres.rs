@@ -164,7 +164,7 @@ fn a_connection_that_the_server_kills_is_an_error_where_it_is_awaited() {
 }
 
 #[test]
-fn a_statement_timeout_is_an_error_and_the_connection_goes_on() {
+fn a_statement_timeout_is_an_error_and_the_connection_stays_usable() {
     with_database("bridge_timeout", async |url| {
         let mut conn = connect(&url).await;
         let (code, after) = greenlet_spawn(move || {

@@ -117,7 +117,7 @@ fn a_cancel_rolls_back_before_it_is_over() {
 }
 
 #[test]
-fn an_error_half_way_rolls_back_and_the_connection_goes_on() {
+fn an_error_half_way_rolls_back_and_the_connection_stays_usable() {
     /// Synchronous: the second row is refused.
     fn two_rows(conn: &mut SqliteConnection, second: i64) -> Result<()> {
         let mut transaction = try_await_(conn.begin())??;
@@ -145,7 +145,7 @@ fn an_error_half_way_rolls_back_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_locked_database_is_an_error_after_its_timeout_and_the_connection_goes_on() {
+fn a_locked_database_is_an_error_after_its_timeout_and_the_connection_stays_usable() {
     with_database("locked", async |file| {
         let mut holds = connect(&file).await;
         holds.execute("begin immediate").await.unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use greenlet::assert_no_leaks;
-use greenlet::record::{Event, Recording, note, record};
+use greenlet::testing::recorder::{Event, Recording, note, record};
 use mio::net::TcpListener;
 
 use crate::channel::channel;

@@ -53,13 +53,13 @@ mod errand;
 mod error;
 mod exit;
 mod gate;
+mod generator;
 mod greenlet;
 mod inspect;
 mod link;
 mod local;
 mod overflow;
 mod probe;
-pub mod raw;
 mod receive;
 mod record;
 mod report;
@@ -85,6 +85,7 @@ pub use error::{
     Awaiting, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 pub use exit::GreenletExit;
+pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use inspect::{StackUsage, greenlets, keep_ages, stacks_in_use};
 pub use local::{LocalKey, Locals};

@@ -1,10 +1,397 @@
-//! What `tests/overflow.rs` of the workspace says, about the core alone.
+//! A stack overflow is a message, and any other fault is none of our business. Each case kills a process,
+//! so it runs in a child: this binary again, with the name of the case in the environment. The usual test
+//! harness runs tests on threads of its own, and some cases are about the process's first.
 
 extern crate greenlet_core as greenlet;
 
-#[path = "../../tests/overflow.rs"]
-mod overflow;
+use std::hint::black_box;
+use std::mem::MaybeUninit;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, Output};
+use std::ptr;
 
-fn main() -> std::process::ExitCode {
-    overflow::main()
+use greenlet::{Greenlet, getparent};
+
+mod harness;
+#[path = "child/this_binary.rs"]
+mod this_binary;
+
+use this_binary::this_binary;
+
+const CASE: &str = "GREENLET_TEST_CASE";
+
+/// Both ways to make guard pages; the first is what the kernel at hand knows best.
+const GUARDS: [&str; 2] = ["", "mprotect"];
+
+/// Runs a case in a child, on the child's main thread.
+fn run(case: &str, guard: &str) -> Output {
+    this_binary()
+        .env(CASE, case)
+        .env("GREENLET_GUARD", guard)
+        .output()
+        .unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn assert_reports_overflow(case: &str, name: &str, size: usize) {
+    for guard in GUARDS {
+        let output = run(case, guard);
+        let text = stderr(&output);
+        assert_eq!(
+            output.status.signal(),
+            Some(libc::SIGABRT),
+            "guard '{guard}': {text}"
+        );
+        assert!(
+            text.contains(&format!("{name} has overflowed its stack")),
+            "{text}"
+        );
+        assert!(text.contains(&format!("{size} bytes")), "{text}");
+        assert!(text.contains(&format!("made at {}:", file!())), "{text}");
+        assert!(text.contains("Builder::stack_size"), "{text}");
+    }
+}
+
+/// Uses up the stack that it runs on.
+#[inline(never)]
+fn recurse(depth: usize) -> usize {
+    let frame = black_box([depth; 64]);
+    if depth == usize::MAX {
+        return 0;
+    }
+    recurse(depth + 1) + black_box(frame)[depth % 64]
+}
+
+fn overflow(name: Option<&str>) {
+    let mut builder = Greenlet::builder().stack_size(64 << 10);
+    if let Some(name) = name {
+        builder = builder.name(name);
+    }
+    let greenlet = builder.build(|(): ()| Ok(recurse(0)));
+    let _ = greenlet.switch::<usize>(());
+}
+
+/// Uses up the stack by calls that each switch away and back, from one of twelve places that are two words apart.
+fn overflow_in_a_switch(place: usize) {
+    /// Calls nothing before the switch: so what the switch pushes is the deepest that a call gets (in release builds).
+    #[inline(never)]
+    fn descend(depth: usize, main: &Greenlet) -> usize {
+        if depth == usize::MAX {
+            return 0;
+        }
+        main.switch::<()>(()).unwrap();
+        descend(black_box(depth + 1), main) + black_box(depth)
+    }
+    #[inline(never)]
+    fn lower_by<const BYTES: usize>(main: &Greenlet) -> usize {
+        let above = black_box([1_u8; BYTES]);
+        descend(0, main) + usize::from(black_box(above)[BYTES - 1])
+    }
+    const BY: [fn(&Greenlet) -> usize; 12] = [
+        lower_by::<16>,
+        lower_by::<32>,
+        lower_by::<48>,
+        lower_by::<64>,
+        lower_by::<80>,
+        lower_by::<96>,
+        lower_by::<112>,
+        lower_by::<128>,
+        lower_by::<144>,
+        lower_by::<160>,
+        lower_by::<176>,
+        lower_by::<192>,
+    ];
+    let greenlet = Greenlet::builder().name("deep").stack_size(64 << 10);
+    let greenlet = greenlet.build(move |(): ()| {
+        BY[place](&getparent().unwrap());
+        Ok(())
+    });
+    loop {
+        greenlet.switch::<()>(()).unwrap();
+    }
+}
+
+/// Touches memory that nobody has.
+fn stray() {
+    // SAFETY: it does not return: the process is to die of it, or a handler jumps off.
+    unsafe { black_box(ptr::without_provenance_mut::<u8>(8)).write_volatile(1) };
+}
+
+fn install(signal: libc::c_int, function: usize, flags: libc::c_int) {
+    // SAFETY: zeroes are a valid `sigaction`; the functions below do only what handlers may do.
+    unsafe {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        action.sa_sigaction = function;
+        action.sa_flags = flags;
+        assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
+    }
+}
+
+extern "C" fn exit_with_77(signal: libc::c_int) {
+    // SAFETY: async-signal-safe.
+    unsafe { libc::_exit(if signal == libc::SIGSEGV { 77 } else { 1 }) };
+}
+
+extern "C" fn exit_with_78(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel's own argument; async-signal-safe.
+    unsafe {
+        let is_right = signal == libc::SIGSEGV && (*info).si_addr().addr() == 8;
+        libc::_exit(if is_right { 78 } else { 1 })
+    };
+}
+
+/// Makes the library's handler exist, and leaves a greenlet suspended.
+fn use_greenlets() -> Greenlet {
+    let greenlet = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    greenlet.switch::<()>(()).unwrap();
+    greenlet
+}
+
+fn on_a_thread(function: fn()) {
+    std::thread::spawn(function).join().unwrap();
+}
+
+/// A thread that std did not make has no signal stack.
+fn on_a_bare_thread(function: fn()) {
+    extern "C" fn enter(function: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: it is the function below.
+        let function = unsafe { std::mem::transmute::<*mut libc::c_void, fn()>(function) };
+        assert!(signal_stack_is_missing());
+        function();
+        ptr::null_mut()
+    }
+    // SAFETY: the thread is joined; it is given a function pointer.
+    unsafe {
+        let mut thread = MaybeUninit::uninit();
+        let argument = function as *mut libc::c_void;
+        assert_eq!(
+            libc::pthread_create(thread.as_mut_ptr(), ptr::null(), enter, argument),
+            0
+        );
+        assert_eq!(libc::pthread_join(thread.assume_init(), ptr::null_mut()), 0);
+    }
+}
+
+fn signal_stack_is_missing() -> bool {
+    // SAFETY: zeroes are a valid `stack_t`; the call fills it in.
+    unsafe {
+        let mut stack = MaybeUninit::<libc::stack_t>::zeroed().assume_init();
+        assert_eq!(libc::sigaltstack(ptr::null(), &raw mut stack), 0);
+        stack.ss_flags & libc::SS_DISABLE != 0
+    }
+}
+
+/// What the children do.
+fn run_the_case(case: &str) -> ! {
+    // SAFETY: no other thread exists; a core of each case is of no use.
+    unsafe {
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+    }
+    let exit_with_77 = exit_with_77 as *const () as usize;
+    let exit_with_78 = exit_with_78 as *const () as usize;
+    match case {
+        "named" => overflow(Some("deep")),
+        "long name" => overflow(Some(&"ü".repeat(5000))),
+        "unnamed" => overflow(None),
+        "nested" => {
+            let _suspended = use_greenlets();
+            let outer = Greenlet::builder().name("outer").build(|(): ()| {
+                overflow(Some("inner"));
+                Ok(())
+            });
+            outer.switch::<()>(()).unwrap();
+        }
+        _ if case.starts_with("switch ") => overflow_in_a_switch(case["switch ".len()..].parse().unwrap()),
+        "thread" => on_a_thread(|| overflow(Some("deep"))),
+        "bare thread" => on_a_bare_thread(|| overflow(Some("deep"))),
+        "bare thread ends" => {
+            on_a_bare_thread(|| {
+                drop(use_greenlets());
+                assert!(!signal_stack_is_missing());
+            });
+            on_a_bare_thread(|| drop(use_greenlets()));
+            overflow(Some("deep"));
+        }
+        "main stack" => {
+            let _suspended = use_greenlets();
+            recurse(0);
+        }
+        "main stack of a thread" => {
+            let _suspended = use_greenlets();
+            on_a_thread(|| {
+                let _suspended = use_greenlets();
+                recurse(0);
+            });
+        }
+        "stray" => {
+            let _suspended = use_greenlets();
+            stray();
+        }
+        "stray inside" => Greenlet::new(|(): ()| {
+            stray();
+            Ok(())
+        })
+        .switch::<()>(())
+        .unwrap(),
+        "stray, plain handler" => {
+            install(libc::SIGSEGV, exit_with_77, 0);
+            let _suspended = use_greenlets();
+            stray();
+        }
+        "stray, handler with info" => {
+            install(libc::SIGSEGV, exit_with_78, libc::SA_SIGINFO);
+            let _suspended = use_greenlets();
+            stray();
+        }
+        "stray on a thread without greenlets" => {
+            install(libc::SIGSEGV, exit_with_78, libc::SA_SIGINFO);
+            let _suspended = use_greenlets();
+            on_a_thread(stray);
+        }
+        "stray, ignored" => {
+            install(libc::SIGSEGV, libc::SIG_IGN, 0);
+            let _suspended = use_greenlets();
+            // SAFETY: sends a signal to this process.
+            unsafe { libc::raise(libc::SIGSEGV) };
+            stray();
+        }
+        "sent" => {
+            install(libc::SIGSEGV, libc::SIG_DFL, 0);
+            let _suspended = use_greenlets();
+            // SAFETY: sends a signal to this process.
+            unsafe { libc::raise(libc::SIGSEGV) };
+        }
+        "guard of another" => {
+            let suspended = Greenlet::builder().stack_size(64 << 10).build(|(): ()| {
+                let here = black_box(0_u8);
+                getparent().unwrap().switch::<()>((&raw const here).addr())
+            });
+            let inside = suspended.switch::<usize>(()).unwrap();
+            // The stacks stand 17 pages apart, 16 of them usable: go down until it hurts.
+            for page in 0..18 {
+                let address = ptr::with_exposed_provenance::<u8>(inside - page * 4096);
+                // SAFETY: the pages are those of a stack of ours, until one is a guard and kills us.
+                unsafe { black_box(address.read_volatile()) };
+            }
+        }
+        other => panic!("no such case: {other}"),
+    }
+    panic!("the case came back");
+}
+
+fn overflow_names_the_greenlet() {
+    assert_reports_overflow("named", "greenlet 'deep'", 64 << 10);
+}
+
+fn overflow_of_an_unnamed_greenlet_says_where_it_was_made() {
+    assert_reports_overflow("unnamed", "greenlet 1", 64 << 10);
+}
+
+fn overflow_below_another_greenlet_names_the_inner_one() {
+    assert_reports_overflow("nested", "greenlet 'inner'", 64 << 10);
+}
+
+/// The bare switch pushes a few words when the target has become current. Somewhere among these, they are the
+/// first that do not fit.
+fn overflow_in_a_switch_names_the_leaving_greenlet() {
+    for place in 0..12 {
+        assert_reports_overflow(&format!("switch {place}"), "greenlet 'deep'", 64 << 10);
+    }
+}
+
+fn overflow_on_another_thread() {
+    assert_reports_overflow("thread", "greenlet 'deep'", 64 << 10);
+}
+
+fn overflow_on_a_thread_that_std_did_not_make() {
+    assert_reports_overflow("bare thread", "greenlet 'deep'", 64 << 10);
+    assert_reports_overflow("bare thread ends", "greenlet 'deep'", 64 << 10);
+}
+
+fn overflow_cuts_a_long_name_between_characters() {
+    let name = format!("greenlet '{}'", "ü".repeat(512));
+    assert_reports_overflow("long name", &name, 64 << 10);
+}
+
+fn overflow_of_a_thread_s_own_stack_keeps_rust_s_message() {
+    for case in ["main stack", "main stack of a thread"] {
+        for guard in GUARDS {
+            let output = run(case, guard);
+            let text = stderr(&output);
+            assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{text}");
+            assert!(
+                text.contains("thread ") && text.contains("has overflowed its stack"),
+                "{text}"
+            );
+            assert!(!text.contains("greenlet"), "{text}");
+        }
+    }
+}
+
+fn other_faults_kill_as_they_would_without_us() {
+    for case in [
+        "stray",
+        "stray inside",
+        "stray, ignored",
+        "sent",
+        "guard of another",
+    ] {
+        for guard in GUARDS {
+            let output = run(case, guard);
+            let text = stderr(&output);
+            assert_eq!(
+                output.status.signal(),
+                Some(libc::SIGSEGV),
+                "{case}: {:?} {text}",
+                output.status
+            );
+            assert!(!text.contains("overflowed"), "{text}");
+        }
+    }
+}
+
+fn other_faults_reach_the_handler_before_ours() {
+    for (case, code) in [
+        ("stray, plain handler", 77),
+        ("stray, handler with info", 78),
+        ("stray on a thread without greenlets", 78),
+    ] {
+        for guard in GUARDS {
+            let output = run(case, guard);
+            assert_eq!(output.status.code(), Some(code), "{case}: {}", stderr(&output));
+        }
+    }
+}
+
+/// Tests with their names.
+macro_rules! tests {
+    ($($test:ident)*) => {
+        [$((stringify!($test), $test as fn())),*]
+    };
+}
+
+fn main() -> ExitCode {
+    if let Ok(case) = std::env::var(CASE) {
+        run_the_case(&case);
+    }
+    harness::run(&tests! {
+        overflow_names_the_greenlet
+        overflow_of_an_unnamed_greenlet_says_where_it_was_made
+        overflow_below_another_greenlet_names_the_inner_one
+        overflow_in_a_switch_names_the_leaving_greenlet
+        overflow_on_another_thread
+        overflow_on_a_thread_that_std_did_not_make
+        overflow_cuts_a_long_name_between_characters
+        overflow_of_a_thread_s_own_stack_keeps_rust_s_message
+        other_faults_kill_as_they_would_without_us
+        other_faults_reach_the_handler_before_ours
+    })
 }

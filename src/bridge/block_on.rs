@@ -1,4 +1,4 @@
-//! Blocking on purpose: a function that awaits, on a thread without an executor.
+//! Runs a function that awaits on a thread without an executor, and blocks that thread.
 
 #![forbid(unsafe_code)]
 
@@ -13,18 +13,18 @@ use super::spawn::greenlet_spawn;
 
 /// Runs a function that awaits, and blocks this thread until it has returned.
 ///
-/// It is `greenlet_spawn` with the smallest executor around it: the thread is parked while nothing is
-/// ready, and each wake-up polls once. For threads without an executor: a test, a command-line tool, a
-/// worker thread. Futures that need a reactor of their own runtime (tokio's sockets and timers) need that
-/// runtime here as they do everywhere: enter it first, or spawn there.
+/// This is [`greenlet_spawn`] with the smallest executor around it. The thread is parked while
+/// nothing is ready, and each wake-up polls once. Use it on threads without an executor: in a test,
+/// a command-line tool or a worker thread. Futures that need the reactor of a runtime, such as
+/// tokio's sockets and timers, need that runtime here too: enter it first, or spawn there.
 ///
-/// Do not call it on an executor's thread: all its tasks stand still meanwhile, and if one of them is what
-/// the function waits for, they stand still for good. Inside a spawned function there is no need
-/// for it: call the function.
+/// Do not call this on an executor's thread. It blocks all tasks of that thread, and never returns
+/// if the function waits for one of them. Inside a spawned function call the function itself: it
+/// can await already.
 ///
 /// # Panics
 ///
-/// With the panic of the function.
+/// Panics with the panic of the function.
 ///
 /// # Examples
 ///
@@ -54,7 +54,8 @@ where
     }
 }
 
-/// A waker that lets a parked thread go on. A wake-up before the parking is not lost: the parker keeps it.
+/// Unparks a thread. The parker remembers an unpark that comes before the park, so no wake-up is
+/// lost.
 struct Unpark(Unparker);
 
 impl Wake for Unpark {

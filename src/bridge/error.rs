@@ -1,10 +1,10 @@
-//! What goes wrong between a function and its driver.
+//! The errors of the bridge.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
-/// An await where nobody can poll the future.
+/// The error of an await without a driver that could poll the future.
 ///
 /// # Examples
 ///
@@ -34,13 +34,13 @@ impl NoDriver {
         NoDriver { kind: Kind::Over }
     }
 
-    /// Says whether no [`greenlet_spawn`](crate::greenlet_spawn) is around the code that awaits. The
-    /// poll of a future that is being awaited is outside, too.
+    /// Returns `true` if the code that awaits does not run inside
+    /// [`greenlet_spawn`](crate::greenlet_spawn). The poll of an awaited future counts as outside.
     pub fn is_outside(&self) -> bool {
         matches!(self.kind, Kind::Outside)
     }
 
-    /// Says whether there was a driver, but it was dropped or its function has returned.
+    /// Returns `true` if there was a driver, but it was dropped or its function has returned.
     pub fn is_over(&self) -> bool {
         matches!(self.kind, Kind::Over)
     }
@@ -63,18 +63,19 @@ impl fmt::Display for NoDriver {
 
 impl std::error::Error for NoDriver {}
 
-/// A message from a greenlet that does not belong to a spawned function reached the function's driver.
+/// The error when the driver of a spawned function receives a message from a foreign greenlet.
 ///
-/// It comes out of the switch with which the function left: a greenlet that was made outside of the
-/// function, and whose parent is the greenlet that polls, was switched to from inside, and ended there or
-/// switched there. Make such greenlets inside the function, or give them a parent inside.
+/// The switch by which the function left returns it. A foreign greenlet was created outside of the
+/// function, and its parent is the greenlet that polls. If the function switches to it, it ends
+/// into the driver or switches there. Create such greenlets inside the function, or give them a
+/// parent inside.
 ///
 /// # Examples
 ///
 /// ```
 /// use greenlet::{Greenlet, StrayMessage, greenlet_spawn};
 ///
-/// let outsider = Greenlet::new(|(): ()| Ok("for whom is this?")); // its parent polls the spawn
+/// let outsider = Greenlet::new(|(): ()| Ok("a result")); // its parent polls the spawn
 /// let spawned = greenlet_spawn(move || outsider.switch::<()>(()).unwrap_err().is::<StrayMessage>());
 /// assert!(futures::executor::block_on(spawned));
 /// ```
@@ -93,8 +94,8 @@ impl fmt::Display for StrayMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "control came to the driver of a spawned function by neither an await nor its end ({}); greenlets \
-             that the function switches to must have it among their ancestors",
+            "the driver of a spawned function received {} instead of an await or the function's end; create \
+             the greenlets that the function switches to inside it, or give them a parent inside",
             self.what
         )
     }

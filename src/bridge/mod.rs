@@ -1,8 +1,8 @@
-//! The bridge: synchronous code that awaits.
+//! The bridge: calls async code from synchronous code.
 //!
-//! [`greenlet_spawn`] runs a synchronous function in a greenlet and is itself a future. Inside the
-//! function, however deep, [`await_`] suspends the function until a future is ready, and returns what it
-//! gives. The executor's thread goes on with other tasks meanwhile.
+//! [`greenlet_spawn`] runs a synchronous function in a greenlet and returns a future. Inside the
+//! function, at any call depth, [`await_`] suspends the function until another future is ready, and
+//! returns its output. Meanwhile the executor's thread runs other tasks.
 //!
 //! ```text
 //!   executor's stack                         the greenlet's stack
@@ -17,17 +17,18 @@
 //!   └──────────────────────┘                 └──────────────────────────┘
 //! ```
 //!
-//! The future is polled by the driver (the [`Spawn`]), on the executor's own stack and with the task's
-//! own context: wakers, timers, budgets and task-locals work as in any other future, and a greenlet's
-//! stack need not be large enough for them. (An option polls on that stack first: [`SpawnBuilder::poll_in_place`].) The greenlet is resumed once for each await, when the future
-//! is ready. Nothing is allocated for an await.
+//! The driver (the [`Spawn`]) polls the future, on the executor's own stack and with the task's own
+//! context. So wakers, timers, budgets and task-locals work as in any other future, and a
+//! greenlet's stack need not be large enough for them. An option polls on the greenlet's stack
+//! first: [`SpawnBuilder::poll_in_place`]. Each await resumes the greenlet once, when the future is
+//! ready, and allocates nothing.
 //!
 //! # Examples
 //!
 //! ```
 //! use greenlet::{await_, greenlet_spawn};
 //!
-//! /// Synchronous: it could be a callback, or the method of a trait.
+//! /// A synchronous function, such as a callback or a method of a trait.
 //! fn fetch_twice() -> u32 {
 //!     let first = await_(async { 20 });
 //!     let second = await_(async { 22 });
@@ -38,6 +39,7 @@
 //! assert_eq!(total, 42);
 //! ```
 
+mod await_;
 mod block_on;
 mod driver;
 mod error;
@@ -45,18 +47,16 @@ mod hooks;
 mod io;
 #[cfg(feature = "tokio")]
 mod pool;
-mod request;
-#[cfg(feature = "tracing")]
-mod spans;
 mod spawn;
 mod stream;
 pub mod testing;
-mod wait;
-pub mod watchdog;
 
+pub use await_::{await_, try_await_};
 pub use block_on::block_on_greenlet;
 pub use error::{NoDriver, StrayMessage};
-pub use hooks::SpawnHooks;
+#[cfg(feature = "tracing")]
+pub use hooks::SpanHooks;
+pub use hooks::{SpawnHooks, watchdog, watchdog::Watchdog};
 pub use io::AwaitFailed;
 #[cfg(feature = "futures-io")]
 pub use io::FuturesIo;
@@ -64,9 +64,5 @@ pub use io::FuturesIo;
 pub use io::TokioIo;
 #[cfg(feature = "tokio")]
 pub use pool::{PinnedPool, Pooled};
-#[cfg(feature = "tracing")]
-pub use spans::SpanHooks;
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
 pub use stream::{Items, SpawnStream, StreamIter, iter_stream, stream_from};
-pub use wait::{await_, try_await_};
-pub use watchdog::Watchdog;

@@ -1,4 +1,4 @@
-//! Streams, both ways: an iterator over a stream, and a stream out of a synchronous function.
+//! Converts streams into iterators, and synchronous functions into streams.
 
 #![forbid(unsafe_code)]
 
@@ -13,13 +13,13 @@ use std::task::{Context, Poll};
 use anyhow::Result;
 use futures_core::Stream;
 
+use super::await_::{await_, try_await_};
 use super::spawn::{Spawn, SpawnBuilder};
-use super::wait::{await_, try_await_};
 
-/// Iterates over a stream, in a spawned function: each `next` awaits an item.
+/// Creates an iterator over a stream, for use in a spawned function. Each `next` awaits an item.
 ///
-/// The stream has to be `Unpin`; pin it first (`Box::pin`, [`std::pin::pin!`]) if it is not. Once the stream has
-/// ended it is dropped, and the iterator stays at its end.
+/// The stream must be `Unpin`. Pin other streams first, with `Box::pin` or [`std::pin::pin!`]. The
+/// iterator drops the stream when that has ended, and returns `None` from then on.
 ///
 /// # Panics
 ///
@@ -67,11 +67,11 @@ impl<S: Stream + Unpin> Iterator for StreamIter<S> {
 
 impl<S: Stream + Unpin> FusedIterator for StreamIter<S> {}
 
-/// Makes a stream of the items that a synchronous function yields.
+/// Creates a stream of the items that a synchronous function yields.
 ///
-/// The function runs while the stream is polled, as in [`greenlet_spawn`](crate::greenlet_spawn), and may
-/// await between its items. Each item is handed over before the function goes on. When the function
-/// returns, the stream has ended; dropping the stream ends the function.
+/// The function runs while the stream is polled, as in [`greenlet_spawn`](crate::greenlet_spawn).
+/// It may await between its items. The stream returns each item before it resumes the function for
+/// the next one. The stream ends when the function returns. Dropping the stream ends the function.
 ///
 /// # Panics
 ///
@@ -86,7 +86,7 @@ impl<S: Stream + Unpin> FusedIterator for StreamIter<S> {}
 /// let stream = stream_from(|items| {
 ///     for n in 1..=3 {
 ///         let squared = await_(async { n * n });
-///         items.give(squared);
+///         items.yield_(squared);
 ///     }
 /// });
 /// let items: Vec<i32> = futures::executor::block_on(stream.collect());
@@ -102,7 +102,7 @@ where
 }
 
 impl SpawnBuilder {
-    /// Makes a stream: see [`stream_from`].
+    /// Creates a stream: see [`stream_from`].
     #[track_caller]
     pub fn stream<T, F>(self, function: F) -> SpawnStream<T>
     where
@@ -120,7 +120,7 @@ impl SpawnBuilder {
     }
 }
 
-/// Takes the items of a function that [`stream_from`] runs.
+/// Receives the items of a function that [`stream_from`] runs.
 ///
 /// # Examples
 ///
@@ -130,7 +130,7 @@ impl SpawnBuilder {
 ///
 /// fn count(items: &mut Items<u32>) -> anyhow::Result<()> {
 ///     for n in 0.. {
-///         items.try_give(n)?; // an error when the stream is dropped
+///         items.try_yield(n)?; // an error when the stream is dropped
 ///     }
 ///     Ok(())
 /// }
@@ -145,24 +145,24 @@ pub struct Items<T> {
 }
 
 impl<T> Items<T> {
-    /// Hands an item over, and goes on when the next one is asked for.
+    /// Yields an item, and returns when the stream is polled for the next one.
     ///
     /// # Panics
     ///
-    /// Unwinds and panics where [`await_`] does: when the stream is dropped, say.
+    /// Unwinds and panics where [`await_`] does. It unwinds if the stream is dropped, for example.
     #[track_caller]
-    pub fn give(&mut self, item: T) {
+    pub fn yield_(&mut self, item: T) {
         self.item.set(Some(item));
         await_(self.taken());
     }
 
-    /// As [`give`](Items::give), but returns an error where that unwinds.
+    /// Yields an item as [`yield_`](Items::yield_) does, but returns an error where that unwinds.
     ///
     /// # Errors
     ///
-    /// Those of [`try_await_`]. The item is dropped then.
+    /// Returns the errors of [`try_await_`], and drops the item.
     #[track_caller]
-    pub fn try_give(&mut self, item: T) -> Result<()> {
+    pub fn try_yield(&mut self, item: T) -> Result<()> {
         self.item.set(Some(item));
         let taken = try_await_(self.taken());
         if taken.is_err() {
@@ -171,8 +171,8 @@ impl<T> Items<T> {
         taken
     }
 
-    /// Waits until the item has been taken. Nobody need be woken: the stream takes it as soon as its
-    /// poll comes back, and then polls this when it is next polled itself.
+    /// Waits until the stream has taken the item. Needs no waker: the stream takes the item as soon
+    /// as the function waits, and polls this future when it is polled itself.
     fn taken(&self) -> impl Future<Output = ()> + use<T> {
         let item = Rc::clone(&self.item);
         poll_fn(move |_| {
@@ -193,7 +193,7 @@ impl<T> fmt::Debug for Items<T> {
 /// The stream of the items that a function yields: see [`stream_from`].
 #[must_use = "streams do nothing unless polled"]
 pub struct SpawnStream<T: 'static> {
-    /// `None` when the function has ended.
+    /// `None` after the function has ended.
     function: Option<Spawn<()>>,
     item: Rc<Cell<Option<T>>>,
 }

@@ -1,5 +1,5 @@
-//! For tests of bridged code: to step it by hand, without an executor, and to end it at each of its
-//! awaits.
+//! Helpers for tests of bridged code. They step it by hand, without an executor, and end it at each
+//! of its awaits.
 
 #![forbid(unsafe_code)]
 
@@ -16,13 +16,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use anyhow::Result;
 
 use super::spawn::{Spawn, SpawnResult, greenlet_spawn};
-use crate::leaks::assert_no_leaks;
+use crate::testing::leaks::assert_no_leaks;
 
 /// A spawned function that a test steps from await to await.
 ///
-/// Each [`step`](Stepper::step) polls what is awaited, once. If it is ready the function goes on to its next await, and stops
-/// there before that future is polled. So the test chooses in which order several functions go on, and
-/// whether a future that is ready already is seen to be.
+/// Each [`step`](Stepper::step) polls the awaited future once. If that is ready, the function runs
+/// to its next await, and stops there before that future is polled. So the test chooses the order
+/// in which several functions run.
 ///
 /// # Examples
 ///
@@ -47,17 +47,17 @@ enum Stepped<T: 'static> {
     Ended,
 }
 
-/// What a [`Stepper::step`] came to.
+/// The result of a [`Stepper::step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<T> {
-    /// The function has gone on, and now awaits something that has not been polled yet.
+    /// The function was resumed, and now awaits a future that has not been polled yet.
     Awaits {
-        /// Its how-manieth await that is.
+        /// The number of that await, from 1.
         nth: u64,
-        /// Where it is.
+        /// The place of the await.
         at: &'static Location<'static>,
     },
-    /// What the function awaits was polled, and is not ready.
+    /// The awaited future was polled, and is not ready.
     Pending,
     /// The function has returned.
     Returned(T),
@@ -73,13 +73,13 @@ impl Wake for Wakes {
 }
 
 impl<T: 'static> Stepper<T> {
-    /// Spawns a function, to be stepped. Nothing runs yet.
+    /// Spawns a function for stepping. Nothing runs yet.
     #[track_caller]
     pub fn new(function: impl FnOnce() -> T + 'static) -> Stepper<T> {
         Stepper::of(greenlet_spawn(function))
     }
 
-    /// Takes a spawn, to be stepped: one with options, say.
+    /// Wraps a spawn for stepping, such as one with options.
     pub fn of(spawn: Spawn<T>) -> Stepper<T> {
         spawn.stop_at_awaits(true);
         let wakes = Arc::new(Wakes::default());
@@ -90,19 +90,19 @@ impl<T: 'static> Stepper<T> {
         }
     }
 
-    /// How often the waker was called that the futures are polled with.
+    /// Returns how often the waker of the polls was called.
     pub fn wakes(&self) -> usize {
         self.wakes.0.load(Ordering::SeqCst)
     }
 
-    /// Goes on by one step.
+    /// Runs one step.
     ///
     /// # Panics
     ///
-    /// With the panic of the function; and if the function has ended already.
+    /// Panics with the panic of the function, and if the function has ended.
     pub fn step(&mut self) -> Step<T> {
         let Stepped::Running(spawn) = &mut self.future else {
-            panic!("the function that is stepped has ended, or was cancelled");
+            panic!("cannot step: the function has ended or was cancelled");
         };
         let before = spawn.awaits();
         match Pin::new(&mut *spawn).poll(&mut Context::from_waker(&self.waker)) {
@@ -122,23 +122,23 @@ impl<T: 'static> Stepper<T> {
     ///
     /// # Errors
     ///
-    /// What the future of `cancel` gives: the exit, if the function returned no value.
+    /// Returns the error of the future of `cancel`: the exit, if the function returns no value.
     ///
     /// # Panics
     ///
-    /// With the panic of the function; if the function has ended already; and if the clean-up awaits something that is not ready,
-    /// and that has not called the waker.
+    /// Panics with the panic of the function, and if the function has ended. Panics if the clean-up
+    /// awaits a future that is not ready and has not called the waker.
     pub fn cancel(&mut self) -> Result<T> {
         let spawn = match std::mem::replace(&mut self.future, Stepped::Ended) {
             Stepped::Running(spawn) => spawn,
-            _ => panic!("the function that is stepped has ended, or was cancelled"),
+            _ => panic!("cannot cancel: the function has ended or was cancelled"),
         };
         spawn.stop_at_awaits(false);
         self.future = Stepped::Cancelled(spawn.cancel());
         loop {
             let wakes = self.wakes();
             let Stepped::Cancelled(future) = &mut self.future else {
-                unreachable!("it was made so above");
+                unreachable!("set above");
             };
             match Pin::new(future).poll(&mut Context::from_waker(&self.waker)) {
                 Poll::Ready(result) => {
@@ -147,7 +147,7 @@ impl<T: 'static> Stepper<T> {
                 }
                 Poll::Pending => assert!(
                     self.wakes() > wakes,
-                    "the clean-up awaits something that is not ready, and nobody has woken it"
+                    "the clean-up awaits a future that is not ready and has not called its waker; make it ready before `cancel`"
                 ),
             }
         }
@@ -164,7 +164,7 @@ impl<T: 'static> fmt::Debug for Stepper<T> {
     }
 }
 
-/// Makes the witnesses whose destructors [`end_at_each_await`] counts.
+/// Creates the witnesses whose destructors [`end_at_each_await`] counts.
 #[derive(Clone, Debug, Default)]
 pub struct Witnesses {
     made: Rc<Cell<usize>>,
@@ -172,14 +172,15 @@ pub struct Witnesses {
 }
 
 impl Witnesses {
-    /// Makes something that is to be dropped before the function has ended, to be held by the code under test.
+    /// Creates a witness for the code under test to own. It must be dropped before the function has
+    /// ended.
     pub fn make(&self) -> Witness {
         self.made.set(self.made.get() + 1);
         Witness { all: self.clone() }
     }
 }
 
-/// Something whose drop is counted: see [`Witnesses::make`].
+/// A value whose drop is counted: see [`Witnesses::make`].
 #[derive(Debug)]
 pub struct Witness {
     all: Witnesses,
@@ -191,17 +192,18 @@ impl Drop for Witness {
     }
 }
 
-/// Runs a function again and again, and ends it at each of its awaits in turn: once by dropping its
-/// future, once by cancelling it. Returns how many awaits it has.
+/// Runs a function repeatedly, and ends it at each of its awaits in turn: once by dropping its
+/// future, and once by cancelling it. Returns the number of its awaits.
 ///
-/// Each time it checks that no greenlet and no stack is left, and that every [`Witness`] was dropped, whether it was
-/// in a local variable, in a future, or captured. `make` makes the function anew each time.
+/// Each run asserts that no greenlet and no stack is left, and that every [`Witness`] was dropped,
+/// whether the code held it in a local variable, in a future or in a capture. `make` creates the
+/// function for each run.
 ///
-/// What is awaited has to be ready when it is polled, or to call its waker: there is no executor.
+/// There is no executor: each awaited future must be ready when it is polled, or call its waker.
 ///
 /// # Panics
 ///
-/// Panics, naming the await, if something is left over; and with any panic of the function.
+/// Panics if anything is left, and names the await. Panics with any panic of the function.
 ///
 /// # Examples
 ///
@@ -244,7 +246,7 @@ where
             assert_eq!(
                 witnesses.dropped.get(),
                 witnesses.made.get(),
-                "witnesses dropped and made, when the function was ended at its await number {nth} by {end:?}"
+                "the numbers of dropped and of created witnesses differ: the function was ended at await number {nth} by {end:?}"
             );
         }
         if has_returned {
@@ -260,7 +262,7 @@ enum End {
     Cancel,
 }
 
-/// Steps to the `nth` await; says whether the function has returned before.
+/// Steps to the `nth` await. Returns `true` if the function has returned before.
 fn reach<T>(stepper: &mut Stepper<T>, nth: u64) -> bool {
     let mut found = 0;
     while found < nth {
@@ -269,7 +271,7 @@ fn reach<T>(stepper: &mut Stepper<T>, nth: u64) -> bool {
             Step::Awaits { nth, .. } => found = nth,
             Step::Pending => assert!(
                 stepper.wakes() > wakes,
-                "await number {found} is not ready, and nobody has woken it"
+                "await number {found} is not ready and has not called its waker; without an executor it never will"
             ),
             Step::Returned(_) => return true,
         }

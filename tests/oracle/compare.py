@@ -4,7 +4,7 @@
     python3 compare.py --seed 1 --count 22000 PROGRAM [PROGRAM...]
 
 Writes random programs (a third each by generate.py, generate_more.py and generate_generators.py), runs them by
-oracle.py and by each PROGRAM (builds of examples/switching_programs.rs), and compares. Where the two differ on
+oracle.py and by each PROGRAM (builds of tests/oracle/run.rs), and compares. Where the two differ on
 purpose (a killed greenlet stays suspended, or parents come to stand in a cycle: see OPS.md), the logs are
 compared up to that moment. Programs that do not end are left out. Both are counted.
 

@@ -49,7 +49,7 @@ use crate::value::Value;
 pub(crate) use header::Header;
 use header::Held;
 use words::{pack, unpack};
-pub use yielder::{NotYielded, Yielder};
+pub(crate) use yielder::{NotYielded, Yielder};
 
 /// The word of a step, or of a final step, whose data are a value.
 const VALUE: *const () = ptr::null();
@@ -71,7 +71,7 @@ const FORCES: usize = 3;
 /// A body on a stack of its own, and where it goes on.
 ///
 /// Its owner calls [`end`](Segment::end) before it drops it. Otherwise the body stays suspended for ever.
-pub struct Segment<Y: 'static, S: 'static, R: 'static> {
+pub(crate) struct Segment<Y: 'static, S: 'static, R: 'static> {
     /// `[body-suspended]`
     sp: Cell<*mut u8>,
     /// `None` after the body's end.
@@ -81,7 +81,7 @@ pub struct Segment<Y: 'static, S: 'static, R: 'static> {
 
 /// What a step returns instead of an item.
 #[derive(Debug)]
-pub enum Outcome<R> {
+pub(crate) enum Outcome<R> {
     /// The body has returned.
     Returned(R),
     /// The body has ended with an error, or the step was refused with one.
@@ -94,7 +94,7 @@ pub enum Outcome<R> {
 
 /// What goes wrong when a body is ended by its owner.
 #[derive(Debug)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The body returned an error.
     Error(Error),
     /// The body unwound, or a value that it yielded unwound when it was dropped.
@@ -122,7 +122,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// # Errors
     ///
     /// [`StackError`] if there is no stack of that size.
-    pub fn new<F>(
+    pub(crate) fn new<F>(
         name: Option<Box<str>>,
         stack_size: usize,
         made_at: &'static Location<'static>,
@@ -169,7 +169,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     }
 
     /// Creates one that has ended.
-    pub const fn finished() -> Segment<Y, S, R> {
+    pub(crate) const fn finished() -> Segment<Y, S, R> {
         Segment {
             sp: Cell::new(ptr::null_mut()),
             header: Cell::new(None),
@@ -187,7 +187,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     ///
     /// Panics with what the body panics with.
     #[inline(always)] // a return after a switch is one that the processor does not predict
-    pub fn resume(&self, value: S) -> Result<Y, Outcome<R>> {
+    pub(crate) fn resume(&self, value: S) -> Result<Y, Outcome<R>> {
         let to = self.sp.replace(ptr::null_mut());
         if to.is_null() || std::thread::panicking() {
             self.sp.set(to);
@@ -211,7 +211,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// # Errors, Panics
     ///
     /// As for [`resume`](Segment::resume).
-    pub fn throw(&self, error: Error) -> Result<Y, Outcome<R>> {
+    pub(crate) fn throw(&self, error: Error) -> Result<Y, Outcome<R>> {
         if self.is_executing() {
             return Err(Outcome::Executing);
         }
@@ -226,7 +226,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// # Errors, Panics
     ///
     /// As for [`resume`](Segment::resume).
-    pub fn close(&self) -> Result<Y, Outcome<R>> {
+    pub(crate) fn close(&self) -> Result<Y, Outcome<R>> {
         if self.is_executing() {
             return Err(Outcome::Executing);
         }
@@ -238,7 +238,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// the middle of a switch: then it is left as it is.
     ///
     /// It is for destructors: nothing unwinds out of it, unless out of `report`, which is told of what goes wrong.
-    pub fn end(&self, report: &mut dyn FnMut(Failure)) -> bool {
+    pub(crate) fn end(&self, report: &mut dyn FnMut(Failure)) -> bool {
         if self.is_executing() {
             return false;
         }
@@ -279,22 +279,22 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     }
 
     /// Returns `true` if the body has ended.
-    pub fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.header.get().is_none()
     }
 
     /// Returns `true` if the body runs, or is in the middle of a switch.
-    pub fn is_executing(&self) -> bool {
+    pub(crate) fn is_executing(&self) -> bool {
         self.sp.get().is_null() && !self.is_finished()
     }
 
     /// Where the segment was created. `None` after the end of its body.
-    pub fn made_at(&self) -> Option<&'static Location<'static>> {
+    pub(crate) fn made_at(&self) -> Option<&'static Location<'static>> {
         Header::of(&self.header.get()?).made_at()
     }
 
     /// The name of the segment. `None` after the end of its body.
-    pub fn name(&self) -> Option<String> {
+    pub(crate) fn name(&self) -> Option<String> {
         Header::of(&self.header.get()?).name().map(str::to_owned)
     }
 

@@ -24,14 +24,14 @@ use crate::thread::{Hub, slow};
 use crate::value::Value;
 
 /// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
-pub struct Yielder<Y: 'static, S: 'static> {
+pub(crate) struct Yielder<Y: 'static, S: 'static> {
     held: Held,
     types: PhantomData<(*mut (), fn(Y) -> S)>,
 }
 
 /// Why a yield returns no value.
 #[derive(Debug)]
-pub enum NotYielded {
+pub(crate) enum NotYielded {
     /// The error that was thrown at the body, or why the yield was refused.
     Error(Error),
     /// The caller does not run in the body.
@@ -52,7 +52,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     }
 
     /// Finds the innermost segment of these types whose body the caller runs in.
-    pub fn nearest() -> Option<Yielder<Y, S>> {
+    pub(crate) fn nearest() -> Option<Yielder<Y, S>> {
         let header = Header::chain().find(|header| Header::of(header).has_types(types::<Y, S>()))?;
         // SAFETY: its body runs, so its segment counts it.
         Some(Yielder::new(unsafe { Held::counting(header) }))
@@ -64,7 +64,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     ///
     /// See [`NotYielded`].
     #[inline(always)] // a return after a switch is one that the processor does not predict
-    pub fn yield_(&self, value: Y) -> Result<S, NotYielded> {
+    pub(crate) fn yield_(&self, value: Y) -> Result<S, NotYielded> {
         let depth = self
             .held
             .place()

@@ -1,4 +1,4 @@
-//! `std::io` over the asynchronous I/O of `futures-io`.
+//! `std::io` traits over the asynchronous I/O of `futures-io`.
 
 use std::future::poll_fn;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
@@ -10,15 +10,16 @@ use futures_io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite};
 use super::flatten;
 use crate::bridge::try_await_;
 
-/// Gives the asynchronous I/O of `futures-io` (smol, async-std) the traits of `std::io`, inside a
-/// spawned function.
+/// Implements the traits of `std::io` for the asynchronous I/O of `futures-io` (smol, async-std),
+/// for use in a spawned function.
 ///
-/// It adds no buffer: wrap it in a [`std::io::BufReader`] or [`std::io::BufWriter`] as you would wrap a file. The I/O has
-/// to be `Unpin`.
+/// It adds no buffer. Wrap it in a [`std::io::BufReader`] or [`std::io::BufWriter`] as you would
+/// wrap a file. The I/O must be `Unpin`.
 ///
 /// # Errors
 ///
-/// Those of the I/O, and [`AwaitFailed`](crate::AwaitFailed) inside an [`io::Error`] where an await could not be.
+/// Returns the errors of the I/O. If an await fails, returns an [`io::Error`] with an
+/// [`AwaitFailed`](crate::AwaitFailed) inside.
 ///
 /// # Examples
 ///

@@ -1,7 +1,8 @@
-//! `std::io` over asynchronous I/O, for synchronous code in a spawned function.
+//! Implements the traits of `std::io` for asynchronous I/O, for synchronous code in a spawned
+//! function.
 //!
-//! A parser or a writer that takes `impl Read` or `impl Write` works over an asynchronous connection: each
-//! call that would block awaits instead.
+//! A parser or a writer that takes `impl Read` or `impl Write` then works with an asynchronous
+//! connection: each call that would block awaits instead.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +11,7 @@ use std::io;
 
 use anyhow::Error;
 
-/// What the adapters have in common: the traits of their I/O differ in name alone here.
+/// The common code of the adapters. The traits of their I/O differ in their paths alone.
 #[cfg(any(feature = "tokio", feature = "futures-io"))]
 macro_rules! common {
     ($adapter:ident) => {
@@ -20,17 +21,17 @@ macro_rules! common {
                 $adapter(inner)
             }
 
-            /// Borrows what is wrapped.
+            /// Borrows the wrapped I/O.
             pub fn get_ref(&self) -> &T {
                 &self.0
             }
 
-            /// Borrows what is wrapped.
+            /// Borrows the wrapped I/O mutably.
             pub fn get_mut(&mut self) -> &mut T {
                 &mut self.0
             }
 
-            /// Gives back what is wrapped. There is no buffer that could be lost.
+            /// Returns the wrapped I/O. The adapter has no buffer, so no data is lost.
             pub fn into_inner(self) -> T {
                 self.0
             }
@@ -47,11 +48,12 @@ macro_rules! common {
                 if is_at_end {
                     return Ok(&[]);
                 }
-                // What was filled a moment ago is there still: the first poll could not lend it out.
+                // The first poll could not return the borrowed buffer. The data is still buffered,
+                // so this one is ready.
                 match Pin::new(&mut self.0).poll_fill_buf(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(filled) => filled,
                     Poll::Pending => Err(io::Error::other(
-                        "an `AsyncBufRead` has lost what it had filled without being told to consume it",
+                        "the `AsyncBufRead` has lost buffered data that was not consumed: this is a bug of its implementation",
                     )),
                 }
             }
@@ -96,11 +98,11 @@ pub use futures::FuturesIo;
 #[cfg(feature = "tokio")]
 pub use tokio::TokioIo;
 
-/// What stands in an [`io::Error`] when a call of the adapters did not fail in its I/O, but in its await:
-/// an exit was thrown, or awaiting was refused.
+/// The cause of an [`io::Error`] if the await of a call has failed, and not its I/O: an exit was
+/// thrown, or the await was refused.
 ///
-/// Its kind is [`io::ErrorKind::Other`], and not `Interrupted`: callers, those of `std` first, would try
-/// again for ever.
+/// The kind of that error is [`io::ErrorKind::Other`]. With `Interrupted`, callers such as `std`
+/// would retry for ever.
 ///
 /// # Examples
 ///
@@ -118,14 +120,14 @@ pub use tokio::TokioIo;
 pub struct AwaitFailed(Error);
 
 impl AwaitFailed {
-    /// The error of the await, if that is what is in the I/O error.
+    /// Returns the error of the await, if an await caused the I/O error.
     pub fn of(error: &io::Error) -> Option<&Error> {
         let failed = error.get_ref()?.downcast_ref::<AwaitFailed>()?;
         Some(&failed.0)
     }
 
-    /// Takes the error of the await out, so that an exit can be passed on as what it is. Any other I/O error
-    /// stays one.
+    /// Converts an I/O error into the error of the await that caused it, so that an exit propagates
+    /// as an exit. Any other I/O error stays an [`io::Error`].
     ///
     /// # Examples
     ///
@@ -143,13 +145,13 @@ impl AwaitFailed {
         let inner = error
             .into_inner()
             .and_then(|inner| inner.downcast::<AwaitFailed>().ok());
-        inner.expect("just looked").0
+        inner.expect("`of` has found it").0
     }
 }
 
 impl fmt::Display for AwaitFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the I/O could not be awaited: {}", self.0)
+        write!(f, "the await of an I/O operation failed: {}", self.0)
     }
 }
 
@@ -159,7 +161,7 @@ impl std::error::Error for AwaitFailed {
     }
 }
 
-/// The result of awaited I/O.
+/// Merges the error of an await into the result of its I/O.
 #[cfg(any(feature = "tokio", feature = "futures-io"))]
 fn flatten<T>(awaited: anyhow::Result<io::Result<T>>) -> io::Result<T> {
     awaited.unwrap_or_else(|error| Err(io::Error::other(AwaitFailed(error))))

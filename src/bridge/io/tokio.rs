@@ -1,4 +1,4 @@
-//! `std::io` over tokio's asynchronous I/O.
+//! `std::io` traits over tokio's asynchronous I/O.
 
 use std::future::poll_fn;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
@@ -10,14 +10,15 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use super::flatten;
 use crate::bridge::try_await_;
 
-/// Gives tokio's asynchronous I/O the traits of `std::io`, inside a spawned function.
+/// Implements the traits of `std::io` for tokio's asynchronous I/O, for use in a spawned function.
 ///
-/// It adds no buffer: wrap it in a [`std::io::BufReader`] or [`std::io::BufWriter`] as you would wrap a file. The I/O has
-/// to be `Unpin`, as tokio's own types are.
+/// It adds no buffer. Wrap it in a [`std::io::BufReader`] or [`std::io::BufWriter`] as you would
+/// wrap a file. The I/O must be `Unpin`, as tokio's own types are.
 ///
 /// # Errors
 ///
-/// Those of the I/O, and [`AwaitFailed`](crate::AwaitFailed) inside an [`io::Error`] where an await could not be.
+/// Returns the errors of the I/O. If an await fails, returns an [`io::Error`] with an
+/// [`AwaitFailed`](crate::AwaitFailed) inside.
 ///
 /// # Examples
 ///
@@ -55,7 +56,7 @@ impl<T: AsyncSeek + Unpin> Seek for TokioIo<T> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         flatten(try_await_(async {
             let mut inner = Pin::new(&mut self.0);
-            // An operation that was given up half-way has to end first.
+            // A pending operation of an abandoned await must complete first.
             poll_fn(|cx| inner.as_mut().poll_complete(cx)).await?;
             inner.as_mut().start_seek(to)?;
             poll_fn(|cx| inner.as_mut().poll_complete(cx)).await

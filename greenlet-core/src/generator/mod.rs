@@ -1,0 +1,380 @@
+//! Generators: functions that hand out values one by one, as an [`Iterator`].
+//!
+//! ```text
+//!   consumer                                  the generator's function, on a stack of its own
+//!     next ──────────── input ──────────────►  yield_ returns the input
+//!     next returns the item  ◄──── item ─────  yield_
+//!     next returns None      ◄────────────────  the function returned
+//! ```
+//!
+//! The function runs as a part of the greenlet that asks for the item: see `segment`.
+
+#![forbid(unsafe_code)]
+
+mod builder;
+mod end;
+mod error;
+mod yielder;
+
+use std::cell::Cell;
+use std::fmt;
+use std::iter::FusedIterator;
+
+use anyhow::{Error, Result};
+
+use crate::segment::{Outcome, Segment};
+
+pub use builder::GeneratorBuilder;
+pub use error::GeneratorError;
+use error::Kind;
+pub use yielder::{Yielder, yield_};
+
+/// Values computed one by one by a function with a stack of its own: Python's generators, without a mark
+/// on the functions in between.
+///
+/// The function gets a [`Yielder`], and hands out a value with each [`yield_`](Yielder::yield_), from any
+/// depth of calls. It starts with the first step. Each step runs it up to its next `yield_`; when it
+/// returns, the iteration is over. An item is a `Result`: an error that the function returns is the last
+/// item, and a panic goes on in the consumer.
+///
+/// `Y` is what it yields, `S` what each step sends it, and `R` what it returns: see
+/// [`take_return`](Generator::take_return). A function that never returns says nothing of its `R`; write
+/// `Generator::<u32>::new(...)` then.
+///
+/// # The function is a part of its consumer
+///
+/// As in Python, the function runs in the greenlet that steps it, as a called function does. This may be another one each time.
+/// So [`getcurrent`](crate::getcurrent) and greenlet-locals in the function are those of the consumer. What is
+/// thrown at the consumer while the function has switched elsewhere comes out of that switch, and goes on in the consumer
+/// unless the function stops it. A consumer that is ended there unwinds the function first, and then itself.
+///
+/// Until the function yields, its generator is executing. A step from another greenlet is refused then
+/// ([`GeneratorError::is_busy`]).
+///
+/// # Dropping it
+///
+/// A generator that is dropped ends its function. Its `yield_` returns a [`GreenletExit`](crate::GreenletExit) as an
+/// error; a function that yields once more is unwound. Nothing comes out of the drop: errors and panics go to the
+/// [unraisable hook](crate::set_unraisable_hook).
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Generator, Yielder};
+///
+/// fn walk(depth: u32, out: &Yielder<u32>) -> anyhow::Result<()> {
+///     if depth > 0 {
+///         walk(depth - 1, out)?;
+///         out.yield_(depth)?; // from any depth
+///         walk(depth - 1, out)?;
+///     }
+///     Ok(())
+/// }
+///
+/// let ruler = Generator::new(|out| walk(3, &out));
+/// let marks = ruler.collect::<anyhow::Result<Vec<u32>>>()?;
+/// assert_eq!(marks, [1, 2, 1, 3, 1, 2, 1]);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub struct Generator<Y: 'static, S: 'static = (), R: 'static = ()> {
+    segment: Segment<Y, S, R>,
+    returned: Cell<Option<R>>,
+    /// Why there was no stack; the first step says it.
+    failed: Cell<Option<Error>>,
+}
+
+impl<Y: 'static, R: 'static> Generator<Y, (), R> {
+    /// Creates a generator of a function. Nothing runs before the first step.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Generator;
+    ///
+    /// let mut evens = Generator::new(|out| {
+    ///     for n in (0..).step_by(2) {
+    ///         out.yield_(n)?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// assert_eq!(evens.next().unwrap()?, 0);
+    /// assert_eq!(evens.next().unwrap()?, 2);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn new(function: impl FnOnce(Yielder<Y>) -> Result<R> + 'static) -> Generator<Y, (), R> {
+        GeneratorBuilder::new().build(function)
+    }
+}
+
+impl Generator<()> {
+    /// Starts to create a generator with a name or a stack size of its own.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Generator;
+    ///
+    /// let builder = Generator::builder().name("one").stack_size(64 << 10);
+    /// let mut one = builder.build(|out| out.yield_(1));
+    /// assert_eq!(one.next().unwrap()?, 1);
+    /// assert!(one.next().is_none());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn builder() -> GeneratorBuilder {
+        GeneratorBuilder::new()
+    }
+}
+
+impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
+    /// Creates a generator that is sent a value with each step.
+    ///
+    /// The function gets the value of the first step as its second argument; the others are what its
+    /// `yield_` returns.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Generator;
+    ///
+    /// let mut average = Generator::<f64, f64>::with_input(|out, first| {
+    ///     let (mut sum, mut count) = (first, 1.0);
+    ///     loop {
+    ///         sum += out.yield_(sum / count)?;
+    ///         count += 1.0;
+    ///     }
+    /// });
+    /// assert_eq!(average.send(10.0).unwrap()?, 10.0);
+    /// assert_eq!(average.send(20.0).unwrap()?, 15.0);
+    /// assert_eq!(average.send(30.0).unwrap()?, 20.0);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn with_input(function: impl FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static) -> Generator<Y, S, R> {
+        GeneratorBuilder::new().build_with_input(function)
+    }
+
+    /// Sends a value to the function, which returns it from its `yield_`, and runs it up to the next
+    /// `yield_`. Returns what it yields; `None` when it has returned.
+    ///
+    /// # Errors
+    ///
+    /// - What the function returns as its error. This also is how what is thrown at the consumer passes through the function.
+    /// - [`StackError`](crate::StackError) at the first step, if there was no stack for the function.
+    /// - [`Unwinding`](crate::Unwinding) while a panic unwinds the thread. Nothing has changed then, and the error has the value.
+    ///
+    /// # Panics
+    ///
+    /// Panics with what the function panics with.
+    #[inline(always)] // a return after a switch is one that the processor does not predict
+    pub fn send(&mut self, value: S) -> Option<Result<Y>> {
+        self.resume(value)
+    }
+
+    /// Makes a step as [`send`](Generator::send) does, of a generator that is shared.
+    ///
+    /// # Errors
+    ///
+    /// As for [`send`](Generator::send); also [`GeneratorError::is_busy`] if the function runs, or has switched elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// Panics with what the function panics with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use std::rc::Rc;
+    /// use greenlet::{Generator, GeneratorError};
+    ///
+    /// let numbers = Rc::<Generator<u32>>::new_cyclic(|itself| {
+    ///     let itself = itself.clone();
+    ///     Generator::new(move |out| {
+    ///         let error = itself.upgrade().unwrap().resume(()).unwrap().unwrap_err();
+    ///         assert!(error.downcast_ref::<GeneratorError>().unwrap().is_busy());
+    ///         out.yield_(1)
+    ///     })
+    /// });
+    /// assert_eq!(numbers.resume(()).unwrap()?, 1);
+    /// assert!(numbers.resume(()).is_none());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline(always)] // as `send`
+    pub fn resume(&self, value: S) -> Option<Result<Y>> {
+        match self.segment.resume(value) {
+            Ok(item) => Some(Ok(item)),
+            Err(outcome) => self.settle(outcome),
+        }
+    }
+
+    /// Throws an error at the function, whose `yield_` returns it, and runs it up to the next `yield_`. A function that has not
+    /// started ends with the error, and so does one that has ended.
+    ///
+    /// # Errors
+    ///
+    /// As for [`resume`](Generator::resume).
+    ///
+    /// # Panics
+    ///
+    /// Panics with what the function panics with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Generator;
+    ///
+    /// let mut numbers = Generator::new(|out| {
+    ///     let error = out.yield_(1).unwrap_err();
+    ///     out.yield_(error.to_string().len())
+    /// });
+    /// assert_eq!(numbers.next().unwrap()?, 1);
+    /// assert_eq!(numbers.throw(anyhow::anyhow!("four")).unwrap()?, 4);
+    /// assert!(numbers.next().is_none());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn throw(&self, error: Error) -> Option<Result<Y>> {
+        match self.segment.throw(error) {
+            Ok(item) => Some(Ok(item)),
+            Err(outcome) => self.settle(outcome),
+        }
+    }
+
+    /// Ends the function: its `yield_` returns a [`GreenletExit`](crate::GreenletExit), which it passes on. A function that has not
+    /// started is dropped. What it returns instead is kept for [`take_return`](Generator::take_return).
+    ///
+    /// # Errors
+    ///
+    /// What the function returns as its error instead. [`GeneratorError::is_exit_ignored`] if it yields instead; it is suspended
+    /// then, and the item is dropped.
+    ///
+    /// # Panics
+    ///
+    /// Panics with what the function panics with.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Generator;
+    ///
+    /// let mut numbers = Generator::new(|out| (1..).try_for_each(|n| out.yield_(n)));
+    /// assert_eq!(numbers.next().unwrap()?, 1);
+    /// numbers.close()?;
+    /// assert!(numbers.is_finished());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn close(&self) -> Result<()> {
+        self.failed.take();
+        match self.segment.close() {
+            Ok(_item) => Err(GeneratorError::new(Kind::ExitIgnored).into()),
+            Err(outcome) => self.settle(outcome).map_or(Ok(()), |end| end.map(drop)),
+        }
+    }
+
+    /// Returns `true` if the iteration is over.
+    pub fn is_finished(&self) -> bool {
+        let failed = self.failed.take();
+        let is_over = self.segment.is_finished() && failed.is_none();
+        self.failed.set(failed);
+        is_over
+    }
+
+    /// Takes what the function has returned. `None` before it has, after an error, and the second time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Generator;
+    ///
+    /// let mut numbers = Generator::new(|out| {
+    ///     out.yield_(1)?;
+    ///     Ok("that was all")
+    /// });
+    /// assert_eq!(numbers.by_ref().count(), 1);
+    /// assert_eq!(numbers.take_return(), Some("that was all"));
+    /// ```
+    pub fn take_return(&self) -> Option<R> {
+        self.returned.take()
+    }
+
+    /// What there is instead of an item.
+    #[cold]
+    #[inline(never)]
+    fn settle(&self, outcome: Outcome<R>) -> Option<Result<Y>> {
+        match outcome {
+            Outcome::Returned(value) => {
+                self.returned.set(Some(value));
+                None
+            }
+            Outcome::Failed(error) => Some(Err(error)),
+            Outcome::Finished => Some(Err(self.failed.take()?)),
+            Outcome::Executing => Some(Err(GeneratorError::new(Kind::Busy).into())),
+        }
+    }
+
+    /// Ends the function as a drop of the generator does: with an exit first, then by force. Errors are
+    /// [reported](crate::set_unraisable_hook).
+    ///
+    /// Returns `false`, and does nothing, if the function runs or has switched elsewhere.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use std::rc::Rc;
+    /// use greenlet::Generator;
+    ///
+    /// let shared = Rc::new(Generator::new(|out| (1..).try_for_each(|n| out.yield_(n))));
+    /// assert_eq!(shared.resume(()).unwrap()?, 1);
+    /// assert!(shared.end());
+    /// assert!(shared.is_finished());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline(never)]
+    pub fn end(&self) -> bool {
+        end::end(&self.segment)
+    }
+}
+
+impl<Y: 'static, R: 'static> Iterator for Generator<Y, (), R> {
+    type Item = Result<Y>;
+
+    #[inline(always)] // as `send`
+    fn next(&mut self) -> Option<Result<Y>> {
+        self.resume(())
+    }
+}
+
+impl<Y: 'static, R: 'static> FusedIterator for Generator<Y, (), R> {}
+
+impl<Y: 'static, S: 'static, R: 'static> Drop for Generator<Y, S, R> {
+    fn drop(&mut self) {
+        if !self.segment.is_finished() {
+            // CAUTION: runs arbitrary user code.
+            self.end();
+        }
+    }
+}
+
+impl<Y, S, R> fmt::Debug for Generator<Y, S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut output = f.debug_struct("Generator");
+        if let Some(name) = self.segment.name() {
+            output.field("name", &name);
+        }
+        if let Some(made_at) = self.segment.made_at() {
+            output.field("made_at", &format_args!("{made_at}"));
+        }
+        output
+            .field("is_executing", &self.segment.is_executing())
+            .field("is_finished", &self.is_finished())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,117 @@
+//! The yielder: what the function of a generator is given.
+
+use std::fmt;
+
+use anyhow::{Error, Result};
+
+use crate::segment::{self, NotYielded};
+
+use super::GeneratorError;
+use super::error::Kind;
+
+/// Hands out the values of a [`Generator`](crate::Generator); its function is given one.
+///
+/// Clones are the same. They yield from anywhere in the function: also from a generator within it, whose consumer is the function.
+/// So that one can yield to the outer consumer directly. Another greenlet cannot yield for the function. While there is a yielder,
+/// the stack of the function is kept.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::Generator;
+///
+/// let squares = Generator::new(|outer| {
+///     let numbers = Generator::new(move |inner| {
+///         for n in 1..4 {
+///             inner.yield_(n)?; // to the loop below
+///             outer.yield_(n * n)?; // to the consumer of `squares`
+///         }
+///         Ok(())
+///     });
+///     numbers.map(|number| number.map(drop)).collect()
+/// });
+/// assert_eq!(squares.collect::<anyhow::Result<Vec<i32>>>()?, [1, 4, 9]);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub struct Yielder<Y: 'static, S: 'static = ()>(segment::Yielder<Y, S>);
+
+impl<Y: 'static, S: 'static> Yielder<Y, S> {
+    pub(super) fn of(yielder: segment::Yielder<Y, S>) -> Yielder<Y, S> {
+        Yielder(yielder)
+    }
+
+    /// Finds the innermost generator of these types whose function the caller runs in.
+    ///
+    /// # Errors
+    ///
+    /// [`GeneratorError::is_outside`] if there is none.
+    pub fn nearest() -> Result<Yielder<Y, S>, GeneratorError> {
+        segment::Yielder::nearest()
+            .map(Yielder)
+            .ok_or(GeneratorError::new(Kind::Outside))
+    }
+
+    /// Gives a value to the consumer, and returns what the next step sends: `()` for one that is only
+    /// iterated over.
+    ///
+    /// # Errors
+    ///
+    /// - What is thrown at the function ([`Generator::throw`](crate::Generator::throw)); when the generator is closed or
+    ///   dropped, a [`GreenletExit`](crate::GreenletExit). Pass it on with `?`.
+    /// - [`GeneratorError::is_outside`] if the caller does not run in the function.
+    /// - [`Unwinding`](crate::Unwinding) while a panic unwinds the thread, and [`SwitchForbidden`](crate::SwitchForbidden) in a
+    ///   [`no_switch`](crate::no_switch) section that began in the function. Nothing has changed then, and the error has the value.
+    #[inline(always)] // a return after a switch is one that the processor does not predict
+    pub fn yield_(&self, value: Y) -> Result<S> {
+        self.0.yield_(value).map_err(error_of)
+    }
+}
+
+#[cold]
+fn error_of(outcome: NotYielded) -> Error {
+    match outcome {
+        NotYielded::Error(error) => error,
+        NotYielded::Outside => GeneratorError::new(Kind::Outside).into(),
+    }
+}
+
+impl<Y, S> Clone for Yielder<Y, S> {
+    fn clone(&self) -> Yielder<Y, S> {
+        Yielder(self.0.clone())
+    }
+}
+
+impl<Y, S> fmt::Debug for Yielder<Y, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Yielder").finish_non_exhaustive()
+    }
+}
+
+/// Gives a value to the consumer of the nearest [`Generator`](crate::Generator) of such values that the caller runs in.
+///
+/// For functions that are not handed a [`Yielder`], which is the faster way.
+///
+/// # Errors
+///
+/// As for [`Yielder::yield_`].
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Generator, GeneratorError, yield_};
+///
+/// fn count_down(from: u32) -> anyhow::Result<()> {
+///     (0..from).rev().try_for_each(yield_)
+/// }
+/// let numbers = Generator::<u32>::new(|_| count_down(3));
+/// assert_eq!(numbers.collect::<anyhow::Result<Vec<_>>>()?, [2, 1, 0]);
+///
+/// let error = count_down(1).unwrap_err();
+/// assert!(error.downcast_ref::<GeneratorError>().unwrap().is_outside());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn yield_<Y: 'static>(value: Y) -> Result<()> {
+    Yielder::<Y>::nearest()?.yield_(value)
+}

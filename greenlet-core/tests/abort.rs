@@ -1,0 +1,117 @@
+//! What ends the process on purpose? Each test runs itself again as a child.
+
+extern crate greenlet_core as greenlet;
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, Output};
+
+use anyhow::Result;
+use greenlet::Greenlet;
+
+mod child;
+
+fn main() -> ExitCode {
+    child::run_tests(&[
+        (
+            "a_foreign_exception_that_leaves_a_greenlet_aborts",
+            a_foreign_exception_that_leaves_a_greenlet_aborts,
+        ),
+        (
+            "a_thread_cancelled_inside_a_greenlet_aborts",
+            a_thread_cancelled_inside_a_greenlet_aborts,
+        ),
+        (
+            "a_panic_of_main_ends_the_process_as_always",
+            a_panic_of_main_ends_the_process_as_always,
+        ),
+    ])
+}
+
+const SIGABRT: i32 = 6;
+
+/// What a language runtime raises: the head that all of them share.
+#[repr(C, align(16))]
+struct ForeignException {
+    class: u64,
+    cleanup: Option<unsafe extern "C" fn(i32, *mut ForeignException)>,
+    private: [usize; 6],
+}
+
+unsafe extern "C-unwind" {
+    fn _Unwind_RaiseException(exception: *mut ForeignException) -> i32;
+    fn pthread_exit(value: *mut std::ffi::c_void) -> !;
+}
+
+/// Raises an exception that is not Rust's.
+fn raise_foreign() {
+    let class = u64::from_be_bytes(*b"TESTFORE");
+    let exception = Box::new(ForeignException {
+        class,
+        cleanup: None,
+        private: [0; 6],
+    });
+    // SAFETY: an exception object as the ABI wants it, which is never freed; the frames up to the first
+    // of the greenlet are Rust's, and may be unwound.
+    unsafe { _Unwind_RaiseException(Box::into_raw(exception)) };
+}
+
+#[track_caller]
+fn assert_aborted(output: &Output, says: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        output.status.signal(),
+        Some(SIGABRT),
+        "{:?} {errors}",
+        output.status
+    );
+    assert!(errors.contains(says), "{errors}");
+    assert_eq!(child::lines(output), ["begins"]);
+}
+
+// CX-3, HZ-23: an exception of another language that leaves a greenlet's function aborts the process, and
+// says so; it is not lost, and goes nowhere else.
+// #[test], on the main thread
+fn a_foreign_exception_that_leaves_a_greenlet_aborts() {
+    let output = child::run("a_foreign_exception_that_leaves_a_greenlet_aborts", || {
+        let raises = Greenlet::new(|(): ()| -> Result<()> {
+            println!("begins");
+            raise_foreign();
+            unreachable!("it was raised")
+        });
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| raises.switch::<()>(())));
+        println!("goes on");
+    });
+    let Some(output) = output else { return };
+    assert_aborted(&output, "Rust cannot catch foreign exceptions");
+}
+
+// CX-6, HZ-13: the unwinding by which the system ends a thread stops at the first frame of a greenlet with
+// an abort, as it does at the first frame of any Rust thread: nothing of it is swallowed.
+// #[test], on the main thread
+fn a_thread_cancelled_inside_a_greenlet_aborts() {
+    let output = child::run("a_thread_cancelled_inside_a_greenlet_aborts", || {
+        let cancelled = Greenlet::new(|(): ()| -> Result<()> {
+            println!("begins");
+            // SAFETY: the frames of this greenlet may be unwound; the frames of others are not reached.
+            unsafe { pthread_exit(std::ptr::null_mut()) }
+        });
+        let _ = cancelled.switch::<()>(());
+        println!("goes on");
+    });
+    let Some(output) = output else { return };
+    assert_aborted(&output, "exception");
+}
+
+// CX-4: a panic of main itself, outside any greenlet's function, ends the process as always.
+// #[test], on the main thread
+fn a_panic_of_main_ends_the_process_as_always() {
+    let output = child::run("a_panic_of_main_ends_the_process_as_always", || {
+        Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap();
+        println!("begins");
+        panic!("of main itself");
+    });
+    let Some(output) = output else { return };
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(101), "{text}");
+    assert!(text.contains("of main itself"), "{text}");
+}

@@ -1,0 +1,44 @@
+//! Runs tests of what ends the process: each again in a process of its own, on the main thread.
+//!
+//! The usual harness runs no test on the main thread, and it is that thread's end that ends a process.
+
+use std::process::{ExitCode, Output};
+
+#[path = "../harness/mod.rs"]
+mod harness;
+mod this_binary;
+
+use harness::Test;
+
+const VARIABLE: &str = "GREENLET_TEST_CHILD";
+
+/// Runs the tests that the command line wants; in a child, the one that it was started for.
+pub(crate) fn run_tests(tests: &[Test]) -> ExitCode {
+    let Ok(child) = std::env::var(VARIABLE) else {
+        return harness::run(tests);
+    };
+    let (_, test) = tests
+        .iter()
+        .find(|(name, _)| *name == child)
+        .expect("the parent knows the tests");
+    test();
+    ExitCode::SUCCESS
+}
+
+/// In the child that this starts: runs the scenario, and returns `None`. In the parent: what the child
+/// printed and how it ended. `test` is the name of the calling test.
+pub(crate) fn run(test: &str, scenario: impl FnOnce()) -> Option<Output> {
+    if std::env::var_os(VARIABLE).is_some() {
+        scenario();
+        return None;
+    }
+    let mut child = this_binary::this_binary();
+    child.env(VARIABLE, test).env("RUST_BACKTRACE", "0");
+    Some(child.output().expect("the test can run itself"))
+}
+
+/// The lines that the child wrote to its standard output.
+pub(crate) fn lines(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(String::from).collect()
+}

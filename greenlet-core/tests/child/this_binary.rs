@@ -1,0 +1,16 @@
+//! How a test starts its own binary again.
+
+use std::process::Command;
+
+/// Returns a command that runs this binary again. `GREENLET_TEST_RUNNER` names the emulator, if there is one.
+pub(crate) fn this_binary() -> Command {
+    let runner = std::env::var("GREENLET_TEST_RUNNER").unwrap_or_default();
+    let exe = std::env::current_exe().unwrap();
+    let mut words = runner.split_whitespace();
+    let Some(first) = words.next() else {
+        return Command::new(exe);
+    };
+    let mut command = Command::new(first);
+    command.args(words).arg(exe);
+    command
+}

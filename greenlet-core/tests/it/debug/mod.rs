@@ -1,0 +1,3 @@
+//! Looking at greenlets from outside.
+
+mod backtrace;

@@ -1,0 +1,13 @@
+//! A greenlet ends: by itself, with its last handle, or with its thread.
+
+mod cycles;
+mod drop_counts;
+mod exits;
+mod finishing;
+mod last_handle;
+mod lifecycle_matrix;
+mod reentrancy;
+#[cfg(target_os = "linux")] // the order in which thread-locals are destroyed
+mod thread_end;
+mod threads;
+mod two_stage_exit;

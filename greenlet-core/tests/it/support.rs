@@ -1,0 +1,155 @@
+//! What the tests share: an event log, a counter of drops, destructors, a leak check, a way to the parent.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use anyhow::Result;
+use greenlet::{getparent, greenlets, stacks_in_use};
+
+/// The first line of a test: asserts, as its last act, that nothing is left of any greenlet that it
+/// made. Stricter than `assert_no_leaks`: dead greenlets that something still refers to count too.
+pub(crate) struct NoLeaks {
+    before: HashSet<u64>,
+    stacks_before: usize,
+}
+
+impl NoLeaks {
+    pub(crate) fn watch() -> NoLeaks {
+        NoLeaks {
+            before: greenlets().iter().map(|greenlet| greenlet.id()).collect(),
+            stacks_before: stacks_in_use(),
+        }
+    }
+}
+
+impl Drop for NoLeaks {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let mut left = greenlets();
+        left.retain(|greenlet| !greenlet.is_main() && !self.before.contains(&greenlet.id()));
+        assert!(left.is_empty(), "greenlets are left: {left:#?}");
+        assert_eq!(stacks_in_use(), self.stacks_before, "stacks are left");
+    }
+}
+
+/// Switches to the parent of the running greenlet, without a handle of the running one on its stack.
+#[track_caller]
+pub(crate) fn up<R: 'static>(value: impl Sized + 'static) -> Result<R> {
+    getparent().expect("not in the main greenlet").switch(value)
+}
+
+/// Runs a function when it is dropped.
+pub(crate) fn on_drop(action: impl FnOnce() + 'static) -> OnDrop {
+    OnDrop(Some(Box::new(action)))
+}
+
+/// See [`on_drop`].
+pub(crate) struct OnDrop(Option<Box<dyn FnOnce()>>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        if let Some(action) = self.0.take() {
+            action();
+        }
+    }
+}
+
+/// A log of events that several greenlets write to.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Rc<RefCell<Vec<String>>>);
+
+impl Log {
+    pub(crate) fn new() -> Log {
+        Log::default()
+    }
+
+    pub(crate) fn add(&self, event: impl Into<String>) {
+        self.0.borrow_mut().push(event.into());
+    }
+
+    /// Takes the events that have been written since the last time.
+    pub(crate) fn take(&self) -> Vec<String> {
+        self.0.take()
+    }
+}
+
+/// Counts how often the witnesses that it made were dropped; a witness that is dropped twice panics.
+#[derive(Clone, Default)]
+pub(crate) struct Drops(Rc<Cell<usize>>);
+
+impl Drops {
+    pub(crate) fn new() -> Drops {
+        Drops::default()
+    }
+
+    pub(crate) fn witness(&self) -> Witness {
+        Witness {
+            drops: self.clone(),
+            is_dropped: false,
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.get()
+    }
+}
+
+/// Counts its own drop: see [`Drops`].
+pub(crate) struct Witness {
+    drops: Drops,
+    is_dropped: bool,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        assert!(!self.is_dropped, "dropped twice");
+        self.is_dropped = true;
+        self.drops.0.set(self.drops.0.get() + 1);
+    }
+}
+
+/// The name of a greenlet that has one.
+pub(crate) fn name(greenlet: &greenlet::Greenlet) -> String {
+    greenlet.name().unwrap_or("nameless").into()
+}
+
+/// What was reported in a thread: can be looked at when the thread is over.
+pub(crate) type Reports = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
+thread_local! {
+    static REPORTS: Reports = Reports::default();
+}
+
+/// Collects what the library reports in this thread, in the place of writing it to standard error.
+pub(crate) fn catch_reports() {
+    static INSTALLED: std::sync::Once = std::sync::Once::new();
+    INSTALLED.call_once(|| {
+        greenlet::set_unraisable_hook(|report| {
+            let who = name(report.greenlet());
+            let what = match (report.error(), report.take_panic()) {
+                (Some(error), _) => format!("{who}: error {error}"),
+                (None, Some(payload)) => format!("{who}: panic {}", payload.downcast_ref().unwrap_or(&"?")),
+                (None, None) if report.left_suspended() > 0 => {
+                    format!("{who}: {} left suspended", report.left_suspended())
+                }
+                (None, None) => format!("{who}: refused to end"),
+            };
+            // Where the thread has no list any more, nobody asks.
+            let _ = REPORTS.try_with(|reports| reports.lock().unwrap().push(what));
+        });
+    });
+    take_reports();
+}
+
+/// Takes the reports that were collected since the last time.
+pub(crate) fn take_reports() -> Vec<String> {
+    std::mem::take(&mut *reports().lock().unwrap())
+}
+
+/// The list that [`catch_reports`] collects in.
+pub(crate) fn reports() -> Reports {
+    REPORTS.with(Reports::clone)
+}

@@ -1,0 +1,18 @@
+//! Control and values go from greenlet to greenlet: where they arrive, and which switches are refused.
+
+mod creation;
+mod current;
+mod errors_of_misuse;
+mod locals;
+mod parents;
+mod propagation;
+mod python_regressions;
+mod refusals_change_nothing;
+mod sizes_and_auto_traits;
+mod smoke;
+mod stack_isolation;
+mod states;
+mod switch;
+mod throwing;
+mod tracing;
+mod values;

@@ -1,0 +1,53 @@
+//! Facts that the compiler can check: sizes, auto traits. What must not compile is in
+//! `greenlet-core/src/compile_fail`.
+
+use std::mem::size_of;
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
+use greenlet::{
+    Awaiting, Greenlet, GreenletExit, ParentError, StackError, State, SwitchForbidden, ThreadExiting, Tracer,
+    TypeMismatch, Unwinding, Value, WeakGreenlet,
+};
+
+#[test]
+fn a_handle_and_an_optional_handle_are_one_word() {
+    assert_eq!(size_of::<Greenlet>(), size_of::<usize>());
+    assert_eq!(size_of::<Option<Greenlet>>(), size_of::<usize>());
+    assert_eq!(size_of::<Option<WeakGreenlet>>(), size_of::<usize>());
+}
+
+#[test]
+fn a_value_is_four_words() {
+    assert_eq!(size_of::<Value>(), 4 * size_of::<usize>());
+    assert_eq!(size_of::<Option<Value>>(), size_of::<Value>());
+}
+
+#[test]
+fn a_result_of_a_switch_needs_no_room_for_its_error() {
+    assert_eq!(size_of::<anyhow::Result<()>>(), size_of::<usize>());
+    assert_eq!(size_of::<anyhow::Result<Box<u8>>>(), 2 * size_of::<usize>());
+    assert_eq!(size_of::<State>(), 1);
+}
+
+#[test]
+fn errors_go_to_any_thread() {
+    fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<Awaiting>();
+    is_error::<GreenletExit>();
+    is_error::<ParentError>();
+    is_error::<StackError>();
+    is_error::<SwitchForbidden>();
+    is_error::<ThreadExiting>();
+    is_error::<TypeMismatch>();
+    is_error::<Unwinding>();
+}
+
+#[test]
+fn handles_may_be_moved_and_may_cross_a_catch_unwind() {
+    fn is_plain<T: Unpin + UnwindSafe + RefUnwindSafe>() {}
+    is_plain::<Greenlet>();
+    is_plain::<WeakGreenlet>();
+    fn is_debug<T: std::fmt::Debug + Clone>() {}
+    is_debug::<Tracer>();
+    is_debug::<WeakGreenlet>();
+}

@@ -1,0 +1,503 @@
+//! What happens to greenlets when the process ends? Each test runs itself again as a child.
+
+extern crate greenlet_core as greenlet;
+
+use std::cell::RefCell;
+use std::process::{ExitCode, Output};
+
+use anyhow::Result;
+use greenlet::{
+    Greenlet, ThreadExiting, Tracer, end_suspended, getcurrent, getparent, gettrace, no_switch, run_to_end,
+    set_unraisable_hook, settrace, stack,
+};
+
+mod child;
+
+fn main() -> ExitCode {
+    child::run_tests(&[
+        (
+            "suspended_ones_are_dead_when_main_returns",
+            suspended_ones_are_dead_when_main_returns,
+        ),
+        (
+            "run_to_end_ends_suspended_ones_before_main_returns",
+            run_to_end_ends_suspended_ones_before_main_returns,
+        ),
+        ("a_forked_child_runs_no_clean_up", a_forked_child_runs_no_clean_up),
+        (
+            "the_report_of_a_thread_names_eight",
+            the_report_of_a_thread_names_eight,
+        ),
+        ("leaked_stacks_are_counted", leaked_stacks_are_counted),
+        (
+            "many_suspended_ones_do_not_crash_the_end",
+            many_suspended_ones_do_not_crash_the_end,
+        ),
+        (
+            "exit_inside_a_greenlet_runs_no_suspended_code",
+            exit_inside_a_greenlet_runs_no_suspended_code,
+        ),
+        (
+            "exit_while_unwinding_runs_no_suspended_code",
+            exit_while_unwinding_runs_no_suspended_code,
+        ),
+        (
+            "exit_while_one_is_kept_suspended_leaves_it",
+            exit_while_one_is_kept_suspended_leaves_it,
+        ),
+        (
+            "threads_inside_greenlets_do_not_hold_up_the_end",
+            threads_inside_greenlets_do_not_hold_up_the_end,
+        ),
+        ("exit_handlers_may_use_greenlets", exit_handlers_may_use_greenlets),
+        (
+            "thread_local_destructors_may_use_greenlets",
+            thread_local_destructors_may_use_greenlets,
+        ),
+        ("a_forked_child_goes_on", a_forked_child_goes_on),
+        (
+            "the_first_use_may_be_in_a_destructor",
+            the_first_use_may_be_in_a_destructor,
+        ),
+    ])
+}
+
+/// Says when it is dropped.
+struct Says(&'static str);
+
+impl Drop for Says {
+    fn drop(&mut self) {
+        println!("{} dropped", self.0);
+    }
+}
+
+/// A greenlet that is suspended, with something on its stack.
+fn suspended(name: &'static str) -> Greenlet {
+    let greenlet = Greenlet::builder().name(name).build(move |(): ()| {
+        let _local = Says(name);
+        getparent().unwrap().switch::<()>(())
+    });
+    greenlet.switch::<()>(()).unwrap();
+    greenlet
+}
+
+thread_local! {
+    static KEPT: RefCell<Vec<Greenlet>> = const { RefCell::new(Vec::new()) };
+}
+
+fn keep(greenlet: Greenlet) {
+    KEPT.with_borrow_mut(|kept| kept.push(greenlet));
+}
+
+#[track_caller]
+fn assert_ended(output: &Output, status: i32, lines: &[&str]) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{:?} {errors}", output.status);
+    assert_eq!(child::lines(output), lines, "{errors}");
+    assert_eq!(errors, "", "no noise");
+}
+
+/// Leaves greenlets suspended: one is forgotten, one is in a thread-local, two stand on each other's stack.
+fn leave_some() {
+    std::mem::forget(suspended("forgotten"));
+    keep(suspended("in a thread-local"));
+    let outer = Greenlet::new(|(): ()| {
+        let main = getparent().unwrap();
+        let _inner = suspended("inner");
+        main.switch::<()>(())
+    });
+    outer.switch::<()>(()).unwrap();
+    keep(outer);
+}
+
+// SH-1, HZ-10, HZ-11, UD-8: what is suspended when the main thread returns is dead, and nobody is told. The
+// process ends with its own status.
+// #[test], on the main thread
+fn suspended_ones_are_dead_when_main_returns() {
+    let output = child::run("suspended_ones_are_dead_when_main_returns", || {
+        KEPT.with(|_| ()); // on Linux destroyed after the library's own
+        leave_some();
+    });
+    let Some(output) = output else { return };
+    if cfg!(target_os = "linux") {
+        assert_ended(&output, 0, &[]);
+    }
+}
+
+// SH-1: their destructors run, once, where `main` asks for it.
+// #[test], on the main thread
+fn run_to_end_ends_suspended_ones_before_main_returns() {
+    let output = child::run("run_to_end_ends_suspended_ones_before_main_returns", || {
+        run_to_end(leave_some);
+        println!("main returns");
+    });
+    let Some(output) = output else { return };
+    let dropped = ["forgotten dropped", "in a thread-local dropped", "inner dropped"];
+    assert_ended(&output, 0, &[&dropped[..], &["main returns"]].concat());
+}
+
+// TD-10: a forked child that exits neither runs the parent's clean-up nor reports anything.
+// #[test], on the main thread
+fn a_forked_child_runs_no_clean_up() {
+    let output = child::run("a_forked_child_runs_no_clean_up", || {
+        std::thread::spawn(|| {
+            std::mem::forget(suspended("of the parent"));
+            // SAFETY: the child uses memory of its own thread, and exits.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                std::process::exit(6);
+            }
+            let mut status = 0;
+            // SAFETY: `status` is valid for the write.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            println!("the child ended with {}", libc::WEXITSTATUS(status));
+            end_suspended().unwrap();
+        })
+        .join()
+        .unwrap();
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["the child ended with 6", "of the parent dropped"]);
+}
+
+// TE-2
+// #[test], on the main thread
+fn the_report_of_a_thread_names_eight() {
+    let output = child::run("the_report_of_a_thread_names_eight", || {
+        let leave = |count: usize| {
+            let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+            let leave = move || {
+                names[..count]
+                    .iter()
+                    .for_each(|name| std::mem::forget(suspended(name)))
+            };
+            std::thread::spawn(leave).join().unwrap();
+        };
+        leave(0);
+        leave(1);
+        leave(10);
+    });
+    let Some(output) = output else { return };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let [one, ten] = errors.lines().collect::<Vec<_>>()[..] else {
+        panic!("{errors}")
+    };
+    let start = "greenlet: still suspended when their thread ended, so their stacks are leaked: <Greenlet 'a', \
+                 suspended at tests/process_end.rs:";
+    assert!(
+        one.starts_with(start) && one.ends_with(">; end them before, with `run_to_end`"),
+        "{one}"
+    );
+    assert!(ten.contains(">, and 2 more; end them"), "{ten}");
+    assert!(ten.contains("'h'") && !ten.contains("'i'"), "{ten}");
+}
+
+/// Leaves a greenlet suspended that its own stack keeps.
+fn leave_ring() {
+    let ring = Greenlet::new(|(): ()| {
+        let _itself = getcurrent();
+        getparent().unwrap().switch::<()>(())
+    });
+    ring.switch::<()>(()).unwrap();
+}
+
+// TE-8: threads that come and go, with and without `run_to_end`.
+// #[test], on the main thread
+fn leaked_stacks_are_counted() {
+    let output = child::run("leaked_stacks_are_counted", || {
+        set_unraisable_hook(|report| assert_eq!(report.left_suspended(), 1));
+        for thread in 0..1000 {
+            std::thread::spawn(|| run_to_end(leave_ring)).join().unwrap();
+            std::thread::spawn(leave_ring).join().unwrap();
+            let stats = stack::stats();
+            assert_eq!((stats.leaked, stats.in_use), (thread + 1, thread + 1));
+        }
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &[]);
+}
+
+// SH-1, XS-9: many, in a deep chain of parents, one of them while it handles an error.
+// #[test], on the main thread
+fn many_suspended_ones_do_not_crash_the_end() {
+    let output = child::run("many_suspended_ones_do_not_crash_the_end", || {
+        let mut parent = getcurrent();
+        for number in 0..2000 {
+            let greenlet = Greenlet::new(move |(): ()| {
+                let main = getparent().unwrap();
+                let error = main.switch::<()>(()).unwrap_err();
+                if number == 1000 {
+                    println!("{error}");
+                }
+                Err::<(), _>(error)
+            });
+            greenlet.switch::<()>(()).unwrap();
+            greenlet.set_parent(&parent).unwrap();
+            parent = greenlet;
+        }
+        let handling = Greenlet::new(|(): ()| -> Result<()> {
+            let error = anyhow::anyhow!("being handled");
+            let got = getparent().unwrap().switch::<()>(());
+            got.map_err(|_| error.context("while handling"))
+        });
+        handling.switch::<()>(()).unwrap();
+        greenlet::set_unraisable_hook(|report| println!("{report}"));
+        keep(Greenlet::builder().name("handling").build(|(): ()| Ok(())));
+        keep(handling);
+        keep(parent);
+    });
+    let Some(output) = output else { return };
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines = child::lines(&output);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.starts_with("greenlet exit")),
+        "{lines:?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.ends_with("ignored: while handling: being handled")),
+        "{lines:?}"
+    );
+}
+
+// SH-1, HZ-8, UD-8: `std::process::exit` inside a greenlet ends the process there. No destructor of
+// suspended code runs, as everywhere in Rust.
+// #[test], on the main thread
+fn exit_inside_a_greenlet_runs_no_suspended_code() {
+    let output = child::run("exit_inside_a_greenlet_runs_no_suspended_code", || {
+        std::mem::forget(suspended("other"));
+        let exits = Greenlet::new(|(): ()| -> Result<()> {
+            let _local = Says("its own local");
+            println!("exits");
+            std::process::exit(7)
+        });
+        let _ = exits.switch::<()>(());
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 7, &["exits"]);
+}
+
+// HZ-5, HZ-8: nor does a destructor that runs during a panic and exits begin to end greenlets then.
+// #[test], on the main thread
+fn exit_while_unwinding_runs_no_suspended_code() {
+    let output = child::run("exit_while_unwinding_runs_no_suspended_code", || {
+        struct Exits;
+        impl Drop for Exits {
+            fn drop(&mut self) {
+                println!("exits");
+                std::process::exit(8);
+            }
+        }
+        std::mem::forget(suspended("other"));
+        let _exits = Exits;
+        std::panic::resume_unwind(Box::new(()));
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 8, &["exits"]);
+}
+
+// HZ-8: one that is kept suspended stays so at the end, and the process does not wait for it.
+// #[test], on the main thread
+fn exit_while_one_is_kept_suspended_leaves_it() {
+    let output = child::run("exit_while_one_is_kept_suspended_leaves_it", || {
+        let kept = suspended("kept");
+        kept.close_gate();
+        kept.keep_suspended(|| {
+            println!("exits");
+            std::process::exit(9)
+        })
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 9, &["exits"]);
+}
+
+// SH-1, HZ-11, HZ-21: threads that sit in greenlets when the process ends are just stopped.
+// #[test], on the main thread
+fn threads_inside_greenlets_do_not_hold_up_the_end() {
+    let output = child::run("threads_inside_greenlets_do_not_hold_up_the_end", || {
+        for _ in 0..3 {
+            let (ready, is_ready) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                std::mem::forget(suspended("of a thread"));
+                let inside = Greenlet::new(move |(): ()| -> Result<()> {
+                    let _local = Says("of a thread, running");
+                    ready.send(())?;
+                    loop {
+                        std::thread::park();
+                    }
+                });
+                let outer = Greenlet::new(move |(): ()| inside.switch::<()>(()));
+                outer.switch::<()>(()).unwrap();
+            });
+            is_ready.recv().unwrap();
+        }
+        println!("main returns");
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["main returns"]);
+}
+
+/// Uses everything while the thread ends, and says what happened.
+fn use_all_late(when: &str) {
+    let main = getcurrent();
+    assert!(main.is_main() && main.is_current());
+    assert_eq!((main.parent(), getparent()), (None, None));
+    let greenlet = Greenlet::builder().name("late").build(|(): ()| Ok("works"));
+    let switched = match greenlet.switch::<&str>(()) {
+        Ok(result) => result,
+        Err(error) => {
+            assert!(error.is::<ThreadExiting>(), "{error}");
+            assert!(!greenlet.is_dead());
+            "refused"
+        }
+    };
+    settrace(Some(Tracer::new(|_| Ok(()))));
+    assert!(gettrace().is_some());
+    settrace(None);
+    assert!(gettrace().is_none());
+    let _ = end_suspended();
+    no_switch(|| drop(greenlet));
+    println!("{when}: switching {switched}, main dead {}", main.is_dead());
+}
+
+extern "C" fn at_exit() {
+    use_all_late("at exit");
+}
+
+unsafe extern "C" {
+    fn atexit(callback: extern "C" fn()) -> std::ffi::c_int;
+}
+
+// SH-2, SH-3, SH-4, HZ-3, HZ-4: in an exit handler, which runs after the greenlets of the main thread have
+// been ended, everything can be called; a switch is refused. The one way to ask for the running greenlet
+// never fails: it gives a main greenlet that is dead.
+// #[test], on the main thread
+fn exit_handlers_may_use_greenlets() {
+    let output = child::run("exit_handlers_may_use_greenlets", || {
+        // SAFETY: the callback is a plain function that does not unwind (a panic in it aborts).
+        assert_eq!(unsafe { atexit(at_exit) }, 0);
+        keep(suspended("kept"));
+    });
+    let Some(output) = output else { return };
+    assert_ended(
+        &output,
+        0,
+        &["kept dropped", "at exit: switching refused, main dead true"],
+    );
+}
+
+struct UsesAllLate(&'static str);
+
+impl Drop for UsesAllLate {
+    fn drop(&mut self) {
+        use_all_late(self.0);
+    }
+}
+
+thread_local! {
+    static BEFORE: UsesAllLate = const { UsesAllLate("registered before") };
+    static AFTER: UsesAllLate = const { UsesAllLate("registered after") };
+}
+
+// SH-2, SH-3, SH-4, HZ-4: the same in destructors of thread-locals, whether they run before the library's
+// own, when all still works, or after it.
+// #[test], on the main thread
+fn thread_local_destructors_may_use_greenlets() {
+    let output = child::run("thread_local_destructors_may_use_greenlets", || {
+        let use_in_thread = || {
+            BEFORE.with(|_| ());
+            keep(suspended("kept"));
+            AFTER.with(|_| ());
+        };
+        std::thread::spawn(use_in_thread).join().unwrap();
+        println!("and now on the main thread");
+        use_in_thread();
+    });
+    let Some(output) = output else { return };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*errors), (Some(0), ""));
+    let lines = child::lines(&output);
+    let (thread, main) = lines.split_at(lines.iter().position(|line| line.starts_with("and")).unwrap());
+    for mut lines in [thread.to_vec(), main[1..].to_vec()] {
+        lines.sort();
+        // Which of the two runs before the library's own is up to the system.
+        let texts: Vec<&str> = lines
+            .iter()
+            .map(|line| line.split_once(": ").map_or(&**line, |(_, what)| what))
+            .collect();
+        assert_eq!(texts[0], "kept dropped");
+        let mut how = [texts[1], texts[2]];
+        how.sort_unstable();
+        assert_eq!(
+            how,
+            [
+                "switching refused, main dead true",
+                "switching works, main dead false"
+            ]
+        );
+    }
+}
+
+// SH-2: a thread whose first use of greenlets is in a destructor of a thread-local.
+// #[test], on the main thread
+fn the_first_use_may_be_in_a_destructor() {
+    let output = child::run("the_first_use_may_be_in_a_destructor", || {
+        std::thread::spawn(|| BEFORE.with(|_| ())).join().unwrap();
+        println!("the thread is over");
+    });
+    let Some(output) = output else { return };
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines = child::lines(&output);
+    assert!(lines[0].starts_with("registered before: switching"), "{lines:?}");
+    assert_eq!(lines[1], "the thread is over");
+}
+
+// TD-10: after a fork the child goes on, while other threads of the parent use greenlets: a thread that
+// has stacks at hand takes no lock of the process.
+// #[test], on the main thread
+fn a_forked_child_goes_on() {
+    let output = child::run("a_forked_child_goes_on", || {
+        let start_some = || {
+            let some: Vec<Greenlet> = (0..100)
+                .map(|_| Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(())))
+                .collect();
+            for greenlet in &some {
+                greenlet.switch::<()>(()).unwrap();
+            }
+        };
+        start_some();
+        std::thread::spawn(move || {
+            loop {
+                std::thread::spawn(start_some).join().unwrap();
+            }
+        });
+        for _ in 0..20 {
+            // SAFETY: the child uses greenlets and memory of its own thread, and leaves by `_exit`.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                start_some();
+                // SAFETY: ends the process at once.
+                unsafe { libc::_exit(5) };
+            }
+            let mut status = 0;
+            // SAFETY: `status` is valid for the write.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(libc::WEXITSTATUS(status), 5);
+        }
+        println!("all children ended");
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["all children ended"]);
+}

@@ -1,0 +1,431 @@
+//! The poll loop of a spawned function.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::panic::Location;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use anyhow::{Error, Result};
+use greenlet_core::{
+    Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, getcurrent, getmain, may_switch,
+};
+
+use crate::bridge::driver::{Driver, Event, Phase, Polled, Ready};
+use crate::bridge::error::StrayMessage;
+use crate::bridge::hooks::Hooks;
+
+/// A spawned function with the state of its poll loop.
+pub(super) struct Drive<T: 'static> {
+    stage: Stage,
+    root: Greenlet,
+    driver: Rc<Driver>,
+    result: PhantomData<fn() -> T>,
+    require_await: bool,
+    hooks: Hooks,
+    /// The greenlets that waited when the spawn was cancelled. They are ended after the function.
+    cancelled: Vec<Greenlet>,
+}
+
+enum Stage {
+    New,
+    /// The greenlet waits for a future. `None` is the root.
+    Awaiting(Option<Greenlet>),
+    Over,
+}
+
+/// A way to resume the function.
+enum Action {
+    /// Start the function.
+    Start,
+    /// Resume the greenlet whose future is ready. `None` is the root.
+    Resume(Option<Greenlet>),
+    /// Throw the exit of a cancel at the root.
+    Cancel(GreenletExit),
+    /// Throw the error of a stray message at the greenlet that was resumed last. `None` is the
+    /// root.
+    Stray(Error, Option<Greenlet>),
+}
+
+impl Action {
+    /// Returns the greenlet that is resumed, if it is not the root.
+    fn target(&self) -> Option<&Greenlet> {
+        match self {
+            Action::Start | Action::Cancel(_) => None,
+            Action::Resume(greenlet) | Action::Stray(_, greenlet) => greenlet.as_ref(),
+        }
+    }
+}
+
+impl<T: 'static> Drive<T> {
+    #[track_caller]
+    #[inline]
+    pub(super) fn new(
+        greenlet: Builder,
+        function: impl FnOnce() -> T + 'static,
+        in_place: bool,
+        require_await: bool,
+        hooks: Hooks,
+    ) -> Drive<T> {
+        // Main is the parent before the first poll and between polls: see `unbind`.
+        let main = getmain();
+        let root = greenlet
+            .parent(&main)
+            .build(move |(): ()| Ok(Event::Done(function())));
+        let driver = Rc::new(Driver::new::<T>(main));
+        driver.in_place.set(in_place);
+        root.attach(Rc::clone(&driver));
+        Drive {
+            stage: Stage::New,
+            root,
+            driver,
+            result: PhantomData,
+            require_await,
+            hooks,
+            cancelled: Vec::new(),
+        }
+    }
+
+    pub(super) fn root(&self) -> &Greenlet {
+        &self.root
+    }
+
+    pub(super) fn stop_at_awaits(&self, stops: bool) {
+        self.driver.stops.set(stops);
+        if stops {
+            self.driver.in_place.set(false);
+        }
+    }
+
+    pub(super) fn awaits(&self) -> u64 {
+        self.driver.awaits.get()
+    }
+
+    pub(super) fn awaits_at(&self) -> Option<&'static Location<'static>> {
+        match &self.stage {
+            Stage::Awaiting(waiter) => waiter.as_ref().unwrap_or(&self.root).parked_at(),
+            Stage::New | Stage::Over => None,
+        }
+    }
+
+    /// Polls the awaited future, and resumes the function if that is ready.
+    #[inline]
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        may_switch()?; // refuse before anything has changed
+        let action = match &self.stage {
+            Stage::New => Action::Start,
+            Stage::Over => panic!("a spawned function was polled after it had ended"),
+            Stage::Awaiting(waiter) => {
+                let polled = self
+                    .driver
+                    .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
+                if polled == Polled::Pending {
+                    return Poll::Pending;
+                }
+                match std::mem::replace(&mut self.stage, Stage::Over) {
+                    Stage::Awaiting(waiter) if polled == Polled::Ready => Action::Resume(waiter),
+                    _ => self.waiter_gone()?,
+                }
+            }
+        };
+        self.run(action, cx)
+    }
+
+    /// Throws an exit into the function, and lets it run until it waits or has ended.
+    pub(super) fn cancel(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        let exit = GreenletExit::with_reason("the spawn was cancelled");
+        match self.stage {
+            Stage::Over => panic!("a spawned function was cancelled after it had ended"),
+            Stage::New => {
+                self.stage = Stage::Over;
+                self.shut_down();
+                // CAUTION: runs arbitrary user code: drops the function unrun.
+                self.root.end();
+                Poll::Ready(Err(exit.into()))
+            }
+            Stage::Awaiting(_) => {
+                self.cancelled = self.lineage_of_waiter();
+                self.run(Action::Cancel(exit), cx)
+            }
+        }
+    }
+
+    /// Resumes the function, again and again, until it waits for a pending future or has ended.
+    ///
+    /// Inlined with all that it calls on the common path: the processor mispredicts each return
+    /// that it executes after a switch. Split into functions, a poll takes twice as long.
+    #[inline(always)]
+    fn run(&mut self, mut action: Action, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        // The stage that remains if a panic propagates out of a switch.
+        self.stage = Stage::Over;
+        self.bind()?; // fails if the poller is a descendant of a root that has not started
+        self.driver.keep_waker(cx.waker());
+        loop {
+            // The greenlet that gets the error of a stray message.
+            let mut last = match &action {
+                Action::Resume(Some(waiter)) => Some(waiter.downgrade()),
+                _ => None,
+            };
+            let mut event = match action {
+                Action::Resume(None) if self.hooks.is_empty() => self.resume_root(),
+                action => self.resume(action),
+            };
+            let (waiter, polled) = loop {
+                match event {
+                    Ok(Event::Await(None)) => {
+                        let polled = self.poll_first(&self.root, cx);
+                        if polled != Polled::Ready || !self.hooks.is_empty() {
+                            break (None, polled);
+                        }
+                        // Without building an action: an await of a ready future takes 22 ns
+                        // instead of 30.
+                        last = None;
+                        event = self.resume_root();
+                    }
+                    Ok(Event::Await(Some(waiter))) => {
+                        // The poll keeps only the waiter suspended. The gate keeps other code out
+                        // of the root.
+                        self.root.close_gate();
+                        let polled = self.poll_first(&waiter, cx);
+                        break (Some(waiter), polled);
+                    }
+                    Ok(Event::Done(output)) if self.root.is_dead() => {
+                        return Poll::Ready(Ok(self.finish(output)));
+                    }
+                    other => {
+                        let action = self.unexpected_message(other, last.take())?;
+                        event = self.resume(action);
+                    }
+                }
+            };
+            action = match polled {
+                Polled::Ready => Action::Resume(waiter),
+                Polled::Pending => {
+                    self.root.close_gate();
+                    self.stage = Stage::Awaiting(waiter);
+                    self.unbind();
+                    return Poll::Pending;
+                }
+                Polled::Withdrawn => self.waiter_gone()?,
+            };
+        }
+    }
+
+    /// Does what [`resume`](Drive::resume) does for `Action::Resume(None)` without hooks: the most
+    /// frequent case.
+    #[inline(always)] // see `run`
+    fn resume_root(&self) -> Result<Event<T>> {
+        self.root.open_gate();
+        let running = self.driver.enter_running();
+        let event = self.root.switch(Ready);
+        drop(running);
+        event
+    }
+
+    /// Polls a future for the first time. `waiter` has just posted it.
+    #[inline]
+    fn poll_first(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        self.driver.awaits.set(self.driver.awaits.get() + 1);
+        if self.driver.stops.get() || self.driver.is_polled.take() {
+            return Polled::Pending;
+        }
+        self.driver.poll_request(waiter, cx)
+    }
+
+    /// Resumes the function. Returns the message with which it leaves.
+    #[inline]
+    fn resume(&mut self, action: Action) -> Result<Event<T>> {
+        self.root.open_gate();
+        let hooks = self.hooks.run(&self.root, action.target());
+        let running = self.driver.enter_running();
+        let event = match action {
+            Action::Start => self.root.switch(()),
+            Action::Resume(None) => self.root.switch(Ready),
+            Action::Resume(Some(waiter)) => waiter.switch_owned(Ready),
+            Action::Cancel(exit) => self.root.throw(exit),
+            Action::Stray(error, last) => last.as_ref().unwrap_or(&self.root).throw(error),
+        };
+        drop(running);
+        hooks.end(match &event {
+            Ok(Event::Await(waiter)) => waiter.as_ref(),
+            _ => None,
+        });
+        event
+    }
+
+    /// Returns the greenlet that waits and its ancestors below the root. Empty if the root itself
+    /// waits.
+    ///
+    /// Each of them must be ended explicitly: a child on the stack of its parent keeps a handle of
+    /// it.
+    fn lineage_of_waiter(&self) -> Vec<Greenlet> {
+        let Stage::Awaiting(Some(waiter)) = &self.stage else {
+            return Vec::new();
+        };
+        std::iter::successors(Some(waiter.clone()), Greenlet::parent)
+            .take_while(|greenlet| *greenlet != self.root && !greenlet.is_main())
+            .collect()
+    }
+
+    /// Makes the running greenlet the poller: the parent of the root, and the target of awaits.
+    #[inline]
+    fn bind(&self) -> Result<(), ParentError> {
+        if self.is_bound_to(Greenlet::is_current) {
+            return Ok(());
+        }
+        self.bind_to(getcurrent())
+    }
+
+    /// Makes the main greenlet the poller between polls, so that no other poller is kept alive.
+    #[inline]
+    fn unbind(&self) {
+        if !self.is_bound_to(Greenlet::is_main) {
+            // Refused only while main is kept suspended. The poller stays alive then.
+            drop(self.bind_to(getmain()));
+        }
+    }
+
+    #[inline]
+    fn is_bound_to(&self, whom: impl FnOnce(&Greenlet) -> bool) -> bool {
+        self.driver.poller.borrow().as_ref().is_some_and(whom)
+    }
+
+    #[cold]
+    fn bind_to(&self, poller: Greenlet) -> Result<(), ParentError> {
+        self.root.set_parent(&poller)?;
+        // CAUTION: runs arbitrary user code: it may end the previous poller.
+        drop(self.driver.poller.replace(Some(poller)));
+        Ok(())
+    }
+
+    #[inline]
+    fn shut_down(&mut self) {
+        self.driver.phase.set(Phase::Over);
+        self.driver.forget_waker();
+        self.unbind();
+        self.end_cancelled();
+    }
+
+    #[inline]
+    fn end_cancelled(&mut self) {
+        if !self.cancelled.is_empty() {
+            self.end_cancelled_slow();
+        }
+    }
+
+    #[cold]
+    fn end_cancelled_slow(&mut self) {
+        for greenlet in std::mem::take(&mut self.cancelled) {
+            // CAUTION: runs arbitrary user code.
+            greenlet.end();
+        }
+    }
+
+    /// Handles a message that is neither an await nor the end of the function.
+    #[cold]
+    fn unexpected_message(&mut self, event: Result<Event<T>>, last: Option<WeakGreenlet>) -> Result<Action> {
+        let error = match event {
+            Ok(_) => Error::msg("an event of another driver"),
+            Err(error) => error,
+        };
+        if self.root.is_active() {
+            return Ok(stray(&error, last));
+        }
+        // The function has died without a result, or could not be started.
+        self.shut_down();
+        Err(ended_by(error))
+    }
+
+    /// Handles a waiter that does not wait any more, because it was ended from outside.
+    #[cold]
+    fn waiter_gone(&mut self) -> Result<Action> {
+        if self.root.is_active() {
+            let error = StrayMessage::new("the greenlet that waited was ended from outside".into());
+            return Ok(Action::Stray(error.into(), None));
+        }
+        self.shut_down();
+        Err(GreenletExit::with_reason("the spawned function was ended from outside").into())
+    }
+
+    /// Shuts down after the function has returned.
+    #[inline]
+    fn finish(&mut self, output: T) -> T {
+        self.shut_down();
+        if self.require_await && self.driver.awaits.get() == 0 {
+            panic!(
+                "the function spawned at {} returned without awaiting anything: check whether it uses a \
+                 driver that blocks",
+                self.root.made_at()
+            );
+        }
+        output
+    }
+}
+
+/// Returns the error with which the root has ended.
+#[cold]
+fn ended_by(error: Error) -> Error {
+    // An exit arrives as a value, so the switch reports it as a mismatch.
+    match error.downcast::<TypeMismatch>() {
+        Ok(mismatch) => {
+            let found = mismatch.found();
+            match mismatch
+                .into_value()
+                .map(|value| value.downcast::<GreenletExit>())
+            {
+                Some(Ok(exit)) => exit.into(),
+                _ => StrayMessage::new(format!("a value of type `{found}`")).into(),
+            }
+        }
+        Err(error) => error,
+    }
+}
+
+/// Returns the action that reports a stray message to the greenlet that was resumed last.
+#[cold]
+fn stray(error: &Error, last: Option<WeakGreenlet>) -> Action {
+    let what = match error.downcast_ref::<TypeMismatch>() {
+        Some(mismatch) => format!("a value of type `{}`", mismatch.found()),
+        None => format!("an error: {error:#}"),
+    };
+    let last = last.and_then(|last| last.upgrade()).filter(Greenlet::is_active);
+    Action::Stray(StrayMessage::new(what).into(), last)
+}
+
+impl<T: 'static> Drop for Drive<T> {
+    fn drop(&mut self) {
+        let is_over = self.driver.phase.replace(Phase::Over) == Phase::Over;
+        self.end_cancelled();
+        if is_over {
+            return;
+        }
+        if self.root.is_dead() {
+            self.driver.forget_waker();
+            return;
+        }
+        // First the greenlet that waits, then its ancestors up to the root.
+        let lineage = self.lineage_of_waiter();
+        self.stage = Stage::Over;
+        self.hooks.around_end(&self.root, || {
+            for greenlet in lineage {
+                // CAUTION: runs arbitrary user code.
+                greenlet.end();
+            }
+            self.root.end();
+        });
+        self.driver.forget_waker();
+    }
+}
+
+impl<T: 'static> fmt::Debug for Drive<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.stage {
+            Stage::New => "not started",
+            Stage::Awaiting(_) => "waiting",
+            Stage::Over => "ended",
+        };
+        write!(f, "Spawn({state}, {:?})", self.root)
+    }
+}

@@ -1,0 +1,828 @@
+//! Attempts to break the bridge from safe code: to drop a future while it is polled, to resume who waits,
+//! to lose a wake-up, to hang an executor.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, pending, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use greenlet::{
+    Awaiting, Generator, Greenlet, GreenletExit, NoDriver, ParentError, Spawn, StrayMessage, Tracer,
+    WeakGreenlet, await_, end_suspended, getcurrent, getmain, getparent, greenlet_spawn, no_switch, scope,
+    settrace, stacks_in_use, try_await_,
+};
+
+use crate::bridge::{Handle, poll, ready};
+use crate::support::{Drops, Log, NoLeaks, Witness, catch_reports, take_reports, up};
+use crate::threads::ThreadEnd;
+
+type Shared<T> = Rc<RefCell<Option<T>>>;
+
+/// Says whether the future that holds it is being polled, and complains when it is dropped then.
+struct Polled {
+    is_polled: Rc<Cell<bool>>,
+    _witness: Witness,
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        assert!(!self.is_polled.get(), "dropped while it was polled");
+    }
+}
+
+/// A future that does `attack` in its first poll, and is ready in its second.
+fn attacking(drops: &Drops, mut attack: impl FnMut()) -> impl Future<Output = ()> {
+    let is_polled = Rc::new(Cell::new(false));
+    let inside = Polled {
+        is_polled: is_polled.clone(),
+        _witness: drops.witness(),
+    };
+    let mut polls = 0;
+    poll_fn(move |_| {
+        let _alive = &inside;
+        is_polled.set(true);
+        polls += 1;
+        if polls == 1 {
+            attack();
+        }
+        is_polled.set(false);
+        if polls == 1 {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    })
+}
+
+/// Has a child of the spawned function await a future that does `attack` to the child.
+fn attack_a_waiting_child(attack: impl Fn(&Greenlet, &Greenlet) + 'static) -> (Spawn<bool>, Drops) {
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let spawned = greenlet_spawn(move || {
+        let root = getcurrent().downgrade();
+        let child = Greenlet::new(move |(): ()| {
+            let me = getcurrent().downgrade();
+            let future = attacking(&watched, move || {
+                attack(&root.upgrade().unwrap(), &me.upgrade().unwrap());
+            });
+            try_await_(future)?;
+            Ok(true)
+        });
+        child.switch::<bool>(()).unwrap_or(false)
+    });
+    (spawned, drops)
+}
+
+#[test]
+fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let (mut spawned, drops) = attack_a_waiting_child(|_, child| {
+        assert!(child.set_parent(&getmain()).unwrap_err().is_awaiting());
+        assert!(child.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    assert_eq!(drops.count(), 0);
+    assert!(ready(poll(&mut spawned)));
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn an_open_gate_does_not_let_anybody_in_during_a_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let (mut spawned, drops) = attack_a_waiting_child(|root, child| {
+        root.open_gate();
+        child.open_gate();
+        assert!(child.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn an_open_gate_does_not_let_anybody_into_the_root_during_a_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let root = getcurrent().downgrade();
+        try_await_(attacking(&watched, move || {
+            let root = root.upgrade().unwrap();
+            root.open_gate();
+            assert!(root.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+            assert!(
+                root.throw::<()>(GreenletExit::new())
+                    .unwrap_err()
+                    .is::<Awaiting>()
+            );
+        }))
+        .is_ok()
+    });
+    assert!(poll(&mut spawned).is_pending());
+    assert!(ready(poll(&mut spawned)));
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn ending_the_parent_of_who_waits_does_not_lead_into_who_waits_during_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let log = Log::new();
+    let written = log.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let middle = Greenlet::new(move |(): ()| -> anyhow::Result<()> {
+            let me = getcurrent().downgrade();
+            let inner = Greenlet::new(move |(): ()| {
+                try_await_(attacking(&watched, || {
+                    let middle = me.upgrade().unwrap();
+                    middle.end();
+                }))
+            });
+            let stopped = inner.switch::<()>(());
+            // This is the clean-up of the end; who waits is below.
+            let refused = inner.switch::<()>(()).unwrap_err();
+            written.add(format!("{} {}", stopped.is_err(), refused.is::<Awaiting>()));
+            let below = Greenlet::builder().parent(&inner).build(|(): ()| Ok(()));
+            written.add(below.switch::<()>(()).unwrap_err().is::<Awaiting>().to_string());
+            stopped
+        });
+        middle.switch::<()>(()).is_ok()
+    })
+    .into_result();
+    let polled = poll(&mut spawned);
+    drop(polled);
+    drop(spawned);
+    assert_eq!(log.take(), ["true true", "true"]);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
+    /// Complains if it is dropped while it is polled.
+    struct Guarded {
+        ender: Shared<WeakGreenlet>,
+        canary: Box<u64>,
+        is_polled: Rc<Cell<bool>>,
+    }
+    impl Future for Guarded {
+        type Output = ();
+        fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            self.is_polled.set(true);
+            let ender = self.ender.borrow().as_ref().unwrap().upgrade().unwrap();
+            let _ = ender.switch::<()>(());
+            *self.canary += 1;
+            assert_eq!(*self.canary, 43);
+            self.is_polled.set(false);
+            Poll::Ready(())
+        }
+    }
+    impl Drop for Guarded {
+        fn drop(&mut self) {
+            assert!(!self.is_polled.get(), "dropped while it was polled");
+        }
+    }
+    let ender: Shared<WeakGreenlet> = Shared::default();
+    let inside = ender.clone();
+    let mut spawned = greenlet_spawn(move || {
+        // The first stage: it goes to the poller, who polls again, and waits for a second future.
+        assert!(try_await_(poll_fn(|_| Poll::<()>::Pending)).is_err());
+        let _ = getmain().switch::<()>(());
+        await_(Guarded {
+            ender: inside,
+            canary: Box::new(42),
+            is_polled: Rc::new(Cell::new(false)),
+        });
+    });
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut spawned).poll(&mut cx).is_pending());
+    let waiting = spawned.greenlet().clone();
+    let ending = Greenlet::new(move |(): ()| {
+        waiting.end();
+        Ok(())
+    });
+    *ender.borrow_mut() = Some(ending.downgrade());
+    ending.switch::<()>(()).unwrap(); // comes back out of the first stage
+    let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut spawned).poll(&mut cx)));
+    let what = polled.err().map(|payload| match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(_) => "another panic".into(),
+    });
+    assert!(
+        what.as_ref().is_some_and(|what| what.contains("ended")),
+        "{what:?}"
+    );
+    assert!(ending.is_dead());
+}
+
+#[test]
+fn a_tracer_cannot_post_between_an_await_and_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let log = Log::new();
+    let written = log.clone();
+    let second: Shared<WeakGreenlet> = Rc::default();
+    let put = second.clone();
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut spawned = greenlet_spawn(move || {
+        let second = Greenlet::new(move |(): ()| {
+            getparent().unwrap().switch::<()>(())?;
+            let refused = try_await_(async {}).unwrap_err();
+            written.add(format!(
+                "outside: {}",
+                refused.downcast::<NoDriver>()?.is_outside()
+            ));
+            getmain().switch::<()>(())
+        });
+        second.switch::<()>(()).unwrap();
+        put.replace(Some(second.downgrade()));
+        settrace(Some(Tracer::new(move |event| {
+            if event.target.is_main() {
+                settrace(None);
+                let second = put.borrow().clone().unwrap().upgrade().unwrap();
+                second.switch::<()>(())?; // between the post and the poll
+            }
+            Ok(())
+        })));
+        let polls = await_(future);
+        drop(second);
+        polls
+    });
+    assert!(poll(&mut spawned).is_pending());
+    handle.ready.set(true);
+    assert_eq!(ready(poll(&mut spawned)), 2);
+    assert_eq!(log.take(), ["outside: true"]);
+}
+
+#[test]
+fn the_end_of_another_function_is_not_taken_for_the_own() {
+    let _no_leaks = NoLeaks::watch();
+    let mut first = greenlet_spawn(|| {
+        drop(getmain().switch::<()>("for nobody"));
+        1_u32
+    });
+    let root = first.greenlet().downgrade();
+    let got = Rc::new(Cell::new(0));
+    let put = got.clone();
+    settrace(Some(Tracer::new(move |event| {
+        if event.target.is_main() {
+            settrace(None);
+            // In the middle of the first driver's turn, on its stack.
+            let root = root.upgrade().unwrap();
+            let mut second = greenlet_spawn(move || {
+                // It returns, into the greenlet that polls both.
+                let stray = root.switch::<u32>(()).unwrap_err();
+                assert!(stray.is::<StrayMessage>());
+                2_u32
+            });
+            put.set(ready(poll(&mut second)));
+        }
+        Ok(())
+    })));
+    let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut first)));
+    assert!(polled.is_err(), "its result has gone elsewhere");
+    assert_eq!(got.get(), 2);
+}
+
+#[test]
+fn what_a_cancelled_child_posted_does_not_shadow_what_follows() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let goodbye = handle.future();
+    let kept: Shared<Greenlet> = Rc::default();
+    let put = kept.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let child = Greenlet::new(|(): ()| try_await_(pending::<()>()));
+        put.replace(Some(child.clone()));
+        let stopped = child.switch::<()>(()).is_err();
+        drop(child);
+        // The clean-up ends the child, whose request was the last, while it awaits itself.
+        let polls = await_(async {
+            drop(put.take());
+            goodbye.await
+        });
+        (stopped, polls)
+    });
+    assert!(poll(&mut spawned).is_pending());
+    let mut cancelled = spawned.cancel();
+    assert!(poll(&mut cancelled).is_pending());
+    handle.ready.set(true);
+    assert_eq!(ready(poll(&mut cancelled)).unwrap(), (true, 2));
+}
+
+#[test]
+fn a_function_that_retries_for_ever_is_unwound_when_its_driver_is_dropped() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let witness = drops.witness();
+    let mut spawned = greenlet_spawn(move || {
+        let _witness = witness;
+        while try_await_(pending::<()>()).is_err() {}
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_function_that_swallows_every_unwinding_is_reported_and_left_alone() {
+    catch_reports();
+    let tries = Rc::new(Cell::new(0));
+    let counted = tries.clone();
+    let mut spawned = greenlet_spawn(move || {
+        loop {
+            counted.set(counted.get() + 1);
+            let _ = catch_unwind(|| await_(pending::<()>()));
+        }
+    });
+    let polled: Poll<()> = poll(&mut spawned);
+    assert!(polled.is_pending());
+    drop(spawned);
+    let reports = take_reports();
+    assert!(
+        reports.iter().any(|report| report.contains("refused to end")),
+        "{reports:?}"
+    );
+    assert!(tries.get() < 1_000);
+}
+
+/// Code that awaits again after each refusal is unwound once, whoever ends its greenlet, and wherever the
+/// driver is meanwhile.
+#[test]
+fn an_end_does_not_wait_for_code_that_awaits_again_and_again() {
+    fn retry() {
+        while try_await_(pending::<()>()).is_err() {}
+    }
+    fn waiting_child(body: fn()) -> Greenlet {
+        let child = Greenlet::new(move |(): ()| {
+            let _ = up::<()>(());
+            body();
+            Ok(())
+        });
+        child.switch::<()>(()).unwrap();
+        child
+    }
+    type End = fn(Witness);
+    let ends: [(&str, End); 5] = [
+        ("the spawned function, by its owner", |witness| {
+            let mut spawned = greenlet_spawn(move || {
+                let _witness = witness;
+                retry();
+            });
+            assert!(poll(&mut spawned).is_pending());
+            let greenlet = spawned.greenlet().clone();
+            greenlet.end();
+            assert!(greenlet.is_dead());
+        }),
+        ("a forgotten spawn, with all others", |witness| {
+            let mut spawned = greenlet_spawn(move || {
+                let _witness = witness;
+                retry();
+            });
+            assert!(poll(&mut spawned).is_pending());
+            std::mem::forget(spawned);
+            end_suspended().unwrap();
+        }),
+        ("a greenlet below the spawned function, from outside", |witness| {
+            let place: Shared<Greenlet> = Rc::default();
+            let inside = place.clone();
+            let mut spawned = greenlet_spawn(move || {
+                let _witness = witness;
+                inside.replace(Some(waiting_child(retry)));
+                await_(pending::<()>());
+            });
+            assert!(poll(&mut spawned).is_pending());
+            let child = place.take().unwrap();
+            child.end();
+            assert!(child.is_dead());
+        }),
+        ("a greenlet without a driver", |witness| {
+            let greenlet = waiting_child(retry);
+            drop(witness);
+            drop(greenlet);
+        }),
+        ("a greenlet that runs another one, which awaits", |witness| {
+            let outer = Greenlet::new(move |(): ()| {
+                let _witness = witness;
+                let inner = waiting_child(retry);
+                let _ = up::<()>(());
+                inner.switch::<()>(())
+            });
+            outer.switch::<()>(()).unwrap();
+            outer.end();
+            assert!(outer.is_dead());
+        }),
+    ];
+    for (which, end) in ends {
+        catch_reports();
+        let drops = Drops::new();
+        end(drops.witness());
+        assert_eq!(drops.count(), 1, "{which}");
+        end_suspended().unwrap();
+        assert_eq!((take_reports(), stacks_in_use()), (vec![], 0), "{which}");
+    }
+}
+
+/// The steps of an end: the exit, refusals, one forced unwinding, a report.
+#[test]
+fn an_end_unwinds_once_by_force_and_then_reports() {
+    catch_reports();
+    let seen: Rc<RefCell<Vec<&str>>> = Rc::default();
+    let inside = seen.clone();
+    let mut spawned = greenlet_spawn(move || {
+        loop {
+            let awaited = catch_unwind(|| try_await_(pending::<()>()));
+            inside.borrow_mut().push(match awaited {
+                Ok(Err(error)) if error.is::<GreenletExit>() => "exit",
+                Ok(Err(error)) if error.is::<NoDriver>() => "refused",
+                Err(_) => "unwound",
+                _ => "something else",
+            });
+            if false {
+                break;
+            }
+        }
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    let mut seen = seen.take();
+    assert_eq!(seen.len(), 102, "the exit, 100 refusals, an unwinding");
+    seen.dedup();
+    assert_eq!(seen, ["exit", "refused", "unwound"]);
+    assert!(take_reports()[0].ends_with(": refused to end"));
+}
+
+#[test]
+fn a_spawn_may_be_forgotten() {
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let _local = watched.witness();
+        await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    std::mem::forget(spawned);
+    assert_eq!(drops.count(), 0);
+    // The end of the thread, or this, still ends the function.
+    greenlet::end_suspended().unwrap();
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_panic_in_the_destructor_of_an_awaited_future_is_the_functions_own() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("bomb"));
+        }
+    }
+    let _no_leaks = NoLeaks::watch();
+    let mut spawned = greenlet_spawn(|| {
+        let bomb = Bomb;
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            await_(async move {
+                let _bomb = bomb;
+            });
+        }));
+        assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"bomb"));
+        await_(async { 5 })
+    });
+    assert_eq!(ready(poll(&mut spawned)), 5);
+}
+
+#[test]
+fn a_panic_in_a_destructor_after_a_drop_is_reported() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                std::panic::resume_unwind(Box::new("bomb"));
+            }
+        }
+    }
+    catch_reports();
+    let mut spawned = greenlet_spawn(|| {
+        let _bomb = Bomb;
+        let _ = try_await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    drop(spawned);
+    assert_eq!(take_reports().len(), 1);
+}
+
+#[test]
+fn a_spawn_dropped_in_a_section_without_switches_ends_after_it() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let _local = watched.witness();
+        await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    no_switch(|| {
+        drop(spawned);
+        assert_eq!(drops.count(), 0);
+    });
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_spawn_dropped_by_a_panic_ends_afterwards() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let watched = drops.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let _local = watched.witness();
+        await_(pending::<()>());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    let caught = catch_unwind(AssertUnwindSafe(move || {
+        let _held = spawned;
+        std::panic::resume_unwind(Box::new(()));
+    }));
+    assert!(caught.is_err());
+    assert_eq!(Greenlet::new(|(): ()| Ok(1)).switch::<i32>(()).unwrap(), 1);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_waker_that_wakes_and_polls_others_inside_of_a_poll_mixes_nothing_up() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let (outer_future, inner_future) = (handle.future(), handle.future());
+    let inner: Shared<Spawn<u32>> = Rc::default();
+    inner.replace(Some(greenlet_spawn(move || await_(inner_future) + 100)));
+    let polled = inner.clone();
+    let mut outer_future = Box::pin(outer_future);
+    let mut outer = greenlet_spawn(move || {
+        let before = getcurrent();
+        let got = await_(poll_fn(move |cx| {
+            // Another driver runs in the middle of this one's poll.
+            let taken = polled.take();
+            if let Some(mut spawn) = taken {
+                if Pin::new(&mut spawn).poll(cx).is_pending() {
+                    polled.replace(Some(spawn));
+                }
+            }
+            outer_future.as_mut().poll(cx)
+        }));
+        assert!(before.is_current());
+        drop(before);
+        got
+    });
+    assert!(poll(&mut outer).is_pending());
+    assert!(inner.borrow().is_some());
+    handle.ready.set(true);
+    ready(poll(&mut outer));
+    assert!(inner.borrow().is_none());
+}
+
+#[test]
+fn executors_nest_inside_of_a_spawned_function() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        let me = getcurrent().id();
+        let inner = greenlet::block_on_greenlet(|| await_(async { 1 }) + await_(greenlet_spawn(|| 1)));
+        assert_eq!(getcurrent().id(), me);
+        inner + await_(async { 40 })
+    });
+    assert_eq!(ready(poll(&mut outer)), 42);
+}
+
+#[test]
+fn generators_and_scopes_inside_of_a_spawned_function_await() {
+    for polls in 1..=3 {
+        let _no_leaks = NoLeaks::watch();
+        let drops = Drops::new();
+        let watched = drops.clone();
+        let handles = [Handle::default(), Handle::default()];
+        let [first, second] = handles.clone().map(|handle| handle.future());
+        let mut spawned = greenlet_spawn(move || {
+            let local = watched.witness();
+            let doubled = Generator::new(move |out| {
+                let _local = local;
+                out.yield_(2 * await_(first))?;
+                out.yield_(0)
+            });
+            let mut sum: u32 = doubled.map(Result::unwrap).sum();
+            let borrowed = watched.witness();
+            scope(|s| {
+                let adds = s.greenlet(|(): ()| {
+                    let _borrowed = &borrowed;
+                    sum += try_await_(second)?;
+                    Ok(())
+                });
+                adds.switch::<()>(())
+            })
+            .unwrap();
+            sum
+        });
+        for n in 1..=polls {
+            let polled = poll(&mut spawned);
+            if n == 3 {
+                assert_eq!(ready(polled), 2 * 2 + 2);
+            } else {
+                assert!(polled.is_pending());
+                handles[n - 1].ready.set(true);
+            }
+        }
+        drop(spawned);
+        assert_eq!(drops.count(), if polls == 1 { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn the_nearest_driver_serves_a_greenlet_below() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        let polled_in = greenlet::block_on_greenlet(|| {
+            let child = Greenlet::new(|(): ()| Ok(await_(async { getcurrent().id() })));
+            child.switch::<u64>(()).unwrap()
+        });
+        // The inner driver is polled by the outer function, and polls there.
+        polled_in == getcurrent().id()
+    });
+    assert!(ready(poll(&mut outer)));
+}
+
+#[test]
+fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut outer = greenlet_spawn(move || {
+        let sibling = Greenlet::new(move |(): ()| Ok(await_(future)));
+        greenlet::block_on_greenlet(move || sibling.switch::<u32>(()).unwrap_or(0))
+    });
+    // The sibling leaves for the outer driver; the inner poll stands on the outer greenlet's stack.
+    assert!(poll(&mut outer).is_pending());
+    handle.ready.set(true);
+    let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut outer)));
+    // The sibling ended into its parent, which is the inner driver: reported to the inner function.
+    assert_eq!(ready(polled.unwrap()), 0);
+}
+
+thread_local! {
+    static LATE: RefCell<Option<Spawn<()>>> = const { RefCell::new(None) };
+}
+
+/// A spawn in a thread-local, dropped when its thread ends: before the library's own thread-locals, or
+/// after them. Then the function is left where it waits, unless `run_to_end` has ended it.
+#[test]
+fn a_spawn_in_a_thread_local_ends_with_its_thread() {
+    struct Report(std::sync::mpsc::Sender<bool>);
+    impl Drop for Report {
+        fn drop(&mut self) {
+            let refused = try_await_(async {}).is_err();
+            self.0.send(refused).unwrap();
+        }
+    }
+    let orders = [false, true].map(|library_first| ThreadEnd::BOTH.map(|end| (library_first, end)));
+    for (library_first, end) in orders.into_iter().flatten() {
+        for polls in 0..2 {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            end.of_thread(move || {
+                if library_first {
+                    drop(getcurrent());
+                    LATE.with(|_| ());
+                } else {
+                    LATE.with(|_| ());
+                    drop(getcurrent());
+                }
+                let captured = Report(sender.clone());
+                let mut spawned = greenlet_spawn(move || {
+                    let _captured = captured;
+                    let _local = Report(sender);
+                    await_(pending::<()>());
+                });
+                for _ in 0..polls {
+                    assert!(poll(&mut spawned).is_pending());
+                }
+                LATE.set(Some(spawned));
+            })
+            .unwrap();
+            let reports: Vec<_> = receiver.try_iter().collect();
+            let is_left = polls == 1 && !library_first && end == ThreadEnd::Plain;
+            if is_left && cfg!(target_os = "linux") {
+                assert!(reports.is_empty());
+            } else if !is_left {
+                assert_eq!(
+                    reports,
+                    vec![true; polls + 1],
+                    "{polls} polls, library first: {library_first}, {end:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_poll_after_the_function_panicked_does_not_run_anything() {
+    let _no_leaks = NoLeaks::watch();
+    let kept: Shared<Greenlet> = Rc::default();
+    let put = kept.clone();
+    let mut spawned = greenlet_spawn(move || {
+        let child = Greenlet::new(|(): ()| {
+            getparent().unwrap().switch::<()>(())?;
+            Ok(try_await_(async {}).unwrap_err().is::<NoDriver>())
+        });
+        child.switch::<()>(()).unwrap();
+        put.replace(Some(child));
+        std::panic::resume_unwind(Box::new("boom"));
+    });
+    let polled = catch_unwind(AssertUnwindSafe(|| poll::<Spawn<()>>(&mut spawned)));
+    assert!(polled.is_err());
+    // What it left behind may still be run, but finds no driver.
+    assert!(kept.take().unwrap().switch::<bool>(()).unwrap());
+    assert!(catch_unwind(AssertUnwindSafe(|| poll(&mut spawned))).is_err());
+}
+
+#[test]
+fn the_poll_of_a_spawn_in_a_section_without_switches_changes_nothing() {
+    let _no_leaks = NoLeaks::watch();
+    let mut spawned = greenlet_spawn(|| await_(async { 1 })).into_result();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(ready(no_switch(|| Pin::new(&mut spawned).poll(&mut cx))).is_err());
+    assert_eq!(ready(poll(&mut spawned)).unwrap(), 1);
+
+    // The same where it is a panic; also when the function waits, and could go on.
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut spawned = greenlet_spawn(move || await_(future));
+    for polls in 0..2 {
+        let refused = catch_unwind(AssertUnwindSafe(|| no_switch(|| poll(&mut spawned))));
+        assert!(refused.is_err());
+        assert_eq!(handle.polls.get(), polls);
+        handle.ready.set(polls > 0);
+        if polls == 0 {
+            assert!(poll(&mut spawned).is_pending());
+            handle.ready.set(true);
+        }
+    }
+    assert_eq!(ready(poll(&mut spawned)), 2);
+}
+
+#[test]
+fn greenlets_that_hold_each_other_end_with_the_spawn() {
+    for is_cancelled in [false, true] {
+        let _no_leaks = NoLeaks::watch();
+        let drops = Drops::new();
+        let watched = drops.clone();
+        let mut spawned = greenlet_spawn(move || -> anyhow::Result<()> {
+            let outer = Greenlet::new(move |(): ()| -> anyhow::Result<()> {
+                let local = watched.witness();
+                let inner = Greenlet::new(move |(): ()| {
+                    let _local = watched.witness();
+                    try_await_(pending::<()>())
+                });
+                inner.switch::<()>(())?; // the parent of `inner`, which is on its stack
+                drop(local);
+                Ok(())
+            });
+            outer.switch::<()>(())
+        });
+        assert!(poll(&mut spawned).is_pending());
+        if is_cancelled {
+            let returned = ready(poll(&mut spawned.cancel())).unwrap();
+            assert!(returned.unwrap_err().is::<GreenletExit>());
+        } else {
+            drop(spawned);
+        }
+        assert_eq!(drops.count(), 2);
+    }
+}
+
+#[test]
+fn a_poller_below_the_function_that_it_would_start_is_refused() {
+    let _no_leaks = NoLeaks::watch();
+    let spawned = greenlet_spawn(|| unreachable!("it has nobody to return to"));
+    let root = spawned.greenlet().clone();
+    let poller = Greenlet::builder().parent(&root).build(move |(): ()| {
+        let result: anyhow::Result<()> = ready(poll(&mut spawned.into_result()));
+        Ok(result.unwrap_err().downcast::<ParentError>().unwrap().is_cycle())
+    });
+    drop(root);
+    assert!(poller.switch::<bool>(()).unwrap());
+}
+
+#[test]
+fn a_function_is_not_run_while_main_which_it_returns_to_in_between_is_kept_suspended() {
+    for has_begun in [false, true] {
+        let _no_leaks = NoLeaks::watch();
+        let handle = Handle::default();
+        let future = handle.future();
+        let poller = Greenlet::new(move |(): ()| {
+            let mut spawned = greenlet_spawn(|| await_(future)).into_result();
+            if has_begun {
+                assert!(poll(&mut spawned).is_pending());
+                handle.ready.set(true);
+            }
+            let result = getmain().keep_suspended(|| ready(poll(&mut spawned)));
+            Ok(result.unwrap_err().is::<ParentError>())
+        });
+        assert!(poller.switch::<bool>(()).unwrap());
+    }
+}

@@ -1,0 +1,287 @@
+//! Attacks on scopes: what borrows is ended before the scope is left, whatever is tried against it.
+//!
+//! Those that broke other libraries' borrowing coroutines stand under the number of their report: corosensei
+//! issues 27 and 59 and pull request 60, generator-rs issues 49 and 59. (Corosensei's 44, a borrowed stack,
+//! cannot be written: stacks are made by the library.)
+
+use std::cell::{Cell, RefCell};
+use std::mem;
+use std::panic::resume_unwind;
+use std::rc::Rc;
+use std::sync::mpsc;
+
+use anyhow::{Result, anyhow};
+use greenlet::{Greenlet, getcurrent, getparent, scope};
+
+use super::scope::{Watch, wait};
+use crate::support::Log;
+use crate::threads::ThreadEnd;
+
+/// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
+/// inside `std::thread::scope`, whose thread then outlived what it borrowed.
+#[test]
+fn forgetting_a_greenlet_inside_a_scoped_thread() {
+    let mut text = "Happy".to_owned();
+    let (to_thread, wait_for_main) = mpsc::channel::<()>();
+    let (to_main, from_thread) = mpsc::channel();
+    {
+        let borrowed = text.as_str();
+        // Dropped with the closure of the scope, before its greenlets are ended: the thread goes on then.
+        scope(move |s| {
+            let child = s.greenlet(move |(): ()| {
+                std::thread::scope(move |threads| {
+                    threads.spawn(move || {
+                        let _ = wait_for_main.recv();
+                        to_main.send(borrowed.to_owned()).unwrap();
+                    });
+                    wait()
+                })
+            });
+            child.switch::<()>(()).unwrap();
+            mem::forget(child);
+            drop(to_thread);
+        });
+    }
+    text.clear();
+    text.push_str("Sad");
+    assert_eq!(from_thread.recv().unwrap(), "Happy");
+}
+
+/// Of generator-rs issue 59: the function ends by a panic after its suspension, which must not get lost
+/// together with the thread.
+#[test]
+fn forgetting_a_greenlet_that_panics_when_it_is_ended() {
+    let text = "Happy".to_owned();
+    let log = Log::new();
+    crate::support::catch_reports();
+    scope(|s| {
+        let child = s.greenlet(|(): ()| -> Result<()> {
+            let _watch = Watch {
+                log: &log,
+                looks_at: &text,
+            };
+            let _ = wait();
+            resume_unwind(Box::new("panic"));
+        });
+        child.switch::<()>(()).unwrap();
+        mem::forget(child);
+    });
+    assert_eq!(log.take(), ["still there: Happy"]);
+}
+
+/// corosensei pull request 60: the handles of an inner and an outer coroutine are swapped, so that the
+/// inner one was dropped by the outer scope.
+#[test]
+fn swapping_the_handles_of_an_inner_and_an_outer_scope() {
+    let log = Log::new();
+    scope(|outer| {
+        let mut long_lived = outer.greenlet(|(): ()| wait());
+        {
+            let text = String::from("inner");
+            let borrowed = &text;
+            scope(|inner| {
+                let log = &log;
+                let mut short_lived = inner.greenlet(move |(): ()| {
+                    let _watch = Watch {
+                        log,
+                        looks_at: borrowed,
+                    };
+                    wait()
+                });
+                short_lived.switch::<()>(()).unwrap();
+                mem::swap(&mut short_lived, &mut long_lived);
+            });
+            log.add("inner scope left");
+        }
+        assert!(long_lived.is_dead());
+    });
+    assert_eq!(log.take(), ["still there: inner", "inner scope left"]);
+}
+
+/// The greenlet that holds the scope switches away inside it and is ended there, in each of the ways in
+/// which a greenlet can be ended.
+#[test]
+fn ending_the_greenlet_that_holds_the_scope() {
+    type End = fn(Greenlet);
+    let ways: [(&str, End); 4] = [
+        ("last handle", |greenlet| drop(greenlet)),
+        ("kill", |greenlet| drop(greenlet.kill())),
+        ("end", |greenlet| greenlet.end()),
+        ("error", |greenlet| drop(greenlet.throw::<()>(anyhow!("some")))),
+    ];
+    for listens in [true, false] {
+        for (way, end) in ways {
+            if !listens && (way == "kill" || way == "error") {
+                continue; // a throw is no order
+            }
+            let log = Log::new();
+            let inside = log.clone();
+            let holder = Greenlet::new(move |(): ()| {
+                let text = String::from("text");
+                let main = getparent().unwrap();
+                scope(|s| -> Result<()> {
+                    let child = s.greenlet(|(): ()| {
+                        let _watch = Watch {
+                            log: &inside,
+                            looks_at: &text,
+                        };
+                        getparent().unwrap().switch_owned::<()>(())
+                    });
+                    child.switch::<()>(())?;
+                    // A child of the holder would keep it, as its parent, from being let go of.
+                    child.set_parent(&main)?;
+                    mem::forget(child);
+                    loop {
+                        let outcome = main.switch::<()>(());
+                        if listens {
+                            outcome?;
+                        }
+                    }
+                })
+            });
+            holder.switch::<()>(()).unwrap();
+            end(holder);
+            assert_eq!(log.take(), ["still there: text"], "{way}, listens: {listens}");
+        }
+    }
+}
+
+/// At the end of the thread all of it stays in place; `run_to_end` ends the child before its holder.
+#[test]
+fn forgetting_the_greenlet_that_holds_the_scope() {
+    for end in ThreadEnd::BOTH {
+        let (sender, receiver) = mpsc::channel();
+        end.of_thread(move || {
+            let holder = Greenlet::new(move |(): ()| {
+                let text = String::from("text");
+                scope(|s| {
+                    let child = s.greenlet(|(): ()| {
+                        let borrowed = &text;
+                        let ended = getparent().unwrap().switch::<()>(());
+                        sender.send(borrowed.clone()).unwrap();
+                        ended
+                    });
+                    child.switch::<()>(())?;
+                    mem::forget(child);
+                    getparent().unwrap().switch::<()>("in the scope")
+                })
+            });
+            assert_eq!(holder.switch::<&str>(()).unwrap(), "in the scope");
+            mem::forget(holder);
+        })
+        .unwrap();
+        let ended: Vec<String> = receiver.try_iter().collect();
+        match end {
+            ThreadEnd::Plain => assert!(ended.is_empty()),
+            ThreadEnd::RunToEnd => assert_eq!(ended, ["text"]),
+        }
+    }
+}
+
+/// A greenlet of the scope goes on while its holder never does.
+#[test]
+fn a_greenlet_of_the_scope_may_outrun_its_holder() {
+    let handle = Rc::new(RefCell::new(None));
+    let leave = handle.clone();
+    let holder = Greenlet::new(move |(): ()| {
+        let counter = Cell::new(0);
+        let main = getparent().unwrap();
+        scope(|s| {
+            let builder = Greenlet::builder().parent(&main);
+            let child = s.greenlet_with(builder, |(): ()| {
+                loop {
+                    counter.set(counter.get() + 1);
+                    getparent().unwrap().switch::<()>(counter.get())?;
+                    if false {
+                        return Ok(());
+                    }
+                }
+            });
+            leave.replace(Some(child));
+            main.switch::<()>(())
+        })
+    });
+    holder.switch::<()>(()).unwrap();
+    let child = handle.take().unwrap();
+    assert_eq!(child.switch::<i32>(()).unwrap(), 1);
+    assert_eq!(child.switch::<i32>(()).unwrap(), 2);
+    drop(holder);
+    assert!(child.is_dead());
+}
+
+/// Clean-up that goes elsewhere takes the holder's control along, as everywhere; the scope stays until it
+/// is given back.
+#[test]
+fn clean_up_may_leave_the_holder_waiting() {
+    let log = Log::new();
+    let seen = log.clone();
+    let holder = Greenlet::new(move |(): ()| {
+        let text = String::from("text");
+        let main = getparent().unwrap();
+        scope(|s| {
+            let child = s.greenlet(|(): ()| {
+                let _watch = Watch {
+                    log: &seen,
+                    looks_at: &text,
+                };
+                let _ = getparent().unwrap().switch::<()>(());
+                main.switch::<()>("gone elsewhere")
+            });
+            child.switch::<()>(()).unwrap();
+            mem::forget(child);
+        });
+        Ok("scope left")
+    });
+    assert_eq!(holder.switch::<&str>(()).unwrap(), "gone elsewhere");
+    assert!(log.take().is_empty());
+    // The second stage is next.
+    assert_eq!(holder.switch::<&str>(()).unwrap(), "scope left");
+    assert_eq!(log.take(), ["still there: text"]);
+}
+
+#[test]
+fn a_greenlet_that_ignores_its_exit_is_unwound() {
+    let log = Log::new();
+    let text = String::from("text");
+    scope(|s| {
+        let child = s.greenlet(|(): ()| -> Result<()> {
+            let _watch = Watch {
+                log: &log,
+                looks_at: &text,
+            };
+            loop {
+                let asked = wait();
+                log.add(format!("{}", asked.is_ok()));
+            }
+        });
+        child.switch::<()>(()).unwrap();
+        mem::forget(child);
+    });
+    assert_eq!(log.take(), ["true", "false", "still there: text"][1..]);
+}
+
+/// The holder stands below the greenlet that it ends.
+#[test]
+fn the_holder_may_be_a_descendant_of_its_greenlet() {
+    let holder = Greenlet::new(|(): ()| {
+        let text = String::from("text");
+        let main = getparent().unwrap();
+        scope(|s| {
+            let builder = Greenlet::builder().parent(&main);
+            let child = s.greenlet_with(builder, |(): ()| {
+                let ended = getparent().unwrap().switch::<()>(text.len());
+                assert!(ended.is_err());
+                ended
+            });
+            getparent().unwrap().switch::<()>(child.clone())?;
+            let itself = getcurrent();
+            itself.set_parent(&child)?;
+            anyhow::Ok(())
+        })?;
+        Ok("left")
+    });
+    let child: Greenlet = holder.switch(()).unwrap();
+    assert_eq!(child.switch::<usize>(()).unwrap(), 4);
+    assert_eq!(holder.switch::<&str>(()).unwrap(), "left");
+    assert!(child.is_dead());
+}

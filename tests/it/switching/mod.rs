@@ -1,0 +1,3 @@
+//! Control goes from greenlet to greenlet as it does on Python.
+
+mod programs;
