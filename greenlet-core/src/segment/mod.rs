@@ -548,7 +548,8 @@ where
 fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
     let mut value = ManuallyDrop::new(value);
     let to = Header::of(header).outer.get();
-    asan::leave_for_good(to);
+    let data = pack(&mut value);
+    asan::leave_for_good(to); // the last thing here: what is done on this stack afterwards would leave marks
     // SAFETY: `[outer-waits]`; `[outcome-taken]`.
-    unsafe { backend::step_final(to, word, pack(&mut value)) }
+    unsafe { backend::step_final(to, word, data) }
 }
