@@ -1546,7 +1546,7 @@ fn one_in_a_thread_local_is_ended_whenever_that_is_dropped() {
 }
 
 #[test]
-fn ten_thousand_generators_take_turns() {
+fn two_thousand_generators_take_turns() {
     let _no_leaks = NoLeaks::watch();
     let mut generators: Vec<Generator<u32>> = (0..2000).map(|_| count(3)).collect();
     for round in 1..=3 {

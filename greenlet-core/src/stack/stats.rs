@@ -16,7 +16,7 @@ use crate::thread::Hub;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Stacks that greenlets have: those of active greenlets, and the few that were leaked because a
+    /// Stacks that greenlets and generators have: those of active greenlets, and the few that were leaked because a
     /// greenlet refused to end. All threads together; of each other thread, the stack of the greenlet
     /// that ended last counts too.
     pub in_use: usize,
