@@ -90,7 +90,7 @@ fn check(text: &str) {
     assert_eq!(state_of("main"), "suspended", "{text}");
     assert_eq!(state_of("never"), "pending", "{text}");
     assert_eq!(state_of("deep"), "suspended", "{text}");
-    assert_eq!(state_of("yields"), "suspended", "{text}");
+    assert_eq!(state_of("inside"), "suspended", "{text}");
     assert_eq!(state_of("gated"), "awaiting", "{text}");
     assert_eq!(state_of("aborts"), "current", "{text}");
     assert!(text.contains("suspended at tests/gdb.rs:"), "{text}");
@@ -123,6 +123,10 @@ fn check(text: &str) {
         part("gated").iter().any(|line| line.contains("gdb::waits_deep")),
         "{text}"
     );
+    // From the function of a generator into its consumer.
+    let inside = part("inside");
+    let place = |name: &str| inside.iter().position(|line| line.contains(name));
+    assert!(place("gdb::waits_deep") < place("gdb::steps"), "{text}");
     assert!(
         part("main").iter().any(|line| line.contains("gdb::child")),
         "{text}"
@@ -147,6 +151,11 @@ fn waits_deep(depth: u32) -> Result<u32> {
 }
 
 #[inline(never)]
+fn steps(generator: &Generator<u32>) -> Result<u32> {
+    generator.resume(()).unwrap()
+}
+
+#[inline(never)]
 fn outer_body(depth: u32) -> Result<u32> {
     waits_deep(depth)
 }
@@ -156,18 +165,15 @@ fn child() {
     let never = build("never").build(|(): ()| Ok(()));
     let deep = build("deep").build(|depth: u32| outer_body(depth));
     deep.switch::<()>(3_u32).unwrap();
-    let yields = build("yields").build(|depth: u32| {
-        let mut numbers = Generator::new(move |out| {
-            outer_body(depth)?;
-            out.yield_(1)
-        });
-        numbers.next().expect("it waits in the body")
+    let inside = build("inside").build(|depth: u32| {
+        let generator = Generator::new(move |out| out.yield_(waits_deep(depth)?));
+        steps(&generator)
     });
-    yields.switch::<()>(1_u32).unwrap();
+    inside.switch::<()>(2_u32).unwrap();
     let gated = build("gated").build(|depth: u32| outer_body(depth));
     gated.switch::<()>(0_u32).unwrap();
     gated.close_gate();
     let aborts = build("aborts").build(|(): ()| -> Result<()> { std::process::abort() });
     aborts.switch::<()>(()).unwrap();
-    drop((never, deep, yields, gated));
+    drop((never, deep, inside, gated));
 }

@@ -82,9 +82,8 @@ def elements(vector):
 
 
 def location(address, kind):
-    """The text of a `&'static Location`, given the reference's address and type. `None` if it is null. In a note, the lowest bit
-    says whether the greenlet yields there."""
-    at = word(address) & ~1
+    """The text of a `&'static Location`, given the reference's address and type. `None` if it is null."""
+    at = word(address)
     if at == 0:
         return None
     value = gdb.Value(at).cast(kind).dereference()

@@ -55,7 +55,7 @@ fn main() -> Result<()> {
     println!("{}", line(squares)?);
 
     // The function gets the first value that is sent; no step is lost to get it going.
-    let mut running = Generator::with_input(|out, first: f64| {
+    let mut running = Generator::<f64, f64>::with_input(|out, first| {
         let (mut total, mut count) = (first, 1.0);
         loop {
             total += out.yield_(total / count)?;
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
         println!("{:.1}", running.send(n).expect("it never ends")?);
     }
 
-    let mut failing = Generator::new(|out| {
+    let mut failing = Generator::<&str>::new(|out| {
         out.yield_("one")?;
         bail!("nothing left")
     });

@@ -28,7 +28,7 @@ pub fn greenlets() -> Vec<Greenlet> {
     Hub::get().all_greenlets().collect()
 }
 
-/// How many stacks the greenlets of the calling thread have at the moment. A greenlet has one from its
+/// How many stacks the greenlets of the calling thread have at the moment, and the generators. A greenlet has one from its
 /// first switch until it ends. A counter is read; [`stack::stats`] knows more, of all threads, and asks the kernel.
 ///
 /// # Examples

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Output};
 
 use anyhow::Result;
-use greenlet::Greenlet;
+use greenlet::{Generator, Greenlet};
 
 mod child;
 
@@ -19,6 +19,10 @@ fn main() -> ExitCode {
         (
             "a_thread_cancelled_inside_a_greenlet_aborts",
             a_thread_cancelled_inside_a_greenlet_aborts,
+        ),
+        (
+            "a_generator_that_stops_its_end_during_a_panic_aborts",
+            a_generator_that_stops_its_end_during_a_panic_aborts,
         ),
         (
             "a_panic_of_main_ends_the_process_as_always",
@@ -100,6 +104,23 @@ fn a_thread_cancelled_inside_a_greenlet_aborts() {
     });
     let Some(output) = output else { return };
     assert_aborted(&output, "exception");
+}
+
+// A generator that is dropped while its consumer panics cannot be left suspended: its yields are refused.
+// #[test], on the main thread
+fn a_generator_that_stops_its_end_during_a_panic_aborts() {
+    let output = child::run("a_generator_that_stops_its_end_during_a_panic_aborts", || {
+        let mut generator = Generator::<u32>::new(|out| {
+            loop {
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| out.yield_(1)));
+            }
+        });
+        generator.next().unwrap().unwrap();
+        println!("begins");
+        std::panic::resume_unwind(Box::new(()));
+    });
+    let Some(output) = output else { return };
+    assert_aborted(&output, "its function stops each unwinding");
 }
 
 // CX-4: a panic of main itself, outside any greenlet's function, ends the process as always.

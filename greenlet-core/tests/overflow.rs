@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Output};
 use std::ptr;
 
-use greenlet::{Greenlet, getparent};
+use greenlet::{Generator, Greenlet, Yielder, getparent};
 
 mod harness;
 #[path = "child/this_binary.rs"]
@@ -115,6 +115,39 @@ fn overflow_in_a_switch(place: usize) {
     }
 }
 
+/// A generator with a stack of 64 KiB.
+fn generator<F>(name: Option<&str>, function: F) -> Generator<(), (), usize>
+where
+    F: FnOnce(Yielder<()>) -> usize + 'static,
+{
+    let builder = Generator::builder().stack_size(64 << 10);
+    let builder = match name {
+        Some(name) => builder.name(name),
+        None => builder,
+    };
+    builder.build(|out| Ok(function(out)))
+}
+
+fn overflow_in_a_generator(name: Option<&str>) {
+    drop(generator(name, |_| recurse(0)).resume(()));
+}
+
+/// Uses up the stack by calls that each yield.
+fn overflow_in_a_yield() {
+    #[inline(never)]
+    fn descend(depth: usize, out: &Yielder<()>) -> usize {
+        if depth == usize::MAX {
+            return 0;
+        }
+        out.yield_(()).unwrap();
+        descend(black_box(depth + 1), out) + black_box(depth)
+    }
+    let generator = generator(Some("deep"), |out| descend(0, &out));
+    loop {
+        generator.resume(()).unwrap().unwrap();
+    }
+}
+
 /// Touches memory that nobody has.
 fn stray() {
     // SAFETY: it does not return: the process is to die of it, or a handler jumps off.
@@ -210,6 +243,37 @@ fn run_the_case(case: &str) -> ! {
             outer.switch::<()>(()).unwrap();
         }
         _ if case.starts_with("switch ") => overflow_in_a_switch(case["switch ".len()..].parse().unwrap()),
+        "generator" => overflow_in_a_generator(Some("deep")),
+        "unnamed generator" => overflow_in_a_generator(None),
+        "generator in a greenlet" => {
+            let consumer = Greenlet::builder().name("consumer").build(|(): ()| {
+                overflow_in_a_generator(Some("deep"));
+                Ok(())
+            });
+            consumer.switch::<()>(()).unwrap();
+        }
+        "greenlet of a generator" => drop(
+            generator(None, |_| {
+                overflow(Some("inner"));
+                0
+            })
+            .resume(()),
+        ),
+        "consumer of a generator" => {
+            let consumer = Greenlet::builder()
+                .name("consumer")
+                .stack_size(64 << 10)
+                .build(|(): ()| {
+                    let ended = generator(None, |_| 1);
+                    drop(ended.resume(()));
+                    let suspended = generator(None, |out| out.yield_(()).map_or(0, |()| 1));
+                    drop(suspended.resume(()));
+                    Ok(recurse(0))
+                });
+            consumer.switch::<usize>(()).unwrap();
+        }
+        "generator on a bare thread" => on_a_bare_thread(|| overflow_in_a_generator(Some("deep"))),
+        "yield" => overflow_in_a_yield(),
         "thread" => on_a_thread(|| overflow(Some("deep"))),
         "bare thread" => on_a_bare_thread(|| overflow(Some("deep"))),
         "bare thread ends" => {
@@ -307,6 +371,24 @@ fn overflow_in_a_switch_names_the_leaving_greenlet() {
     }
 }
 
+fn overflow_in_a_generator_names_it_and_its_consumer() {
+    assert_reports_overflow("generator", "generator 'deep' in greenlet 'main'", 64 << 10);
+    assert_reports_overflow("unnamed generator", "generator in greenlet 'main'", 64 << 10);
+    let name = "generator 'deep' in greenlet 'consumer'";
+    assert_reports_overflow("generator in a greenlet", name, 64 << 10);
+    assert_reports_overflow(
+        "generator on a bare thread",
+        "generator 'deep' in greenlet 'main'",
+        64 << 10,
+    );
+    assert_reports_overflow("yield", "generator 'deep' in greenlet 'main'", 64 << 10);
+}
+
+fn overflow_beside_a_generator_names_the_greenlet() {
+    assert_reports_overflow("greenlet of a generator", "greenlet 'inner'", 64 << 10);
+    assert_reports_overflow("consumer of a generator", "greenlet 'consumer'", 64 << 10);
+}
+
 fn overflow_on_another_thread() {
     assert_reports_overflow("thread", "greenlet 'deep'", 64 << 10);
 }
@@ -387,6 +469,8 @@ fn main() -> ExitCode {
         overflow_of_an_unnamed_greenlet_says_where_it_was_made
         overflow_below_another_greenlet_names_the_inner_one
         overflow_in_a_switch_names_the_leaving_greenlet
+        overflow_in_a_generator_names_it_and_its_consumer
+        overflow_beside_a_generator_names_the_greenlet
         overflow_on_another_thread
         overflow_on_a_thread_that_std_did_not_make
         overflow_cuts_a_long_name_between_characters

@@ -7,8 +7,8 @@ use std::process::{ExitCode, Output};
 
 use anyhow::Result;
 use greenlet::{
-    Greenlet, ThreadExiting, Tracer, end_suspended, getcurrent, getparent, gettrace, no_switch, run_to_end,
-    set_unraisable_hook, settrace, stack,
+    Generator, Greenlet, ThreadExiting, Tracer, end_suspended, getcurrent, getparent, gettrace, no_switch,
+    run_to_end, set_unraisable_hook, settrace, stack,
 };
 
 mod child;
@@ -36,6 +36,10 @@ fn main() -> ExitCode {
         (
             "exit_inside_a_greenlet_runs_no_suspended_code",
             exit_inside_a_greenlet_runs_no_suspended_code,
+        ),
+        (
+            "exit_inside_a_generator_runs_no_destructor_of_it",
+            exit_inside_a_generator_runs_no_destructor_of_it,
         ),
         (
             "exit_while_unwinding_runs_no_suspended_code",
@@ -279,6 +283,27 @@ fn exit_inside_a_greenlet_runs_no_suspended_code() {
             std::process::exit(7)
         });
         let _ = exits.switch::<()>(());
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 7, &["exits"]);
+}
+
+// The same of the function of a generator.
+// #[test], on the main thread
+fn exit_inside_a_generator_runs_no_destructor_of_it() {
+    let output = child::run("exit_inside_a_generator_runs_no_destructor_of_it", || {
+        let mut suspended = Generator::new(|out| {
+            let _local = Says("of another");
+            out.yield_(1)
+        });
+        suspended.next().unwrap().unwrap();
+        let mut exits = Generator::<u32>::new(|_| {
+            let _local = Says("its own local");
+            println!("exits");
+            std::process::exit(7)
+        });
+        exits.next();
+        drop(suspended);
     });
     let Some(output) = output else { return };
     assert_ended(&output, 7, &["exits"]);

@@ -61,12 +61,12 @@ const UNWIND: *const () = ptr::without_provenance(2);
 /// Functions up to this size start on the segment; larger ones are boxed until they are called.
 const LARGEST_IN_PLACE: usize = 1024;
 
-/// How many yields of a body that is thrown an exit are refused before one unwinds. A panic of the consumer may be why they are refused,
-/// and a body that looks at no error would try for ever.
+/// How many yields of a body that is thrown an exit are refused before the next ones unwind. A panic of the consumer may be why they are
+/// refused, and a body that looks at no error would try for ever.
 const REFUSALS: u32 = 100;
 
 /// How often a body that is being ended is unwound before it is given up.
-const FORCES: usize = 3;
+const FORCES: u32 = 3;
 
 /// A body on a stack of its own, and where it goes on.
 ///
@@ -453,7 +453,7 @@ impl Closing {
     unsafe fn begin(header: NonNull<Header>) -> (Closing, Error) {
         // SAFETY: the contract.
         let held = unsafe { Held::counting(header) };
-        held.header().refusals_left.set(Some(REFUSALS));
+        held.header().refusals_left.set(Some(REFUSALS + FORCES));
         (Closing(held), Hub::get().spare_exit.error(reason::CLOSED))
     }
 }
@@ -548,7 +548,8 @@ where
 fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
     let mut value = ManuallyDrop::new(value);
     let to = Header::of(header).outer.get();
-    asan::leave_for_good(to);
+    let data = pack(&mut value);
+    asan::leave_for_good(to); // the last thing here: what is done on this stack afterwards would leave marks
     // SAFETY: `[outer-waits]`; `[outcome-taken]`.
-    unsafe { backend::step_final(to, word, pack(&mut value)) }
+    unsafe { backend::step_final(to, word, data) }
 }

@@ -16,7 +16,7 @@ use anyhow::Error;
 
 use super::header::{Header, Held};
 use super::words::{pack, unpack};
-use super::{Forced, UNWIND, VALUE};
+use super::{FORCES, Forced, UNWIND, VALUE};
 use crate::asan;
 use crate::backend::{self, Words};
 use crate::error::{SwitchForbidden, Unwinding};
@@ -149,11 +149,15 @@ fn refuse(held: &Held, why: Look, value: Value) -> NotYielded {
         Look::Forbidden(since) => SwitchForbidden::new(since, Some(value)).into(),
         Look::Inside | Look::Outside => return NotYielded::Outside,
     };
-    let left = &held.header().refusals_left;
-    if left.get() == Some(0) {
-        force(held);
+    if let Some(left) = held.header().refusals_left.get() {
+        if left == 0 {
+            give_up();
+        }
+        held.header().refusals_left.set(Some(left - 1));
+        if left <= FORCES {
+            force(held);
+        }
     }
-    left.set(left.get().map(|left| left - 1));
     NotYielded::Error(error)
 }
 
@@ -170,6 +174,16 @@ unsafe fn interrupt(held: &Held, word: *const (), data: Words) -> NotYielded {
     }
     // SAFETY: the word is `ERROR`.
     NotYielded::Error(unsafe { unpack(data) })
+}
+
+/// Stops the process: the destructor of the generator cannot return, and nothing else can be done.
+#[cold]
+fn give_up() -> ! {
+    eprintln!(
+        "greenlet: a generator cannot be ended: its function stops each unwinding, and it cannot be left suspended while a panic \
+         unwinds; the process is aborted"
+    );
+    std::process::abort()
 }
 
 fn force(held: &Held) -> ! {

@@ -16,7 +16,7 @@ use crate::thread::Hub;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Stacks that greenlets have: those of active greenlets, and [`leaked`](Stats::leaked) ones. All
+    /// Stacks that greenlets and generators have: those of active greenlets, of generators, and [`leaked`](Stats::leaked) ones. All
     /// threads together; of each other thread, the stack of the greenlet that ended last counts too.
     pub in_use: usize,
     /// Of those, the stacks of greenlets that were suspended when their thread ended, or the process

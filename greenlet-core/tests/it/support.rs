@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::{getparent, greenlets, stacks_in_use};
+use greenlet::{getparent, greenlets, run_to_end, stacks_in_use};
 
 /// The first line of a test: asserts, as its last act, that nothing is left of any greenlet that it
 /// made. Stricter than `assert_no_leaks`: dead greenlets that something still refers to count too.
@@ -152,4 +152,32 @@ pub(crate) fn take_reports() -> Vec<String> {
 /// The list that [`catch_reports`] collects in.
 pub(crate) fn reports() -> Reports {
     REPORTS.with(Reports::clone)
+}
+
+/// How a thread ends while greenlets of it are suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ThreadEnd {
+    /// Its function returns.
+    Plain,
+    /// `run_to_end` ends them before.
+    RunToEnd,
+}
+
+impl ThreadEnd {
+    pub(crate) const BOTH: [ThreadEnd; 2] = [ThreadEnd::Plain, ThreadEnd::RunToEnd];
+
+    /// Runs a function in a thread of its own.
+    pub(crate) fn of_thread<T: Send + 'static>(
+        self,
+        function: impl FnOnce() -> T + Send + 'static,
+    ) -> std::thread::Result<T> {
+        let thread = std::thread::spawn(move || {
+            catch_reports();
+            match self {
+                ThreadEnd::Plain => function(),
+                ThreadEnd::RunToEnd => run_to_end(function),
+            }
+        });
+        thread.join()
+    }
 }

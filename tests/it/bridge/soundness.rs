@@ -15,8 +15,7 @@ use greenlet::{
 };
 
 use crate::bridge::{Handle, poll, ready};
-use crate::support::{Drops, Log, NoLeaks, Witness, catch_reports, take_reports, up};
-use crate::threads::ThreadEnd;
+use crate::support::{Drops, Log, NoLeaks, ThreadEnd, Witness, catch_reports, take_reports, up};
 
 type Shared<T> = Rc<RefCell<Option<T>>>;
 

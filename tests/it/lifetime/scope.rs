@@ -334,6 +334,53 @@ fn a_generator_of_the_scope_is_ended_too() {
 }
 
 #[test]
+fn a_generator_of_the_scope_is_ended_when_it_is_dropped() {
+    let log = Log::new();
+    let text = String::from("text");
+    scope(|s| {
+        for _ in 0..100 {
+            let generator = s.generator(|out| {
+                let _watch = Watch {
+                    log: &log,
+                    looks_at: &text,
+                };
+                out.yield_(1)?;
+                Ok("not reached")
+            });
+            assert_eq!(generator.resume(()).unwrap().unwrap(), 1);
+            assert!(log.take().is_empty());
+            drop(generator);
+            assert_eq!(log.take(), ["still there: text"]);
+        }
+        let listed = format!("{s:?}");
+        let digits = listed.chars().filter(char::is_ascii_digit).collect::<String>();
+        assert!(digits.parse::<usize>().unwrap() < 20, "{listed}");
+    });
+}
+
+/// Its function is in the middle of a switch, so it ends with the greenlet that steps it.
+#[test]
+fn a_generator_that_is_executing_is_ended_with_its_consumer() {
+    let log = Log::new();
+    let text = String::from("text");
+    scope(|s| {
+        let generator = s.generator(|out| {
+            let _watch = Watch {
+                log: &log,
+                looks_at: &text,
+            };
+            wait()?;
+            out.yield_(1)
+        });
+        let consumer = s.greenlet(move |(): ()| generator.resume(()).unwrap());
+        consumer.switch::<()>(()).unwrap();
+        mem::forget(consumer);
+        assert!(log.take().is_empty());
+    });
+    assert_eq!(log.take(), ["still there: text"]);
+}
+
+#[test]
 fn an_exit_in_the_middle_is_an_ordinary_end() {
     let text = String::from("text");
     let child = scope(|s| {

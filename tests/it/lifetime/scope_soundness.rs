@@ -15,7 +15,6 @@ use greenlet::{Greenlet, getcurrent, getparent, scope};
 
 use super::scope::{Watch, wait};
 use crate::support::Log;
-use crate::threads::ThreadEnd;
 
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
 /// inside `std::thread::scope`, whose thread then outlived what it borrowed.

@@ -3,8 +3,7 @@
 use anyhow::Result;
 use greenlet::{Greenlet, GreenletExit, TypeMismatch, Value, getcurrent};
 
-use super::threads::ThreadEnd;
-use crate::support::{Drops, Witness, catch_reports, take_reports, up};
+use crate::support::{Drops, ThreadEnd, Witness, catch_reports, take_reports, up};
 
 /// How a greenlet ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

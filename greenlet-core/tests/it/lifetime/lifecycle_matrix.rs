@@ -7,8 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, GreenletExit, Value, WeakGreenlet, getcurrent, getparent};
 
-use super::threads::ThreadEnd;
-use crate::support::{OnDrop, Reports, name, on_drop, reports, up};
+use crate::support::{OnDrop, Reports, ThreadEnd, name, on_drop, reports, up};
 
 /// Where the greenlet is when its last handle is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,7 @@ use greenlet::{
     greenlet_local, settrace,
 };
 
-use super::threads::ThreadEnd;
-use crate::support::{OnDrop, on_drop, reports, up};
+use crate::support::{OnDrop, ThreadEnd, on_drop, reports, up};
 
 thread_local! {
     static LATE: RefCell<Option<OnDrop>> = const { RefCell::new(None) };

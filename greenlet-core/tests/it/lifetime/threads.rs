@@ -5,43 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use anyhow::Result;
-use greenlet::{
-    Greenlet, GreenletExit, TypeMismatch, end_suspended, getcurrent, greenlets, run_to_end, stacks_in_use,
-};
+use greenlet::{Greenlet, GreenletExit, TypeMismatch, end_suspended, getcurrent, greenlets, stacks_in_use};
 
-use crate::support::{Log, catch_reports, on_drop, up};
+use crate::support::{Log, ThreadEnd, on_drop, up};
 
 thread_local! {
     static KEPT: RefCell<Vec<Greenlet>> = const { RefCell::new(Vec::new()) };
     static LATE: RefCell<Option<crate::support::OnDrop>> = const { RefCell::new(None) };
-}
-
-/// How a thread ends while greenlets of it are suspended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ThreadEnd {
-    /// Its function returns.
-    Plain,
-    /// `run_to_end` ends them before.
-    RunToEnd,
-}
-
-impl ThreadEnd {
-    pub(crate) const BOTH: [ThreadEnd; 2] = [ThreadEnd::Plain, ThreadEnd::RunToEnd];
-
-    /// Runs a function in a thread of its own.
-    pub(crate) fn of_thread<T: Send + 'static>(
-        self,
-        function: impl FnOnce() -> T + Send + 'static,
-    ) -> std::thread::Result<T> {
-        let thread = std::thread::spawn(move || {
-            catch_reports();
-            match self {
-                ThreadEnd::Plain => function(),
-                ThreadEnd::RunToEnd => run_to_end(function),
-            }
-        });
-        thread.join()
-    }
 }
 
 /// A suspended greenlet that counts when its stack is unwound, and sends how it was ended.
