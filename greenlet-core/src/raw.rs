@@ -3,6 +3,8 @@
 #![doc(hidden)]
 #![forbid(unsafe_code)]
 
+use std::panic::Location;
+
 use crate::report::{self, Unraisable};
 use crate::segment::Failure;
 pub use crate::segment::{NotYielded, Outcome, Segment, Yielder};
@@ -21,22 +23,28 @@ pub fn end<Y, S, R>(segment: &Segment<Y, S, R>) -> bool {
         return true;
     };
     let mut is_forced = false;
-    let is_over = segment.end(|failure| {
-        let consumer = thread::current_greenlet();
-        let report = match failure {
-            Failure::Error(error) => Unraisable::of_error(consumer, error),
-            Failure::Unwound(payload) => match unwind::caught_in_place(payload) {
-                Message::Panic(payload) => Unraisable::of_panic(consumer, payload),
-                Message::Error(error) => Unraisable::of_error(consumer, error),
-                Message::Force => return is_forced = true,
-                Message::Value(_) => unreachable!("no unwinding is a value"),
-            },
-            Failure::Refused => Unraisable::of_refusal(consumer),
-        };
-        report::call(&report.in_generator(made_at));
-    });
+    let is_over = segment.end(&mut |failure| is_forced |= report(failure, made_at));
     if is_forced && !std::thread::panicking() {
         unwind::force();
     }
     is_over
+}
+
+/// Reports what goes wrong when a body is ended. Returns `true` if it is that the running greenlet is unwound by force.
+#[cold]
+#[inline(never)]
+fn report(failure: Failure, made_at: &'static Location<'static>) -> bool {
+    let consumer = thread::current_greenlet();
+    let report = match failure {
+        Failure::Error(error) => Unraisable::of_error(consumer, error),
+        Failure::Unwound(payload) => match unwind::caught_in_place(payload) {
+            Message::Panic(payload) => Unraisable::of_panic(consumer, payload),
+            Message::Error(error) => Unraisable::of_error(consumer, error),
+            Message::Force => return true,
+            Message::Value(_) => unreachable!("no unwinding is a value"),
+        },
+        Failure::Refused => Unraisable::of_refusal(consumer),
+    };
+    report::call(&report.in_generator(made_at));
+    false
 }

@@ -423,12 +423,18 @@ impl Hub {
     #[inline]
     pub(crate) fn take_back(&self, stack: Stack) {
         if self.has_flag(slow::EXITING) {
-            let mut stacks = self.stacks.borrow_mut();
-            stacks.give(stack);
-            stacks.release();
+            self.take_back_late(stack);
         } else {
             self.retire(Some(stack));
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_back_late(&self, stack: Stack) {
+        let mut stacks = self.stacks.borrow_mut();
+        stacks.give(stack);
+        stacks.release();
     }
 
     /// Gives out a stack of the default size, if the one that was retired last has it.

@@ -1,6 +1,5 @@
 //! What can be chosen about a generator before it is created.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::panic::Location;
 
@@ -25,7 +24,7 @@ use super::{Generator, Yielder};
 #[derive(Clone, Debug)]
 #[must_use = "a builder creates nothing before `build`"]
 pub struct GeneratorBuilder {
-    name: Option<Cow<'static, str>>,
+    name: Option<Box<str>>,
     stack_size: usize,
 }
 
@@ -39,8 +38,8 @@ impl GeneratorBuilder {
     }
 
     /// Names the generator, for messages.
-    pub fn name(mut self, name: impl Into<Cow<'static, str>>) -> GeneratorBuilder {
-        self.name = Some(name.into());
+    pub fn name(mut self, name: impl Into<String>) -> GeneratorBuilder {
+        self.name = Some(name.into().into_boxed_str());
         self
     }
 

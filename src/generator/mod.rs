@@ -311,6 +311,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     }
 
     /// Ends the function, whatever it does. Returns `false` if it runs, or has switched elsewhere.
+    #[inline(never)]
     pub(crate) fn end(&self) -> bool {
         raw::end(&self.segment)
     }
@@ -329,8 +330,10 @@ impl<Y: 'static, R: 'static> FusedIterator for Generator<Y, (), R> {}
 
 impl<Y: 'static, S: 'static, R: 'static> Drop for Generator<Y, S, R> {
     fn drop(&mut self) {
-        // CAUTION: runs arbitrary user code.
-        self.end();
+        if !self.segment.is_finished() {
+            // CAUTION: runs arbitrary user code.
+            self.end();
+        }
     }
 }
 

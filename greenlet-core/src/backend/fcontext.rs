@@ -254,14 +254,14 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `word` points to until the
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   consumer has taken it.
 #[inline(always)]
-pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
+pub(crate) unsafe fn step_final(to: *mut u8, word: *const (), data: Words) -> ! {
     let packet = StepPacket {
         from: ptr::null(),
         word,
-        data: [Word::uninit(); 3],
+        data,
         is_final: true,
     };
     // SAFETY: the contract.

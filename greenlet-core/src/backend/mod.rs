@@ -22,7 +22,7 @@
 //!   step(from, to, w, d)                leaves for the segment at `to`; where to come back is written to `from`, which is the first word of
 //!                                       its header; returns what the next step back brings, and the resume point that it leaves
 //!   step_back(to, w, d)                 leaves the segment for the consumer at `to`; returns what the next step brings
-//!   step_final(to, w)                   leaves the segment for good
+//!   step_final(to, w, d)                leaves the segment for good
 //! ```
 //!
 //! ```text

@@ -13,7 +13,6 @@
 //! - `[header-marks]` `made_at` is `None` in a room without a header. So [`Header::at`] tells a segment from the stack of a greenlet.
 
 use std::any::TypeId;
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
@@ -40,7 +39,7 @@ pub(crate) struct Header {
     types: fn() -> [TypeId; 2],
     /// `None` once the body has begun, or the function is dropped.
     unrun: Cell<Option<DropFunction>>,
-    name: Cell<Option<Cow<'static, str>>>,
+    name: Cell<Option<Box<str>>>,
     /// While the body is thrown an exit: how many more yields are refused before one unwinds.
     pub(super) refusals_left: Cell<Option<u32>>,
 }
@@ -52,7 +51,7 @@ impl Header {
     pub(super) fn put(
         stack: Stack,
         made_at: &'static Location<'static>,
-        name: Option<Cow<'static, str>>,
+        name: Option<Box<str>>,
         types: fn() -> [TypeId; 2],
         unrun: DropFunction,
     ) -> NonNull<Header> {
@@ -166,13 +165,20 @@ impl Drop for Held {
         let header = self.header();
         let left = header.handles.get() - 1;
         header.handles.set(left);
-        if left > 0 {
-            return;
+        if left == 0 {
+            release(header);
         }
-        header.made_at.set(None); // `[header-room]`
-        drop(header.name.take());
-        if let Some(stack) = header.stack.take() {
-            Hub::get().take_back(stack);
-        }
+    }
+}
+
+/// The last count is gone.
+#[inline(never)]
+fn release(header: &Header) {
+    header.made_at.set(None); // `[header-room]`
+    if let Some(name) = header.name.take() {
+        drop(name);
+    }
+    if let Some(stack) = header.stack.take() {
+        Hub::get().take_back(stack);
     }
 }

@@ -23,14 +23,13 @@
 //! - `[body-suspended]` `sp` is non-null exactly while the body is suspended in a yield, or has not begun. It is the resume point then,
 //!   and is used once: each step takes it out.
 //! - `[outer-waits]` While the body runs, `header.outer` is the resume point of its consumer, which waits in a step. Each step writes it anew.
-//! - `[outcome-taken]` The outcome of the body is in its last frame. The consumer moves it out before it lets go of the header.
+//! - `[outcome-taken]` The outcome of the body may be in its last frame. The consumer moves it out before it lets go of the header.
 
 mod header;
 mod words;
 mod yielder;
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -52,12 +51,12 @@ use header::Held;
 use words::{pack, unpack};
 pub use yielder::{NotYielded, Yielder};
 
-/// What the word of a step says of its data.
+/// The word of a step, or of a final step, whose data are a value.
 const VALUE: *const () = ptr::null();
-/// An error that the body's yield returns.
+/// The word of one whose data are an error.
 const ERROR: *const () = ptr::without_provenance(1);
-/// Nothing: the body's yield unwinds.
-const FORCE: *const () = ptr::without_provenance(2);
+/// The word of one that lets the other side unwind: the body by force, and the consumer with the payload that the data are.
+const UNWIND: *const () = ptr::without_provenance(2);
 
 /// Functions up to this size start on the segment; larger ones are boxed until they are called.
 const LARGEST_IN_PLACE: usize = 1024;
@@ -124,7 +123,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     ///
     /// [`StackError`] if there is no stack of that size.
     pub fn new<F>(
-        name: Option<Cow<'static, str>>,
+        name: Option<Box<str>>,
         stack_size: usize,
         made_at: &'static Location<'static>,
         function: F,
@@ -145,7 +144,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     }
 
     fn in_place<F>(
-        name: Option<Cow<'static, str>>,
+        name: Option<Box<str>>,
         stack_size: usize,
         made_at: &'static Location<'static>,
         function: F,
@@ -200,7 +199,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         self.sp.set(left);
         if left.is_null() {
             // SAFETY: that was a final step.
-            return Err(unsafe { self.settle(word) });
+            return Err(unsafe { self.settle(word, data) });
         }
         // SAFETY: a step back that is not final carries a `Y`.
         Ok(unsafe { unpack(data) })
@@ -239,7 +238,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// the middle of a switch: then it is left as it is.
     ///
     /// It is for destructors: nothing unwinds out of it, unless out of `report`, which is told of what goes wrong.
-    pub fn end(&self, mut report: impl FnMut(Failure)) -> bool {
+    pub fn end(&self, report: &mut dyn FnMut(Failure)) -> bool {
         if self.is_executing() {
             return false;
         }
@@ -324,30 +323,21 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         let Some(header) = self.header.get() else {
             return Err(None);
         };
-        // SAFETY: `[header-alive]`: counted until this is dropped.
-        let held = unsafe { Held::counting(header) };
-        held.header().refusals_left.set(Some(REFUSALS));
-        let hub = Hub::get();
-        let outcome = self.deliver(hub.spare_exit.error(reason::CLOSED));
-        held.header().refusals_left.set(None);
-        match outcome {
-            Ok(item) => Ok(item),
-            Err(End::Error(error)) if is_own_exit(&error) => {
-                if !hub.has_flag(slow::EXITING) {
-                    // Kept for the next one. An error that has contexts is dropped.
-                    let _ = hub.spare_exit.exit_of(error);
-                }
-                Err(None)
-            }
-            Err(end) => Err(Some(end)),
-        }
+        // SAFETY: `[header-alive]`: the segment counts it.
+        let (closing, exit) = unsafe { Closing::begin(header) };
+        let outcome = self.deliver(exit);
+        drop(closing);
+        outcome.map_err(|end| match end {
+            End::Error(error) => unless_own_exit(error).map(End::Error),
+            end => Some(end),
+        })
     }
 
     /// Unwinds a body that is suspended.
     fn force(&self) -> Result<Y, Option<End<R>>> {
         let to = self.sp.replace(ptr::null_mut());
         // SAFETY: `[body-suspended]`: just taken out. (It has begun, since an exit came first.)
-        unsafe { self.step(to, FORCE, [Word::uninit(); 3]) }.map_err(Some)
+        unsafe { self.step(to, UNWIND, [Word::uninit(); 3]) }.map_err(Some)
     }
 
     /// Goes to the body, and returns what comes back.
@@ -355,13 +345,14 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// # Safety
     ///
     /// - `to` was just taken out of `sp`, and is not null. The data are what the word says.
+    #[inline(never)] // for the size of the code
     unsafe fn step(&self, to: *mut u8, word: *const (), data: Words) -> Result<Y, End<R>> {
         // SAFETY: the contract.
         let (left, word, data) = unsafe { self.go(to, word, data) };
         self.sp.set(left);
         if left.is_null() {
             // SAFETY: that was a final step.
-            return Err(unsafe { self.take_end(word) });
+            return Err(unsafe { self.take_end(word, data) });
         }
         // SAFETY: a step back that is not final carries a `Y`.
         Ok(unsafe { unpack(data) })
@@ -389,10 +380,17 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     ///
     /// # Safety
     ///
-    /// - The word is what the final step brought, and this is its first use.
-    unsafe fn take_end(&self, word: *const ()) -> End<R> {
-        // SAFETY: `[outcome-taken]`
-        let end = unsafe { word.cast::<End<R>>().read() };
+    /// - The words are what the final step brought, and this is their first use.
+    #[inline] // also in `settle`
+    unsafe fn take_end(&self, word: *const (), data: Words) -> End<R> {
+        // SAFETY: `enter` has packed that. `[outcome-taken]`
+        let end = unsafe {
+            match word {
+                VALUE => End::Returned(unpack(data)),
+                ERROR => End::Error(unpack(data)),
+                _ => End::Unwound(unpack(data)),
+            }
+        };
         // SAFETY: `[header-alive]`: this is the segment's count.
         drop(
             self.header
@@ -409,9 +407,9 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// - As for [`take_end`](Segment::take_end).
     #[cold]
     #[inline(never)]
-    unsafe fn settle(&self, word: *const ()) -> Outcome<R> {
+    unsafe fn settle(&self, word: *const (), data: Words) -> Outcome<R> {
         // SAFETY: the contract.
-        outcome_of(unsafe { self.take_end(word) })
+        outcome_of(unsafe { self.take_end(word, data) })
     }
 
     /// Why there is no step.
@@ -444,10 +442,41 @@ fn outcome_of<R>(end: End<R>) -> Outcome<R> {
     }
 }
 
-/// Returns `true` if the error is the exit that a segment throws, and not one that somebody threw at the consumer.
-fn is_own_exit(error: &Error) -> bool {
+/// While this lives, a body is thrown an exit: see [`REFUSALS`].
+struct Closing(Held);
+
+impl Closing {
+    /// # Safety
+    ///
+    /// - The header lives.
+    #[inline(never)] // for the size of the code
+    unsafe fn begin(header: NonNull<Header>) -> (Closing, Error) {
+        // SAFETY: the contract.
+        let held = unsafe { Held::counting(header) };
+        held.header().refusals_left.set(Some(REFUSALS));
+        (Closing(held), Hub::get().spare_exit.error(reason::CLOSED))
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.header().refusals_left.set(None);
+    }
+}
+
+/// Takes the exit that a segment throws, and not one that somebody threw at the consumer.
+#[inline(never)] // for the size of the code
+fn unless_own_exit(error: Error) -> Option<Error> {
     let exit = error.downcast_ref::<GreenletExit>();
-    exit.is_some_and(|exit| exit.reason() == Some(reason::CLOSED))
+    if exit.is_none_or(|exit| exit.reason() != Some(reason::CLOSED)) {
+        return Some(error);
+    }
+    let hub = Hub::get();
+    if !hub.has_flag(slow::EXITING) {
+        // Kept for the next one. An error that has contexts is dropped.
+        let _ = hub.spare_exit.exit_of(error);
+    }
+    None
 }
 
 /// Returns `true` if the payload is that of a forced unwinding of this segment.
@@ -507,14 +536,19 @@ where
     // SAFETY: the first step carries a value: `deliver` throws nothing at a body that has not begun.
     let first = unsafe { unpack::<S>([first, second, third]) };
     // Unwind safety: the consumer goes on with the unwinding.
-    let end = match catch_unwind(AssertUnwindSafe(move || function(yielder, first))) {
-        Ok(Ok(value)) => End::Returned(value),
-        Ok(Err(error)) => End::Error(error),
-        Err(payload) => End::Unwound(payload),
-    };
-    let mut end = ManuallyDrop::new(end);
-    let to = Header::of(&header).outer.get();
+    match catch_unwind(AssertUnwindSafe(move || function(yielder, first))) {
+        Ok(Ok(value)) => finish(&header, VALUE, value),
+        Ok(Err(error)) => finish(&header, ERROR, error),
+        Err(payload) => finish(&header, UNWIND, payload),
+    }
+}
+
+/// Leaves the segment for good.
+#[inline(always)] // so that the value is packed where it is
+fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
+    let mut value = ManuallyDrop::new(value);
+    let to = Header::of(header).outer.get();
     asan::leave_for_good(to);
     // SAFETY: `[outer-waits]`; `[outcome-taken]`.
-    unsafe { backend::step_final(to, (&raw mut end).cast()) }
+    unsafe { backend::step_final(to, word, pack(&mut value)) }
 }

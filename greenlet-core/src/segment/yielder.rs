@@ -10,13 +10,13 @@ use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
-use std::panic::resume_unwind;
+use std::panic::{Location, resume_unwind};
 
 use anyhow::Error;
 
 use super::header::{Header, Held};
 use super::words::{pack, unpack};
-use super::{FORCE, Forced, VALUE};
+use super::{Forced, UNWIND, VALUE};
 use crate::asan;
 use crate::backend::{self, Words};
 use crate::error::{SwitchForbidden, Unwinding};
@@ -82,30 +82,11 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     #[cold]
     #[inline(never)]
     fn yield_slow(&self, value: Y) -> Result<S, NotYielded> {
-        let hub = Hub::get();
-        let section = Header::at(hub.forbidden_in.get());
-        let mut is_forbidden = false;
-        let is_inside = Header::chain().any(|header| {
-            is_forbidden |= section == Some(header);
-            header == self.held.place()
-        });
-        if !is_inside {
-            return Err(NotYielded::Outside);
-        }
-        let error = if std::thread::panicking() {
-            Unwinding::new(Some(Value::new(value))).into()
-        } else if let Some(since) = hub.forbidden_since.get().filter(|_| is_forbidden) {
-            SwitchForbidden::new(since, Some(Value::new(value))).into()
-        } else {
+        match look(&self.held) {
             // SAFETY: the body runs, as far in as the caller is.
-            return unsafe { self.step_back(value) };
-        };
-        let left = self.held.header().refusals_left.get();
-        if left == Some(0) {
-            self.force();
+            Look::Inside => unsafe { self.step_back(value) },
+            why => Err(refuse(&self.held, why, Value::new(value))),
         }
-        self.held.header().refusals_left.set(left.map(|left| left - 1));
-        Err(NotYielded::Error(error))
     }
 
     /// Leaves the body.
@@ -129,25 +110,70 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
             return Ok(unsafe { unpack(data) });
         }
         // SAFETY: they came with that word.
-        Err(unsafe { self.interrupted(word, data) })
+        Err(unsafe { interrupt(&self.held, word, data) })
     }
+}
 
-    /// # Safety
-    ///
-    /// - The words came with a step, whose word is not [`VALUE`], and this is their first use.
-    #[cold]
-    #[inline(never)]
-    unsafe fn interrupted(&self, word: *const (), data: Words) -> NotYielded {
-        if word == FORCE {
-            self.force();
-        }
-        // SAFETY: the word is `ERROR`.
-        NotYielded::Error(unsafe { unpack(data) })
-    }
+/// Why the caller may not leave a body.
+enum Look {
+    Inside,
+    Outside,
+    Unwinding,
+    /// The body is in a section without switches, since here.
+    Forbidden(&'static Location<'static>),
+}
 
-    fn force(&self) -> ! {
-        resume_unwind(Box::new(Forced(self.held.place().as_ptr())))
+/// Looks whether the caller runs in the body of a segment, and may leave it.
+#[inline(never)]
+fn look(held: &Held) -> Look {
+    let hub = Hub::get();
+    let section = Header::at(hub.forbidden_in.get());
+    let mut is_forbidden = false;
+    let is_inside = Header::chain().any(|header| {
+        is_forbidden |= section == Some(header);
+        header == held.place()
+    });
+    match hub.forbidden_since.get().filter(|_| is_forbidden) {
+        _ if !is_inside => Look::Outside,
+        _ if std::thread::panicking() => Look::Unwinding,
+        Some(since) => Look::Forbidden(since),
+        None => Look::Inside,
     }
+}
+
+/// Refuses a yield. While the body is thrown an exit, that unwinds it in the end.
+#[inline(never)]
+fn refuse(held: &Held, why: Look, value: Value) -> NotYielded {
+    let error = match why {
+        Look::Unwinding => Unwinding::new(Some(value)).into(),
+        Look::Forbidden(since) => SwitchForbidden::new(since, Some(value)).into(),
+        Look::Inside | Look::Outside => return NotYielded::Outside,
+    };
+    let left = &held.header().refusals_left;
+    if left.get() == Some(0) {
+        force(held);
+    }
+    left.set(left.get().map(|left| left - 1));
+    NotYielded::Error(error)
+}
+
+/// Makes of a step what the yield returns.
+///
+/// # Safety
+///
+/// - The words came with a step, whose word is not [`VALUE`], and this is their first use.
+#[cold]
+#[inline(never)]
+unsafe fn interrupt(held: &Held, word: *const (), data: Words) -> NotYielded {
+    if word == UNWIND {
+        force(held);
+    }
+    // SAFETY: the word is `ERROR`.
+    NotYielded::Error(unsafe { unpack(data) })
+}
+
+fn force(held: &Held) -> ! {
+    resume_unwind(Box::new(Forced(held.place().as_ptr())))
 }
 
 impl<Y, S> Clone for Yielder<Y, S> {

@@ -335,10 +335,10 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `word` points to until the
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   consumer has taken it.
 #[inline(always)]
-pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
+pub(crate) unsafe fn step_final(to: *mut u8, word: *const (), data: Words) -> ! {
     // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
@@ -348,6 +348,9 @@ pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
             "br x9",
             in("x5") to,
             in("x0") word,
+            in("x1") data[0],
+            in("x3") data[1],
+            in("x4") data[2],
             options(noreturn),
         );
     }

@@ -328,10 +328,10 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `word` points to until the
+/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   consumer has taken it.
 #[inline(always)]
-pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
+pub(crate) unsafe fn step_final(to: *mut u8, word: *const (), data: Words) -> ! {
     // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
@@ -340,6 +340,9 @@ pub(crate) unsafe fn step_final(to: *mut u8, word: *const ()) -> ! {
             "jmp [rsp]",
             to = in(reg) to,
             in("rdi") word,
+            in("rsi") data[0],
+            in("rcx") data[1],
+            in("r8") data[2],
             options(noreturn),
         );
     }
