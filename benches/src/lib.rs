@@ -500,7 +500,7 @@ fn print_group(group: &Value) {
 }
 
 fn print_goals(groups: &[Value]) {
-    println!("\n{:<34}{:<36}{:>9}{:>10}", "goals", "by", "at most", "measured");
+    println!("\n{:<36}{:<36}{:>9}{:>10}", "goals", "by", "at most", "measured");
     for group in groups {
         for goal in group["goals"].as_array().into_iter().flatten() {
             let (by, most) = match goal.get("than") {
@@ -508,7 +508,7 @@ fn print_goals(groups: &[Value]) {
                 None => ("nanoseconds", &goal["nanoseconds"]),
             };
             println!(
-                "{:<34}{by:<36}{:>9}{:>10}  {}",
+                "{:<36}{by:<36}{:>9}{:>10}  {}",
                 text(&group["name"]),
                 precise(number(most)),
                 precise(number(&goal["measured"]["typical"])),
