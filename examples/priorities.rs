@@ -8,8 +8,7 @@ use std::cmp::Reverse;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::testing::recorder;
-use greenlet::{Greenlet, getcurrent, getparent};
+use greenlet::{Greenlet, getcurrent, getparent, testing::recorder};
 
 struct Ready {
     task: Greenlet,

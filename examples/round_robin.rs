@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::testing::recorder;
-use greenlet::{Greenlet, getcurrent};
+use greenlet::{Greenlet, getcurrent, testing::recorder};
 
 /// Runs tasks in turns.
 #[derive(Clone, Default)]

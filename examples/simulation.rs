@@ -8,8 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::testing::recorder;
-use greenlet::{Greenlet, getcurrent, getmain};
+use greenlet::{Greenlet, getcurrent, getmain, testing::recorder};
 
 /// When, and which first of those at one time. Times are not negative, so their bits are in order.
 type Moment = (u64, u64);

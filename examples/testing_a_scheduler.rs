@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::testing::recorder;
-use greenlet::{Greenlet, getcurrent, getparent};
+use greenlet::{Greenlet, getcurrent, getparent, testing::recorder};
 
 /// Runs tasks in turns. Each task is a greenlet; the loop in [`run`](Scheduler::run) is their parent.
 #[derive(Clone, Default)]

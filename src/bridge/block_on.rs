@@ -13,10 +13,11 @@ use super::spawn::greenlet_spawn;
 
 /// Runs a function that awaits, and blocks this thread until it has returned.
 ///
-/// This is [`greenlet_spawn`] with the smallest executor around it. The thread is parked while
-/// nothing is ready, and each wake-up polls once. Use it on threads without an executor: in a test,
-/// a command-line tool or a worker thread. Futures that need the reactor of a runtime, such as
-/// tokio's sockets and timers, need that runtime here too: enter it first, or spawn there.
+/// This is [`greenlet_spawn`](crate::greenlet_spawn) with the smallest executor around it. The
+/// thread is parked while nothing is ready, and each wake-up polls once. Use it on threads without
+/// an executor: in a test, a command-line tool or a worker thread. Futures that need the reactor of
+/// a runtime, such as tokio's sockets and timers, need that runtime here too: enter it first, or
+/// spawn there.
 ///
 /// Do not call this on an executor's thread. It blocks all tasks of that thread, and never returns
 /// if the function waits for one of them. Inside a spawned function call the function itself: it

@@ -13,12 +13,12 @@ use greenlet_core::{Greenlet, may_switch};
 
 use super::drive::Drive;
 
-/// The future of a spawned function: see [`greenlet_spawn`].
+/// The future of a spawned function: see [`greenlet_spawn`](crate::greenlet_spawn).
 ///
 /// Dropping the future ends the function: the drop drops the awaited future and throws a
-/// [`GreenletExit`] into the function. All destructors run exactly once, before the drop returns.
-/// Awaits in that clean-up are refused, because the driver is gone. Use [`cancel`](Spawn::cancel)
-/// for clean-up that awaits.
+/// [`GreenletExit`](crate::GreenletExit) into the function. All destructors run exactly once,
+/// before the drop returns. Awaits in that clean-up are refused, because the driver is gone. Use
+/// [`cancel`](Spawn::cancel) for clean-up that awaits.
 ///
 /// # Panics
 ///
@@ -55,8 +55,9 @@ impl<T: 'static> Spawn<T> {
         Spawn { drive }
     }
 
-    /// Ends the function, and lets it clean up. The returned future throws a [`GreenletExit`] into
-    /// the function, and is ready when the function has ended.
+    /// Ends the function, and lets it clean up. The returned future throws a
+    /// [`GreenletExit`](crate::GreenletExit) into the function, and is ready when the function has
+    /// ended.
     ///
     /// In the function, [`try_await_`](crate::try_await_) returns the exit as an error, and
     /// [`await_`](crate::await_) unwinds. Clean-up code may await, except while the stack unwinds:
