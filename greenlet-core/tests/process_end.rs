@@ -186,10 +186,12 @@ fn the_report_of_a_thread_names_eight() {
     let [one, ten] = errors.lines().collect::<Vec<_>>()[..] else {
         panic!("{errors}")
     };
-    let start = "greenlet: still suspended when their thread ended, so their stacks are leaked: <Greenlet 'a', \
-                 suspended at tests/process_end.rs:";
+    let start = format!(
+        "greenlet: still suspended when their thread ended, so their stacks are leaked: <Greenlet 'a', suspended at {}:",
+        file!()
+    );
     assert!(
-        one.starts_with(start) && one.ends_with(">; end them before, with `run_to_end`"),
+        one.starts_with(&start) && one.ends_with(">; end them before, with `run_to_end`"),
         "{one}"
     );
     assert!(ten.contains(">, and 2 more; end them"), "{ten}");

@@ -15,6 +15,7 @@ use greenlet::{Greenlet, getcurrent, getparent, scope};
 
 use super::scope::{Watch, wait};
 use crate::support::Log;
+use crate::support::ThreadEnd;
 
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
 /// inside `std::thread::scope`, whose thread then outlived what it borrowed.
