@@ -40,62 +40,38 @@
 //! | `stack` | where stacks come from |
 //! | `backend` | the bare switch: assembly, or the `context` crate |
 
-mod ahead;
-mod asan;
 mod backend;
-mod body;
-mod builder;
 #[cfg(doctest)]
 mod compile_fail;
-mod end;
-mod entry;
-mod errand;
-mod error;
-mod exit;
-mod gate;
 mod generator;
 mod greenlet;
-mod inspect;
-mod link;
-mod local;
-mod overflow;
-mod probe;
-mod receive;
-mod record;
-mod report;
-mod section;
+mod node;
+mod payload;
 mod segment;
 pub mod stack;
-mod state;
 mod switch;
 #[cfg(test)]
 mod tests;
 mod thread;
-mod thread_bound;
-mod trace;
-mod transfer;
-mod tree;
-mod unwind;
-mod value;
 
-pub use builder::Builder;
-pub use end::{count_refusal, end_suspended, run_to_end};
-pub use errand::{Errand, ThreadId, ask_all_threads, run_errands};
-pub use error::{
+pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
+pub use greenlet::all_threads::{Errand, ThreadId, ask_all_threads, run_errands};
+pub use greenlet::builder::Builder;
+pub use greenlet::introspect::{StackUsage, greenlets, keep_ages, stacks_in_use};
+pub use greenlet::local::{LocalKey, Locals};
+pub use greenlet::no_switch::no_switch;
+pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
+pub use node::status::State;
+pub use payload::error::{
     Awaiting, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
-pub use exit::GreenletExit;
-pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
-pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
-pub use inspect::{StackUsage, greenlets, keep_ages, stacks_in_use};
-pub use local::{LocalKey, Locals};
-pub use report::{Unraisable, set_unraisable_hook, take_unraisable_hook};
-pub use section::no_switch;
-pub use state::State;
+pub use payload::exit::GreenletExit;
+pub use payload::value::Value;
 pub use switch::may_switch;
-pub use trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
-pub use unwind::raise;
-pub use value::Value;
+pub use switch::teardown::{count_refusal, end_suspended, run_to_end};
+pub use switch::trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
+pub use switch::unraisable::{Unraisable, set_unraisable_hook, take_unraisable_hook};
+pub use switch::unwind::raise;
 
 /// The name of the stack-switching backend that this build uses: `"asm"` or `"fcontext"`.
 pub const BACKEND: &str = backend::NAME;

@@ -4,11 +4,11 @@
 
 use std::panic::Location;
 
-use crate::report::{self, Unraisable};
+use crate::payload::Message;
 use crate::segment::{Failure, Segment};
+use crate::switch::unraisable::{self, Unraisable};
+use crate::switch::unwind;
 use crate::thread;
-use crate::transfer::Message;
-use crate::unwind;
 
 /// Ends the body of a segment, and reports what goes wrong. Returns `false`, and does nothing, if the body runs or is
 /// in the middle of a switch.
@@ -43,6 +43,6 @@ fn report(failure: Failure, made_at: &'static Location<'static>) -> bool {
         },
         Failure::Refused => Unraisable::of_refusal(consumer),
     };
-    report::call(&report.in_generator(made_at));
+    unraisable::call(&report.in_generator(made_at));
     false
 }

@@ -18,8 +18,8 @@ use std::panic::Location;
 use std::ptr::{self, NonNull};
 
 use crate::stack::{self, Around, Stack};
+use crate::switch::unwind;
 use crate::thread::Hub;
-use crate::unwind;
 
 /// Drops the function of a segment.
 type DropFunction = unsafe fn(NonNull<Header>);

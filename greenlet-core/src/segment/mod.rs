@@ -39,12 +39,12 @@ use std::ptr::{self, NonNull};
 
 use anyhow::{Error, Result};
 
-use crate::asan;
+use crate::backend::asan;
 use crate::backend::{self, Word, Words};
-use crate::error::{StackError, Unwinding};
-use crate::exit::{GreenletExit, reason};
+use crate::payload::error::{StackError, Unwinding};
+use crate::payload::exit::{GreenletExit, reason};
+use crate::payload::value::Value;
 use crate::thread::{Hub, slow};
-use crate::value::Value;
 
 pub(crate) use header::Header;
 use header::Held;

@@ -17,11 +17,11 @@ use anyhow::Error;
 use super::header::{Header, Held};
 use super::words::{pack, unpack};
 use super::{FORCES, Forced, UNWIND, VALUE};
-use crate::asan;
+use crate::backend::asan;
 use crate::backend::{self, Words};
-use crate::error::{SwitchForbidden, Unwinding};
+use crate::payload::error::{SwitchForbidden, Unwinding};
+use crate::payload::value::Value;
 use crate::thread::{Hub, slow};
-use crate::value::Value;
 
 /// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
 pub(crate) struct Yielder<Y: 'static, S: 'static> {

@@ -24,7 +24,7 @@
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use crate::error::{StackError, StackErrorKind};
+use crate::payload::error::{StackError, StackErrorKind};
 
 mod fault;
 mod pool;

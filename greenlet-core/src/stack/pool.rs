@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::slab::{self, Slabs, Unguarded};
 use super::stats::Counter;
 use super::{CLASSES, Class, Stack};
-use crate::error::StackError;
+use crate::payload::error::StackError;
 
 /// How many free stacks of a size a thread keeps. It passes on, and fetches, half of that at a time.
 const CACHE_MAX: usize = 128;

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 
 use super::{Around, Class, GuardHit, Stack, page_size, valgrind};
-use crate::error::{StackError, StackErrorKind};
+use crate::payload::error::{StackError, StackErrorKind};
 
 /// How many stacks the first slab of a size holds. Each further one holds twice as many.
 const FIRST_SLAB: usize = 16;

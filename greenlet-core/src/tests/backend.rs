@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
-use crate::asan;
+use crate::backend::asan;
 use crate::backend::{self, Seat, Word};
 use crate::stack::{Stack, StackCache};
 

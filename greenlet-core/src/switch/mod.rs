@@ -24,6 +24,13 @@
 //!   (`Hub::retire`) until something else runs.
 //! - **S4** Whoever arrives takes the parcel out of the sender's frame before it calls foreign code (P2).
 
+pub(crate) mod first_frame;
+pub(crate) mod receive;
+pub(crate) mod teardown;
+pub(crate) mod trace;
+pub(crate) mod unraisable;
+pub(crate) mod unwind;
+
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -31,27 +38,25 @@ use std::ptr;
 
 use anyhow::Error;
 
-use crate::ahead;
-use crate::asan;
 use crate::backend;
-use crate::body::Calls;
-use crate::end::{self, COUNT_OF_LAST_HANDLE};
-use crate::errand;
-use crate::error::{
+use crate::backend::asan;
+use crate::greenlet::Greenlet;
+use crate::greenlet::all_threads;
+use crate::node::Node;
+use crate::node::closure::Calls;
+use crate::node::record::{NodeRef, count, count_of, uncount};
+use crate::payload::error::{
     Awaiting, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
-use crate::exit::GreenletExit;
-use crate::greenlet::Greenlet;
-use crate::receive::{Arrival, apart, open, receive_any};
-use crate::record::{NodeRef, count, count_of, uncount};
-use crate::report::{self, Unraisable};
+use crate::payload::exit::GreenletExit;
+use crate::payload::value::Value;
+use crate::payload::{Content, Control, Descriptor, Message, Parcel, Thrown};
 use crate::stack::Stack;
+use crate::switch::receive::{Arrival, apart, open, receive_any};
+use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
+use crate::switch::unraisable::Unraisable;
+use crate::thread::prefetch;
 use crate::thread::{Hub, slow};
-use crate::trace;
-use crate::transfer::{Content, Control, Descriptor, Message, Parcel, Thrown};
-use crate::tree::Node;
-use crate::unwind;
-use crate::value::Value;
 
 /// Says whether there is nothing to do for a switch to `target` with a value of the type `carries` but to go to its seat.
 /// Else [`transfer`] does it.
@@ -158,7 +163,7 @@ unsafe fn has_way_to_suspended(hub: &Hub, target: *const Node) -> bool {
         return false;
     }
     // SAFETY: the contract.
-    unsafe { ahead::pass(hub, target, to) };
+    unsafe { prefetch::pass(hub, target, to) };
     true
 }
 
@@ -381,7 +386,7 @@ pub(crate) fn transfer(
         // Before anything is staged, so that what these run cannot get between (rule XD-5).
         let waiting = Waiting::new(content);
         if hub.has_flag(slow::ERRAND) {
-            errand::run(hub);
+            all_threads::run(hub);
         }
         // CAUTION: runs foreign code, which may unwind.
         hub.settle_debts();
@@ -418,7 +423,7 @@ pub(crate) fn transfer(
         if let Some(gate) = gate {
             let error = Awaiting::new(gate.label(), unsent(content)).into();
             drop((gate, living));
-            end::count_refusal();
+            teardown::count_refusal();
             return Err(error);
         }
     } else if living.seat.sp.get().is_null() {
@@ -765,7 +770,7 @@ fn settle_before_the_end(hub: &Hub) {
         Message::Error(error) => Unraisable::of_error(greenlet, error),
         Message::Force | Message::Value(_) => return,
     };
-    report::call(&report);
+    unraisable::call(&report);
     // CAUTION: runs foreign code (the destructor of what was reported).
     let dropped = catch_unwind(AssertUnwindSafe(|| drop(report)));
     std::mem::forget(dropped); // what even that leaves is leaked, or there were no end

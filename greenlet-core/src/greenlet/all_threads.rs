@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::section;
+use crate::greenlet::no_switch;
 use crate::thread::{self, Flags, Hub, slow};
 
 /// What must be left of a greenlet's stack for an errand to be run on it, in bytes. A backtrace takes 7 KiB.
@@ -259,7 +259,7 @@ pub(crate) fn run(hub: &Hub) {
         let next = inbox.errands.lock().pop_front();
         let Some(shared) = next else { return };
         // CAUTION: runs foreign code, which cannot switch.
-        let outcome = section::no_switch(|| catch_unwind(AssertUnwindSafe(|| (shared.errand)())));
+        let outcome = no_switch::no_switch(|| catch_unwind(AssertUnwindSafe(|| (shared.errand)())));
         shared.is_done_by(ThreadId::current());
         drop(outcome);
     }

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use crate::greenlet::Greenlet;
-use crate::report::{self, Unraisable};
+use crate::payload::Message;
+use crate::switch::unraisable::{self, Unraisable};
+use crate::switch::unwind;
 use crate::thread::{self, Hub, slow};
-use crate::transfer::Message;
-use crate::unwind;
 
 /// What kind of message a transfer brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -160,7 +160,7 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     if let Message::Force = message {
         // The greenlet is being unwound in any case.
         if let Message::Error(error) = replacement {
-            report::call(&Unraisable::of_error(thread::current_greenlet(), error));
+            unraisable::call(&Unraisable::of_error(thread::current_greenlet(), error));
         }
         return message;
     }

@@ -9,8 +9,8 @@ use std::fmt;
 use std::io;
 use std::panic::Location;
 
-use crate::thread_bound::ThreadBound;
-use crate::value::Value;
+use crate::payload::thread_bound::ThreadBound;
+use crate::payload::value::Value;
 
 /// The value that an error carries, where there is one.
 type Carried = Option<ThreadBound<Value>>;

@@ -6,9 +6,9 @@ use std::panic::Location;
 
 use anyhow::Result;
 
-use crate::body;
 use crate::greenlet::Greenlet;
-use crate::local::Locals;
+use crate::greenlet::local::Locals;
+use crate::node::closure;
 use crate::thread;
 
 /// Makes a greenlet with a name, a stack size or a parent of its own: see [`Greenlet::builder`].
@@ -71,7 +71,7 @@ impl Builder {
         F: FnOnce(A) -> Result<R> + 'static,
     {
         let parent = self.parent.unwrap_or_else(thread::current_greenlet);
-        let node = body::pending(parent, Location::caller(), function);
+        let node = closure::pending(parent, Location::caller(), function);
         if let Some(size) = self.stack_size {
             node.set_stack_size(size);
         }

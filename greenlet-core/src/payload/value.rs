@@ -6,7 +6,7 @@
 use std::any::{Any, TypeId, type_name};
 use std::fmt;
 
-use crate::exit::GreenletExit;
+use crate::payload::exit::GreenletExit;
 
 /// Any value, with its type.
 ///

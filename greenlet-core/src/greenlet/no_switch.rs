@@ -4,7 +4,7 @@
 
 use std::panic::Location;
 
-use crate::asan;
+use crate::backend::asan;
 use crate::thread::{self, Hub, slow};
 
 /// Runs `section`; a switch, a throw or an await inside it is refused with

@@ -208,7 +208,7 @@ impl Standing {
         self.has(ENDING)
     }
 
-    /// The record has something that most have not: see [`Node::more`](crate::tree::Node::more).
+    /// The record has something that most have not: see [`Node::more`](crate::node::Node::more).
     pub(crate) fn note_more(&self) {
         self.replace(MORE, MORE);
     }

@@ -26,9 +26,9 @@ use std::cell::Cell;
 use std::ptr;
 
 use crate::backend;
-use crate::record::soon_of;
+use crate::node::Node;
+use crate::node::record::soon_of;
 use crate::thread::{Hub, slow};
-use crate::tree::Node;
 
 /// How many switches ahead. What comes from memory takes as long as this many switches; more gained nothing.
 const DISTANCE: usize = 8;

@@ -15,10 +15,10 @@ use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::node::Node;
 use crate::segment::Header;
 use crate::stack::{self, GuardHit};
 use crate::thread::{Hub, slow};
-use crate::tree::Node;
 
 /// Prepares the process and the calling thread for a greenlet that overflows its stack.
 #[cold]

@@ -17,20 +17,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::Result;
 
-use crate::asan;
+use crate::backend::asan;
 use crate::backend::{Seat, Word};
-use crate::receive;
+use crate::node::Node;
+use crate::payload::{Content, Parcel};
 use crate::switch;
+use crate::switch::receive;
+use crate::switch::unwind;
 use crate::thread::Hub;
-use crate::transfer::{Content, Parcel};
-use crate::tree::Node;
-use crate::unwind;
 
 /// Runs the function of the current greenlet, which is `node`, and ends it with the outcome.
 ///
 /// # Safety
 ///
-/// - The pointer comes from the node's [`NodeRef`](crate::record::NodeRef) (K3). It is called in the first frame of the
+/// - The pointer comes from the node's [`NodeRef`](crate::node::record::NodeRef) (K3). It is called in the first frame of the
 ///   greenlet's stack.
 // In its caller, where an overflow of the first frame is told by the stack pointer (`stack/fault.rs` says where that is known); else
 // it has to be known before whose stack that is (see `overflow.rs`).

@@ -11,10 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::exit::{GreenletExit, reason};
+use crate::payload::Message;
+use crate::payload::exit::{GreenletExit, reason};
+use crate::payload::value::Value;
 use crate::thread::Hub;
-use crate::transfer::Message;
-use crate::value::Value;
 
 /// The payload of [`raise`].
 struct Raised(Error);

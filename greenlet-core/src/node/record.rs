@@ -38,11 +38,11 @@ use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::ahead::Soon;
-use crate::body::{self, Space};
 use crate::greenlet::Greenlet;
+use crate::node::Node;
+use crate::node::closure::{self, Space};
 use crate::thread::Hub;
-use crate::tree::Node;
+use crate::thread::prefetch::Soon;
 
 /// How many records are in a block: as many as fit into two pages of memory, with what an allocator adds.
 const RECORDS: usize = 42;
@@ -627,7 +627,7 @@ unsafe fn drop_unstarted(node: NonNull<Node>) {
 
     let on_panic = OnPanic(node);
     // CAUTION: runs foreign code.
-    body::clear(&ManuallyDrop::new(NodeRef(node)));
+    closure::clear(&ManuallyDrop::new(NodeRef(node)));
     std::mem::forget(on_panic);
 }
 

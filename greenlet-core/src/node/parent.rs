@@ -5,10 +5,10 @@
 use std::cell::Cell;
 use std::ptr;
 
-use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
-use crate::record::{NodeRef, count_of, uncount};
-use crate::tree::Node;
+use crate::node::Node;
+use crate::node::record::{NodeRef, count_of, uncount};
+use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
 
 /// Where a node has the handle of its parent.
 pub(crate) struct Link(Cell<Option<Greenlet>>);

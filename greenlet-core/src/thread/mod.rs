@@ -21,6 +21,9 @@
 //! - **T4** `ExitGuard` raises `EXITING` and marks all suspended greenlets as dead before arbitrary user
 //!   code can run. From then on, no code of them runs. Their stacks and what these own stay in place.
 
+pub(crate) mod overflow;
+pub(crate) mod prefetch;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::hint::black_box;
@@ -31,18 +34,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::ahead::{self, Ahead};
-use crate::asan;
-use crate::end;
-use crate::errand::{self, Inbox};
-use crate::exit::SpareExit;
+use crate::backend::asan;
 use crate::greenlet::Greenlet;
-use crate::overflow;
-use crate::record::{self, NodeRef, Records};
-use crate::report::{self, Unraisable};
+use crate::greenlet::all_threads::{self, Inbox};
+use crate::node::Node;
+use crate::node::record::{self, NodeRef, Records};
+use crate::payload::exit::SpareExit;
 use crate::stack::{self, SignalStack, Stack, StackCache};
-use crate::trace::Tracer;
-use crate::tree::Node;
+use crate::switch::teardown;
+use crate::switch::trace::Tracer;
+use crate::switch::unraisable::{self, Unraisable};
+use crate::thread::prefetch::Ahead;
 
 /// Reasons for a switch to leave the fast path; bits of [`Hub::slow`].
 pub(crate) mod slow {
@@ -242,7 +244,7 @@ impl Hub {
             // Twice, so that the count of main never looks like that of a greenlet without handles.
             main.clone().into_counted();
             main.clone().into_counted();
-            errand::enter(self);
+            all_threads::enter(self);
         } else {
             self.raise_flag(slow::EXITING);
             main.finish();
@@ -472,7 +474,7 @@ impl Hub {
     fn give_stack(&self, stack: Stack) {
         let mut stacks = self.stacks.borrow_mut();
         if stacks.give(stack) {
-            ahead::adapt(self, stacks.in_use());
+            prefetch::adapt(self, stacks.in_use());
         }
     }
 
@@ -485,7 +487,7 @@ impl Hub {
         }
         overflow::watch(self);
         let mut stacks = self.stacks.borrow_mut();
-        ahead::adapt(self, stacks.in_use());
+        prefetch::adapt(self, stacks.in_use());
         stacks.fetch(size)
     }
 
@@ -551,7 +553,7 @@ pub(crate) fn current_greenlet() -> Greenlet {
 
 /// Returns `true` on the thread that the process started with.
 fn is_first_of_process() -> bool {
-    match errand::os_id() {
+    match all_threads::os_id() {
         Some(id) => id == u64::from(std::process::id()),
         // The standard library calls it so.
         None => std::thread::current().name() == Some("main"),
@@ -571,17 +573,17 @@ impl Drop for ExitGuard {
             hub.settle_debts();
         }
         hub.raise_flag(slow::EXITING);
-        let left: Vec<Greenlet> = end::suspended(hub).collect();
+        let left: Vec<Greenlet> = teardown::suspended(hub).collect();
         let report = Unraisable::of_left(&left); // its text is of the time before they are dead
         left.iter().for_each(|greenlet| greenlet.node().leave(hub));
-        errand::leave(hub);
+        all_threads::leave(hub);
         if !is_thread_end {
             std::mem::forget((left, report)); // to drop handles may run user code
             return;
         }
         // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents captured.
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
-            report::call(&report);
+            unraisable::call(&report);
         }
         left.into_iter().for_each(record::release_left);
         hub.retire(None);

@@ -1,6 +1,12 @@
 //! The handle of a greenlet, and everything that can be done with it.
 
-#![forbid(unsafe_code)]
+pub(crate) mod all_threads;
+pub(crate) mod await_lock;
+pub(crate) mod backtrace;
+pub(crate) mod builder;
+pub(crate) mod introspect;
+pub(crate) mod local;
+pub(crate) mod no_switch;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -12,19 +18,19 @@ use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
-use crate::body;
-use crate::builder::Builder;
-use crate::end::{self, COUNT_OF_LAST_HANDLE};
-use crate::error::ParentError;
-use crate::exit::{GreenletExit, reason};
-use crate::receive;
-use crate::record::{NodeRef, WeakNodeRef};
-use crate::state::State;
+use crate::greenlet::builder::Builder;
+use crate::node::Node;
+use crate::node::closure;
+use crate::node::record::{NodeRef, WeakNodeRef};
+use crate::node::status::State;
+use crate::payload::Parcel;
+use crate::payload::error::ParentError;
+use crate::payload::exit::{GreenletExit, reason};
+use crate::payload::value::Value;
+use crate::switch::receive;
+use crate::switch::teardown::{self, COUNT_OF_LAST_HANDLE};
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub};
-use crate::transfer::Parcel;
-use crate::tree::Node;
-use crate::value::Value;
 
 /// A handle of a greenlet: a coroutine on a stack of its own.
 ///
@@ -348,10 +354,10 @@ impl Greenlet {
             State::Pending => {
                 // CAUTION: runs foreign code: the destructors of what the function captured.
                 self.node.standing.cancel();
-                body::clear(&self.node);
+                closure::clear(&self.node);
             }
             State::Active if self.node.standing.is_main() || hub.is_current(&self.node) => {}
-            State::Active if hub.can_end_greenlets() => end::end_owned(self, reason::ENDED),
+            State::Active if hub.can_end_greenlets() => teardown::end_owned(self, reason::ENDED),
             State::Active => hub.owe(Debt::End(self.clone())),
         }
     }
@@ -492,14 +498,14 @@ impl Greenlet {
 
     /// What is attached to the first greenlet from this one upwards that has a `T` attached.
     pub fn nearest_attached<T: 'static>(&self) -> Option<Rc<T>> {
-        crate::tree::lineage(&self.node).find_map(|node| attached_to(&node))
+        crate::node::lineage(&self.node).find_map(|node| attached_to(&node))
     }
 
     /// Ends an active greenlet of which only this handle is left, besides the one that it has of itself.
     #[inline]
     pub(crate) fn end_if_last_handle(&self) {
         if self.node.count() == COUNT_OF_LAST_HANDLE && self.node.standing.is_active() {
-            end::last_handle_gone(self);
+            teardown::last_handle_gone(self);
         }
     }
 

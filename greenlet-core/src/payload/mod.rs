@@ -25,6 +25,11 @@
 //!   `TypeId` only. The converse does not hold (each crate may have a copy), so unequal addresses prove
 //!   nothing.
 
+pub(crate) mod error;
+pub(crate) mod exit;
+pub(crate) mod thread_bound;
+pub(crate) mod value;
+
 use std::any::{Any, TypeId, type_name};
 use std::mem::ManuallyDrop;
 use std::ptr;
@@ -33,7 +38,7 @@ use anyhow::Error;
 
 use crate::backend::Word;
 use crate::greenlet::Greenlet;
-use crate::value::Value;
+use crate::payload::value::Value;
 
 /// What there is to know of a type that can cross a switch.
 pub(crate) struct TypeInfo {

@@ -17,8 +17,8 @@ use std::fmt;
 use std::ptr;
 use std::rc::Rc;
 
-use crate::builder::Builder;
 use crate::greenlet::Greenlet;
+use crate::greenlet::builder::Builder;
 use crate::thread::Hub;
 
 /// Declares variables of which each greenlet has its own value.

@@ -27,11 +27,11 @@
 
 use std::ptr;
 
-use crate::end::COUNT_OF_LAST_HANDLE;
 use crate::greenlet::Greenlet;
-use crate::state::{Gate, Kept};
+use crate::node::Node;
+use crate::node::status::{Gate, Kept};
+use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
 use crate::thread::{Hub, slow};
-use crate::tree::Node;
 
 impl Greenlet {
     /// Closes this greenlet and all below it: switching or throwing there is refused with

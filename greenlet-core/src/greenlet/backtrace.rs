@@ -26,17 +26,17 @@ use std::mem::ManuallyDrop;
 use std::panic::{Location, catch_unwind};
 use std::ptr;
 
-use crate::asan;
+use crate::backend::asan;
 use crate::backend::{self, Seat};
-use crate::error::NoBacktrace;
 use crate::greenlet::Greenlet;
-use crate::record::NodeRef;
-use crate::section;
-use crate::state::State;
+use crate::greenlet::no_switch;
+use crate::node::Node;
+use crate::node::record::NodeRef;
+use crate::node::status::State;
+use crate::payload::Parcel;
+use crate::payload::error::NoBacktrace;
+use crate::switch::unwind;
 use crate::thread::Hub;
-use crate::transfer::Parcel;
-use crate::tree::Node;
-use crate::unwind;
 
 /// What must be left of a stack for a capture, in bytes. A test holds it against what one takes.
 const ROOM: usize = 12 << 10;
@@ -84,7 +84,7 @@ impl Greenlet {
         if self.is_current() {
             return Ok(Backtrace::force_capture());
         }
-        section::no_switch(|| ask(Hub::get(), self.node())).ok_or(NoBacktrace::failed())
+        no_switch::no_switch(|| ask(Hub::get(), self.node())).ok_or(NoBacktrace::failed())
     }
 }
 

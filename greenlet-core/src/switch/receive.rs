@@ -12,15 +12,15 @@
 
 use anyhow::Error;
 
-use crate::error::TypeMismatch;
-use crate::exit::GreenletExit;
-use crate::probe;
+use crate::greenlet::backtrace;
+use crate::node::Node;
+use crate::payload::error::TypeMismatch;
+use crate::payload::exit::GreenletExit;
+use crate::payload::value::Value;
+use crate::payload::{Control, Message, Parcel, Thrown};
+use crate::switch::trace;
+use crate::switch::unwind;
 use crate::thread::Hub;
-use crate::trace;
-use crate::transfer::{Control, Message, Parcel, Thrown};
-use crate::tree::Node;
-use crate::unwind;
-use crate::value::Value;
 
 /// Who is back from a switch, and what it brought.
 ///
@@ -144,7 +144,7 @@ pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
 /// Takes what arrived, and does what there is to do before it is delivered. First it is taken out of the sender's frame (S4), and
 /// what is no message is answered.
 pub(crate) fn open(parcel: Parcel) -> Message {
-    let parcel = probe::answer(parcel);
+    let parcel = backtrace::answer(parcel);
     if parcel.is::<Thrown>() {
         // SAFETY: just looked.
         return Message::Error(unsafe { parcel.take::<Thrown>() }.0);

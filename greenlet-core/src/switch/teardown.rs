@@ -12,19 +12,19 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::exit::reason;
-use crate::gate;
 use crate::greenlet::Greenlet;
-use crate::receive;
-use crate::record::NodeRef;
-use crate::report::{self, Unraisable};
-use crate::state::Kept;
+use crate::greenlet::await_lock;
+use crate::node::lineage;
+use crate::node::record::NodeRef;
+use crate::node::status::Kept;
+use crate::payload::exit::reason;
+use crate::payload::value::Value;
+use crate::payload::{Content, Message, Parcel};
+use crate::switch::receive;
+use crate::switch::unraisable::{self, Unraisable};
+use crate::switch::unwind;
 use crate::switch::{self, Manners};
 use crate::thread::{self, Debt, Hub, slow};
-use crate::transfer::{Content, Message, Parcel};
-use crate::tree::lineage;
-use crate::unwind;
-use crate::value::Value;
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
 #[cold]
@@ -88,7 +88,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
         }
         if node.standing.is_active() && !spare() {
             node.standing.abandon();
-            report::call(&Unraisable::of_refusal(greenlet.clone()));
+            unraisable::call(&Unraisable::of_refusal(greenlet.clone()));
         }
     }
     hub.refusals.set(refusals);
@@ -106,7 +106,7 @@ fn stage(
     deliver: impl FnOnce(&'static Location<'static>) -> Result<Parcel, Error>,
 ) -> bool {
     let _meanwhile = ParentMeanwhile::new(greenlet.node());
-    gate::forget(Hub::get(), greenlet.node());
+    await_lock::forget(Hub::get(), greenlet.node());
     let message = match deliver(Location::caller()) {
         Ok(back) => receive::open_unless_exit(back),
         Err(refused) => Some(Message::Error(refused)),
@@ -121,8 +121,8 @@ fn stage(
 fn dispose(greenlet: &Greenlet, message: Message) -> bool {
     match message {
         Message::Value(value) => drop(value),
-        Message::Error(error) => report::call(&Unraisable::of_error(greenlet.clone(), error)),
-        Message::Panic(payload) => report::call(&Unraisable::of_panic(greenlet.clone(), payload)),
+        Message::Error(error) => unraisable::call(&Unraisable::of_error(greenlet.clone(), error)),
+        Message::Panic(payload) => unraisable::call(&Unraisable::of_panic(greenlet.clone(), payload)),
         Message::Force => return true,
     }
     false

@@ -21,11 +21,11 @@ use std::panic::Location;
 use anyhow::Result;
 
 use crate::backend::{self, Seat, Word};
-use crate::entry;
 use crate::greenlet::Greenlet;
-use crate::record::{NodeRef, space_of};
-use crate::transfer::{Descriptor, Parcel};
-use crate::tree::Node;
+use crate::node::Node;
+use crate::node::record::{NodeRef, space_of};
+use crate::payload::{Descriptor, Parcel};
+use crate::switch::first_frame;
 
 /// What a function that is kept in the record may have captured, in words.
 const WORDS: usize = 4;
@@ -83,9 +83,9 @@ where
 {
     // SAFETY: the contract. It keeps itself, and lives.
     unsafe {
-        let (node, first) = entry::arrive(own, word, data);
+        let (node, first) = first_frame::arrive(own, word, data);
         let function = space_of(node).cast::<F>().read();
-        entry::run::<A, R, F>(node, function, first)
+        first_frame::run::<A, R, F>(node, function, first)
     }
 }
 
@@ -117,12 +117,12 @@ where
         // is never left.
         unsafe {
             let function = *space_of(node).cast::<Box<F>>().read();
-            entry::run::<A, R, F>(node, function, first)
+            first_frame::run::<A, R, F>(node, function, first)
         }
     }
     // SAFETY: the contract.
     unsafe {
-        let (node, first) = entry::arrive(own, word, data);
+        let (node, first) = first_frame::arrive(own, word, data);
         run_unboxed::<A, R, F>(node, first)
     }
 }

@@ -8,7 +8,10 @@
 //!                   c
 //! ```
 
-#![forbid(unsafe_code)]
+pub(crate) mod closure;
+pub(crate) mod parent;
+pub(crate) mod record;
+pub(crate) mod status;
 
 use std::any::Any;
 use std::cell::{Cell, OnceCell};
@@ -16,15 +19,15 @@ use std::panic::Location;
 use std::rc::Rc;
 
 use crate::backend::Seat;
-use crate::body::{Calling, Calls};
-use crate::end::COUNT_OF_LAST_HANDLE;
-use crate::gate;
 use crate::greenlet::Greenlet;
-use crate::link::Link;
-use crate::local::Locals;
-use crate::record::NodeRef;
+use crate::greenlet::await_lock;
+use crate::greenlet::local::Locals;
+use crate::node::closure::{Calling, Calls};
+use crate::node::parent::Link;
+use crate::node::record::NodeRef;
+use crate::node::status::Standing;
 use crate::stack::{self, Stack};
-use crate::state::Standing;
+use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
 use crate::thread::Hub;
 
 /// What there is to know of one greenlet. What a switch reads and writes stands first: together with what the
@@ -211,7 +214,7 @@ impl Node {
 
     /// Marks a suspended greenlet as dead because the thread or the process ends (T4).
     pub(crate) fn leave(&self, hub: &Hub) {
-        gate::forget(hub, self);
+        await_lock::forget(hub, self);
         // Values on the stack may refer to what these own. One count of each is never released.
         std::mem::forget(self.locals());
         std::mem::forget(self.attachment().cloned());
