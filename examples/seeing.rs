@@ -6,10 +6,10 @@
 
 use anyhow::Result;
 use greenlet::record;
-use greenlet::{Greenlet, dump, getparent, keep_ages, tree};
+use greenlet::{Greenlet, dump, getparent, track_ages, tree};
 
 fn main() -> Result<()> {
-    keep_ages(true);
+    track_ages(true);
     let (shop, recording) = record(open_shop);
     let shop = shop?;
     match std::env::args().nth(1).as_deref() {

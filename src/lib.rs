@@ -40,7 +40,7 @@
 //! | `g.parent` | [`Greenlet::parent`], [`Greenlet::set_parent`] |
 //! | `g.dead`, `bool(g)` | [`Greenlet::is_dead`], [`Greenlet::is_active`] |
 //! | `getcurrent()` | [`getcurrent`]; [`getparent`] for `getcurrent().parent` |
-//! | `g.gr_frame` | [`Greenlet::parked_at`], [`Greenlet::backtrace`]; [`tree`] and [`dump`] for all |
+//! | `g.gr_frame` | [`Greenlet::suspended_at`], [`Greenlet::backtrace`]; [`tree`] and [`dump`] for all |
 //! | `g.gr_context`, `ContextVar` | [`Greenlet::locals`], [`greenlet_local!`] |
 //! | `g.__dict__` | [`Greenlet::attach`], [`Greenlet::attached`] |
 //! | `weakref.ref(g)` | [`Greenlet::downgrade`] |

@@ -94,7 +94,7 @@ fn check(text: &str) {
     assert_eq!(state_of("gated"), "awaiting", "{text}");
     assert_eq!(state_of("aborts"), "current", "{text}");
     assert!(text.contains("suspended at tests/gdb.rs:"), "{text}");
-    assert!(text.contains("made at tests/gdb.rs:"), "{text}");
+    assert!(text.contains("created at tests/gdb.rs:"), "{text}");
 
     // The backtraces.
     let part = |name: &str| -> Vec<&str> {
@@ -172,7 +172,7 @@ fn child() {
     inside.switch::<()>(2_u32).unwrap();
     let gated = build("gated").build(|depth: u32| outer_body(depth));
     gated.switch::<()>(0_u32).unwrap();
-    gated.close_gate();
+    gated.lock_for_await();
     let aborts = build("aborts").build(|(): ()| -> Result<()> { std::process::abort() });
     aborts.switch::<()>(()).unwrap();
     drop((never, deep, inside, gated));

@@ -30,7 +30,7 @@ fn a_signal_prints_the_greenlets_of_all_threads() {
     assert!(output.status.success(), "{text}");
     assert!(text.contains("greenlets of thread 'server' ("), "{text}");
     assert!(text.contains("└─ reader  "), "{text}");
-    assert!(text.contains("s old, made at tests/signal.rs:"), "{text}");
+    assert!(text.contains("s old, created at tests/signal.rs:"), "{text}");
     assert!(text.contains("waits_for_news"), "{text}");
     assert!(
         text.contains("has greenlets, and has not switched for 1s"),

@@ -10,8 +10,8 @@
 It needs the program's debug information (`debug = true` in the profile), and x86_64. It runs nothing in
 the program, and writes nothing to it: so it works on a core file, and whatever state the program is in.
 
-How it works. The threads that have greenlets are in `greenlet_core::errand::REGISTER`, each with a
-pointer into its hub, which has a list of all nodes. A suspended node has a resume point in its seat: the address on
+How it works. The threads that have greenlets are in `greenlet_core::greenlet::all_threads::REGISTRY`, each with a
+pointer into its state, which has a list of all nodes. A suspended node has a resume point in its context: the address on
 its stack where its registers are (see `greenlet-core/src/backend`). An unwinder, asked about the innermost frame
 of the thread, answers with those registers: so what gdb takes for the caller of that frame is the greenlet.
 """
@@ -19,11 +19,11 @@ of the thread, answers with those registers: so what gdb takes for the caller of
 import gdb
 import gdb.unwinder
 
-# The bits of `state::Standing`.
+# The bits of `node::status::Status`.
 STATE, MAIN = 0b11, 1 << 7
 STATES = ["pending", "active", "dead"]
 # The first frames of a greenlet are the library's own. Without debug information in full, only the second shows.
-OWN_FRAMES = ["greenlet_core::entry::", "greenlet_core::body::"]
+OWN_FRAMES = ["greenlet_core::switch::first_frame::", "greenlet_core::node::closure::"]
 # No greenlet's backtrace is longer; one that is has lost its way.
 MOST_FRAMES = 256
 
@@ -105,19 +105,19 @@ class Greenlet:
         self.thread = thread
         self.node = int(node.address)
         self.id = int(node["id"])
-        standing = word(int(node["standing"].address))
-        self.is_main = bool(standing & MAIN)
-        name = word(int(node["more"]["name"].address))
+        status = word(int(node["status"].address))
+        self.is_main = bool(status & MAIN)
+        name = word(int(node["extras"]["name"].address))
         self.name = text(word(name), word(name + 8)) if name else None
-        self.state = STATES[standing & STATE]
-        seat, held = (int(node[field].address) for field in ("seat", "held"))
+        self.state = STATES[status & STATE]
+        context, hidden = (int(node[field].address) for field in ("context", "hidden_sp"))
         # The one that runs has a resume point that means nothing.
-        self.resume = 0 if self.node == current else word(seat) or word(held)
-        self.code = word(seat + 8)
-        self.is_awaiting = not word(seat) and bool(self.resume)
-        place = node["made_at"].type
-        self.parked_at = location(seat + 16, place)
-        self.made_at = location(int(node["made_at"].address), place)
+        self.resume = 0 if self.node == current else word(context) or word(hidden)
+        self.code = word(context + 8)
+        self.is_awaiting = not word(context) and bool(self.resume)
+        place = node["created_at"].type
+        self.suspended_at = location(context + 16, place)
+        self.created_at = location(int(node["created_at"].address), place)
 
     @property
     def label(self):
@@ -128,7 +128,7 @@ class Greenlet:
             return self.state
         if not self.resume:
             return "current"
-        place = " at " + self.parked_at if self.parked_at else ""
+        place = " at " + self.suspended_at if self.suspended_at else ""
         return ("awaiting" if self.is_awaiting else "suspended") + place
 
     def registers(self):
@@ -150,16 +150,16 @@ class Greenlet:
 
 def greenlets():
     """All greenlets of all threads."""
-    register = gdb.lookup_static_symbol("greenlet_core::errand::REGISTER")
+    register = gdb.lookup_static_symbol("greenlet_core::greenlet::all_threads::REGISTRY")
     if register is None:
-        symbol = gdb.lookup_global_symbol("greenlet_core::errand::REGISTER")
+        symbol = gdb.lookup_global_symbol("greenlet_core::greenlet::all_threads::REGISTRY")
         if symbol is None:
             raise gdb.GdbError(
                 "no greenlets: the program does not use the `greenlet` crate, or has no debug information"
             )
         register = symbol
-    hub_type = gdb.lookup_type("greenlet_core::thread::Hub")
-    offset = next(field.bitpos // 8 for field in hub_type.fields() if field.name == "slow")
+    state_type = gdb.lookup_type("greenlet_core::thread::ThreadState")
+    offset = next(field.bitpos // 8 for field in state_type.fields() if field.name == "flags")
     threads = {thread.ptid[1] or thread.ptid[2]: thread for thread in gdb.selected_inferior().threads()}
     found = []
     for entry in elements(inside(register.value(), "alloc::vec::Vec<")):
@@ -168,27 +168,27 @@ def greenlets():
         thread = threads.get(os_id)
         if thread is None:
             continue  # of another process, before a fork
-        hub = gdb.Value(int(entry["flags"]) - offset).cast(hub_type.pointer()).dereference()
-        current = word(int(hub["current"].address))
-        found.extend(Greenlet(thread, node, current) for node in nodes(hub))
+        state = gdb.Value(int(entry["flags"]) - offset).cast(state_type.pointer()).dereference()
+        current = word(int(state["current"].address))
+        found.extend(Greenlet(thread, node, current) for node in nodes(state))
     return sorted(found, key=lambda greenlet: (greenlet.thread.num, greenlet.id))
 
 
-def nodes(hub):
-    """The nodes of a thread: those in the records of its blocks that are counted."""
-    block_type, record_type, node_type = (
-        gdb.lookup_type("greenlet_core::" + name) for name in ("record::Block", "record::Record", "tree::Node")
+def nodes(state):
+    """The nodes of a thread: those in the slots of its chunks that are counted."""
+    chunk_type, slot_type, node_type = (
+        gdb.lookup_type("greenlet_core::" + name) for name in ("node::record::Chunk", "node::record::Slot", "node::Inner")
     )
-    content = next(field.bitpos // 8 for field in record_type.fields() if field.name == "content")
-    strong = next(field.bitpos // 8 for field in record_type.fields() if field.name == "strong")
-    block = word(int(hub["records"]["first"].address))
-    while block:
-        value = gdb.Value(block).cast(block_type.pointer()).dereference()
-        records, size = int(value["records"].address), record_type.sizeof
-        for record in range(records, records + value["records"].type.sizeof, size):
-            if word(record + strong) & 0xFFFFFFFF:
-                yield gdb.Value(record + content).cast(node_type.pointer()).dereference()
-        block = word(int(value["after"].address))
+    content = next(field.bitpos // 8 for field in slot_type.fields() if field.name == "content")
+    strong = next(field.bitpos // 8 for field in slot_type.fields() if field.name == "strong")
+    chunk = word(int(state["pool"]["first"].address))
+    while chunk:
+        value = gdb.Value(chunk).cast(chunk_type.pointer()).dereference()
+        slots, size = int(value["slots"].address), slot_type.sizeof
+        for slot in range(slots, slots + value["slots"].type.sizeof, size):
+            if word(slot + strong) & 0xFFFFFFFF:
+                yield gdb.Value(slot + content).cast(node_type.pointer()).dereference()
+        chunk = word(int(value["after"].address))
 
 
 def named(argument):
@@ -293,7 +293,7 @@ class Greenlets(gdb.Command):
 
     def invoke(self, argument, from_tty):
         for greenlet in greenlets():
-            made = "" if greenlet.is_main else "  made at %s" % greenlet.made_at
+            made = "" if greenlet.is_main else "  created at %s" % greenlet.created_at
             print("%-6s %-16s %s%s" % (greenlet.label, greenlet.name or "-", greenlet.condition(), made))
 
 

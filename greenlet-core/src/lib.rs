@@ -55,19 +55,20 @@ mod tests;
 mod thread;
 
 pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
-pub use greenlet::all_threads::{Errand, ThreadId, ask_all_threads, run_errands};
+pub use greenlet::all_threads::{Broadcast, ThreadId, run_on_all_threads, run_pending_broadcasts};
 pub use greenlet::builder::Builder;
-pub use greenlet::introspect::{StackUsage, greenlets, keep_ages, stacks_in_use};
+pub use greenlet::introspect::{StackUsage, greenlets, stacks_in_use, track_ages};
 pub use greenlet::local::{LocalKey, Locals};
 pub use greenlet::no_switch::no_switch;
 pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
 pub use node::status::State;
 pub use payload::error::{
-    Awaiting, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    AwaitInProgress, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch,
+    Unwinding,
 };
 pub use payload::exit::GreenletExit;
 pub use payload::value::Value;
-pub use switch::may_switch;
+pub use switch::check_switch_allowed;
 pub use switch::teardown::{count_refusal, end_suspended, run_to_end};
 pub use switch::trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
 pub use switch::unraisable::{Unraisable, set_unraisable_hook, take_unraisable_hook};

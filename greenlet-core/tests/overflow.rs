@@ -51,7 +51,7 @@ fn assert_reports_overflow(case: &str, name: &str, size: usize) {
             "{text}"
         );
         assert!(text.contains(&format!("{size} bytes")), "{text}");
-        assert!(text.contains(&format!("made at {}:", file!())), "{text}");
+        assert!(text.contains(&format!("created at {}:", file!())), "{text}");
         assert!(text.contains("Builder::stack_size"), "{text}");
     }
 }

@@ -335,7 +335,7 @@ fn exit_while_unwinding_runs_no_suspended_code() {
 fn exit_while_one_is_kept_suspended_leaves_it() {
     let output = child::run("exit_while_one_is_kept_suspended_leaves_it", || {
         let kept = suspended("kept");
-        kept.close_gate();
+        kept.lock_for_await();
         kept.keep_suspended(|| {
             println!("exits");
             std::process::exit(9)

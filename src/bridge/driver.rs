@@ -33,7 +33,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
-use greenlet_core::{Greenlet, may_switch};
+use greenlet_core::{Greenlet, check_switch_allowed};
 
 /// What a driver is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ impl Driver {
         let Some(waker) = &*waker else {
             return Ok(Poll::Pending);
         };
-        may_switch()?;
+        check_switch_allowed()?;
         // An await inside of this poll must find no driver, as in every other poll.
         self.phase.set(Phase::Polling);
         let polling = Polling(self);

@@ -113,7 +113,7 @@ impl<T: 'static> Stepper<T> {
             Poll::Pending if spawn.awaits() == before => Step::Pending,
             Poll::Pending => Step::Awaits {
                 nth: spawn.awaits(),
-                at: spawn.awaits_at().unwrap_or_else(|| spawn.greenlet().made_at()),
+                at: spawn.awaits_at().unwrap_or_else(|| spawn.greenlet().created_at()),
             },
         }
     }

@@ -27,7 +27,7 @@ impl Tree {
         ));
         for row in &self.rows {
             let mut label = format!("{}\n{}", row.name, row.status.as_str());
-            if let Some(place) = row.parked_at {
+            if let Some(place) = row.suspended_at {
                 write!(label, " at {}:{}", place.file(), place.line())
                     .expect("writing to a String cannot fail");
             }
@@ -39,7 +39,7 @@ impl Tree {
                 Status::Pending => "#eeeeee",
                 Status::Current => "#c8f0c8",
                 Status::Suspended => "#dce8fa",
-                Status::Awaiting => "#fdf0c8",
+                Status::AwaitInProgress => "#fdf0c8",
                 Status::Dead => "#f5d5d5",
             };
             line(

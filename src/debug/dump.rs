@@ -8,7 +8,7 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use greenlet_core::{Greenlet, NoBacktrace, ThreadId, ask_all_threads, greenlets, run_errands};
+use greenlet_core::{Greenlet, NoBacktrace, ThreadId, greenlets, run_on_all_threads, run_pending_broadcasts};
 
 use super::tree::{Tree, name_of};
 
@@ -54,7 +54,7 @@ pub fn dump() -> Dump {
 /// Only a greenlet's own thread can inspect it, so each thread writes its part at its next switch.
 /// After `limit`, the threads that have not switched are listed by their ids only: they are blocked
 /// or busy. `tools/greenlet-gdb.py` shows the greenlets of those, too. A loop that seldom switches
-/// can call [`run_errands`].
+/// can call [`run_pending_broadcasts`].
 ///
 /// # Examples
 ///
@@ -68,11 +68,11 @@ pub fn dump() -> Dump {
 pub fn dump_all_threads(limit: Duration) -> String {
     let parts = Arc::new(Mutex::new(Vec::new()));
     let written = Arc::clone(&parts);
-    let errand = ask_all_threads(move || {
+    let errand = run_on_all_threads(move || {
         let part = dump();
         written.lock().unwrap_or_else(PoisonError::into_inner).push(part);
     });
-    run_errands(); // this thread may be one of them
+    run_pending_broadcasts(); // this thread may be one of them
     let silent = errand.wait(limit);
     let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
     let mut parts: Vec<String> = parts.iter().map(Dump::to_string).collect();
@@ -117,7 +117,7 @@ impl Dump {
 #[derive(Debug)]
 struct Trace {
     name: String,
-    parked_at: Option<&'static Location<'static>>,
+    suspended_at: Option<&'static Location<'static>>,
     backtrace: Result<Backtrace, NoBacktrace>,
 }
 
@@ -125,7 +125,7 @@ impl Trace {
     fn of(greenlet: &Greenlet) -> Trace {
         Trace {
             name: name_of(greenlet),
-            parked_at: greenlet.parked_at(),
+            suspended_at: greenlet.suspended_at(),
             backtrace: greenlet.backtrace(),
         }
     }
@@ -142,7 +142,7 @@ impl fmt::Display for Dump {
             self.tree
         )?;
         for trace in &self.traces {
-            match trace.parked_at {
+            match trace.suspended_at {
                 Some(place) => writeln!(f, "\n{}, parked at {place}", trace.name)?,
                 None => writeln!(f, "\n{}, current", trace.name)?,
             }
@@ -186,8 +186,8 @@ fn without_ours(backtrace: &str) -> String {
     // `body.rs`. Main's are those of its thread.
     let is_first = |frame: &String| {
         [
-            "greenlet_core::entry::",
-            "greenlet_core::body::",
+            "greenlet_core::switch::first_frame::",
+            "greenlet_core::node::closure::",
             "__rust_begin_short_backtrace",
         ]
         .iter()

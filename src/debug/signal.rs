@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use greenlet_core::keep_ages;
+use greenlet_core::track_ages;
 use signal_hook::iterator::Signals;
 
 use super::dump::dump_all_threads;
@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 ///
 /// The signal handler only wakes a helper thread, through a pipe, which is safe at any time. The
 /// helper asks all threads that have greenlets. Each writes its part at its next switch. A thread
-/// that has not switched for a second is listed by its id only. This also calls [`keep_ages`].
+/// that has not switched for a second is listed by its id only. This also calls [`track_ages`].
 /// Other handlers of the signal are still called.
 ///
 /// # Errors
@@ -52,6 +52,6 @@ pub fn dump_on_signal(signal: i32) -> io::Result<()> {
                 let _ = io::stderr().lock().write_all(text.as_bytes());
             }
         })?;
-    keep_ages(true);
+    track_ages(true);
     Ok(())
 }

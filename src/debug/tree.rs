@@ -12,7 +12,7 @@ use greenlet_core::{Greenlet, StackUsage, State, greenlets};
 /// Captures all greenlets of this thread as a tree. Each is below its parent, with its name, its
 /// state, the line where it is parked, the stack that it uses, and the line where it was created.
 ///
-/// Ages are shown if they are tracked ([`keep_ages`](crate::keep_ages)). Dead greenlets are left
+/// Ages are shown if they are tracked ([`track_ages`](crate::track_ages)). Dead greenlets are left
 /// out, except those that have living children. Capturing changes no greenlet, and works
 /// everywhere, also in a destructor or a panic hook.
 ///
@@ -27,7 +27,7 @@ use greenlet_core::{Greenlet, StackUsage, State, greenlets};
 /// worker.switch::<()>(())?;
 /// println!("{}", tree());
 /// // main       current
-/// // └─ worker  suspended at src/main.rs:5  stack 1.1 of 256 KiB, made at src/main.rs:5
+/// // └─ worker  suspended at src/main.rs:5  stack 1.1 of 256 KiB, created at src/main.rs:5
 /// assert_eq!(tree().to_string().lines().count(), 2);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
@@ -63,10 +63,10 @@ pub(super) struct Row {
     pub(super) parent: Option<u64>,
     pub(super) name: String,
     pub(super) status: Status,
-    pub(super) parked_at: Option<&'static Location<'static>>,
+    pub(super) suspended_at: Option<&'static Location<'static>>,
     stack: Option<StackUsage>,
     age: Option<Duration>,
-    made_at: Option<&'static Location<'static>>,
+    created_at: Option<&'static Location<'static>>,
     /// The number of its ancestors.
     depth: usize,
     /// Set if it is the last child of its parent.
@@ -79,7 +79,7 @@ pub(super) enum Status {
     Pending,
     Current,
     Suspended,
-    Awaiting,
+    AwaitInProgress,
     Dead,
 }
 
@@ -89,7 +89,7 @@ impl Status {
             State::Pending => Status::Pending,
             State::Dead => Status::Dead,
             State::Active if greenlet.is_current() => Status::Current,
-            State::Active if greenlet.is_awaiting() => Status::Awaiting,
+            State::Active if greenlet.is_awaiting() => Status::AwaitInProgress,
             State::Active => Status::Suspended,
         }
     }
@@ -99,7 +99,7 @@ impl Status {
             Status::Pending => "pending",
             Status::Current => "current",
             Status::Suspended => "suspended",
-            Status::Awaiting => "awaiting",
+            Status::AwaitInProgress => "awaiting",
             Status::Dead => "dead",
         }
     }
@@ -167,10 +167,10 @@ impl Row {
             parent: greenlet.parent().map(|parent| parent.id()),
             name: name_of(greenlet),
             status: Status::of(greenlet),
-            parked_at: greenlet.parked_at(),
+            suspended_at: greenlet.suspended_at(),
             stack: greenlet.stack_usage(),
             age: greenlet.age(),
-            made_at: Some(greenlet.made_at()).filter(|_| !greenlet.is_main()),
+            created_at: Some(greenlet.created_at()).filter(|_| !greenlet.is_main()),
             depth,
             is_last,
         }
@@ -178,7 +178,7 @@ impl Row {
 
     /// Returns the second column: the status, and the place.
     fn doing(&self) -> String {
-        match self.parked_at {
+        match self.suspended_at {
             Some(place) => format!("{} at {}:{}", self.status.as_str(), place.file(), place.line()),
             None => self.status.as_str().to_owned(),
         }
@@ -191,8 +191,8 @@ impl Row {
         });
         let age = self.age.map(|age| format!("{age:.1?} old"));
         let made = self
-            .made_at
-            .map(|place| format!("made at {}:{}", place.file(), place.line()));
+            .created_at
+            .map(|place| format!("created at {}:{}", place.file(), place.line()));
         let details: Vec<String> = [stack, age, made].into_iter().flatten().collect();
         details.join(", ")
     }

@@ -55,8 +55,8 @@ pub fn assert_no_leaks<T>(run: impl FnOnce() -> T) -> T {
             continue;
         }
         count += 1;
-        let made_at = greenlet.made_at();
-        write!(left, "\n  {greenlet:?}, made at {made_at}").expect("writing to a String cannot fail");
+        let created_at = greenlet.created_at();
+        write!(left, "\n  {greenlet:?}, created at {created_at}").expect("writing to a String cannot fail");
     }
     let stacks = stacks_in_use();
     assert!(count == 0, "{count} greenlets have not ended:{left}\n");

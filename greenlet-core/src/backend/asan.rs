@@ -13,7 +13,7 @@
 //!
 //!   leaves for good
 //!     leave_for_good: keeps its fake stack, since what it sends may stand there (P1);
-//!     bury: frees it when the next one ends, as the stack itself (`Hub::retire`)
+//!     bury: frees it when the next one ends, as the stack itself (`ThreadState::retire`)
 //! ```
 //!
 //! The sanitizer's functions are looked up as weak symbols, so a program that has the feature and is not
@@ -30,9 +30,9 @@ mod imp {
     use std::ffi::c_void;
     use std::ptr;
 
-    use crate::backend::{self, Seat};
+    use crate::backend::{self, SavedContext};
     use crate::stack::Around;
-    use crate::thread::Hub;
+    use crate::thread::ThreadState;
 
     type StartSwitch = unsafe extern "C" fn(save: *mut *mut c_void, bottom: *const c_void, size: usize);
     type FinishSwitch =
@@ -130,16 +130,16 @@ mod imp {
     fn bounds(to: *const u8) -> Bounds {
         match Around::of(to).map(Around::pages) {
             Some((start, len)) => (start.cast_const().cast(), len),
-            None => Hub::get().fibers.own.get(),
+            None => ThreadState::current().fibers.own.get(),
         }
     }
 
     /// What a stack that was left needs when it is come back to.
     pub(crate) struct Left(*mut c_void);
 
-    /// Says that the stack whose seat is `own` is left for another, or that control stays there.
+    /// Says that the stack whose context is `own` is left for another, or that control stays there.
     #[inline]
-    pub(crate) fn leave_seat(own: *const Seat, to: *const Seat) -> Left {
+    pub(crate) fn leave_seat(own: *const SavedContext, to: *const SavedContext) -> Left {
         if ptr::eq(own, to) {
             return leave(backend::stack_pointer());
         }
@@ -173,7 +173,7 @@ mod imp {
         let (mut bottom, mut size) = (ptr::null(), 0);
         // SAFETY: the other side has started it; a fresh stack has no fake stack yet.
         unsafe { finish(ptr::null_mut(), &raw mut bottom, &raw mut size) };
-        let own = &Hub::get().fibers.own;
+        let own = &ThreadState::current().fibers.own;
         if own.get().1 == 0 {
             own.set((bottom, size)); // the first switch of a thread leaves its own stack for a fresh one
         }
@@ -188,7 +188,7 @@ mod imp {
             return;
         };
         let (bottom, size) = bounds(to);
-        let fibers = &Hub::get().fibers;
+        let fibers = &ThreadState::current().fibers;
         fibers.bury();
         // SAFETY: the frames that stand on this stack are never returned to: its next user is to find no
         // marks of them. Then as in `leave_for`.
@@ -241,7 +241,10 @@ mod imp {
     pub(crate) struct Left;
 
     #[inline(always)]
-    pub(crate) fn leave_seat(_own: *const crate::backend::Seat, _to: *const crate::backend::Seat) -> Left {
+    pub(crate) fn leave_seat(
+        _own: *const crate::backend::SavedContext,
+        _to: *const crate::backend::SavedContext,
+    ) -> Left {
         Left
     }
 

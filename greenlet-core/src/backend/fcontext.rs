@@ -7,7 +7,7 @@
 //! ```text
 //!   side that leaves                         side that arrives
 //!   ├───────────────────┤                    gets (resume point, &packet)
-//!   │ packet            │◄── the one word ── writes the resume point to packet.seat.sp
+//!   │ packet            │◄── the one word ── writes the resume point to packet.context.sp
 //!   │  seats, word, data│                    reads the rest, and never looks again
 //!   ├───────────────────┤
 //! ```
@@ -23,22 +23,22 @@ use std::ptr::{self, NonNull};
 use context::stack::Stack;
 use context::{Context, Transfer};
 
-use crate::backend::{Entry, Seat, SegmentEntry, Word, Words};
+use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "fcontext";
 
-/// What comes back to a seat is written by whoever comes back, so it is not there yet where a stack switches to itself.
-pub(crate) const ECHOES: bool = false;
+/// What comes back to a context is written by whoever comes back, so it is not there yet where a stack switches to itself.
+pub(crate) const SELF_SWITCH_IS_NOOP: bool = false;
 
 /// How much of the stack `context` is told of. It takes the size only to lay out the first frame below
 /// the base, so the minimum that any stack of ours has will do.
 const TOLD_SIZE: usize = 4096;
 
 struct Packet {
-    seat: *const Seat,
-    /// The seat of who arrives.
-    to: *const Seat,
+    context: *const SavedContext,
+    /// The context of who arrives.
+    to: *const SavedContext,
     word: *const (),
     data: Word,
 }
@@ -49,13 +49,13 @@ struct Packet {
 ///
 /// - `transfer` is what a switch of this module has just brought, and this is its first use (F1).
 #[inline(always)]
-unsafe fn arrive(transfer: Transfer) -> (*const Seat, *const (), Word) {
+unsafe fn arrive(transfer: Transfer) -> (*const SavedContext, *const (), Word) {
     let packet = ptr::with_exposed_provenance::<Packet>(transfer.data);
     // SAFETY: F1: the packet stands in the frame that switched here. `Context` is one pointer,
     // `repr(C)`, never null, and not dropped: it is kept as the resume point.
     unsafe {
         let resume: *mut u8 = std::mem::transmute::<Context, *mut u8>(transfer.context);
-        (*(*packet).seat).sp.set(resume);
+        (*(*packet).context).sp.set(resume);
         ((*packet).to, (*packet).word, (*packet).data)
     }
 }
@@ -66,21 +66,21 @@ extern "C" fn start(transfer: Transfer) -> ! {
     // SAFETY: `init` has put it there. It is the first function on a fresh stack, reached once.
     unsafe {
         // Taken out: what suspends itself later has no code there, by which others tell the backends apart.
-        let entry = (*own).code.replace(ptr::null());
+        let entry = (*own).pc.replace(ptr::null());
         let entry = std::mem::transmute::<*const u8, Entry>(entry);
         entry(word, data, own)
     }
 }
 
-/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `entry` on it.
+/// Prepares a fresh stack, whose context is `context`: a switch there calls `entry` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
-    seat.code.set(entry as *const u8);
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
+    context.pc.set(entry as *const u8);
     // SAFETY: the contract.
-    seat.sp.set(unsafe { fresh(base.as_ptr(), start) });
+    context.sp.set(unsafe { fresh(base.as_ptr(), start) });
 }
 
 /// Returns the resume point of a fresh stack that starts at `start`.
@@ -98,23 +98,23 @@ unsafe fn fresh(base: *mut u8, start: extern "C" fn(Transfer) -> !) -> *mut u8 {
     }
 }
 
-/// Leaves this stack for the one whose seat `to` is; returns its own seat, and what the next switch back brings.
+/// Leaves this stack for the one whose context `to` is; returns its own context, and what the next switch back brings.
 ///
 /// # Safety
 ///
 /// - B1 for `to`, B2 for this stack; they are not the same.
 #[inline(always)]
 pub(crate) unsafe fn switch(
-    from: *const Seat,
+    from: *const SavedContext,
     note: &'static Location<'static>,
-    to: *const Seat,
+    to: *const SavedContext,
     word: *const (),
     data: Word,
-) -> (*const Seat, *const (), Word) {
-    // SAFETY: B2: the seat is this stack's.
-    unsafe { (*from).note.set(Some(note)) };
+) -> (*const SavedContext, *const (), Word) {
+    // SAFETY: B2: the context is this stack's.
+    unsafe { (*from).suspended_at.set(Some(at)) };
     let packet = Packet {
-        seat: from,
+        context: from,
         to,
         word,
         data,
@@ -126,16 +126,16 @@ pub(crate) unsafe fn switch(
     }
 }
 
-/// Leaves this stack for the one whose seat `to` is, for good.
+/// Leaves this stack for the one whose context `to` is, for good.
 ///
 /// # Safety
 ///
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
     // The side that arrives writes our resume point here, and nobody uses it.
-    let unused = Seat::new();
+    let unused = SavedContext::new();
     // SAFETY: as for `switch`.
     unsafe {
         switch(&unused, Location::caller(), to, word, data);
@@ -257,7 +257,7 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   consumer has taken it.
 #[inline(always)]
-pub(crate) unsafe fn step_final(to: *mut u8, word: *const (), data: Words) -> ! {
+pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
     let packet = StepPacket {
         from: ptr::null(),
         word,

@@ -9,10 +9,10 @@
 //! # The contract
 //!
 //! ```text
-//!   init(base, entry, seat)         a fresh stack, with its seat; the first switch there calls entry(w, d, seat)
-//!   switch(from, note, to, w, d)    leaves for the seat `to`; where to come back is written to the seat `from`, with
-//!                                   the note; returns that seat, and what the next switch there brings
-//!   switch_final(to, w, d)          leaves for the seat `to` for good; this stack is never come back to
+//!   init(base, entry, context)         a fresh stack, with its context; the first switch there calls entry(w, d, context)
+//!   switch(from, note, to, w, d)    leaves for the context `to`; where to come back is written to the context `from`, with
+//!                                   the note; returns that context, and what the next switch there brings
+//!   switch_and_exit(to, w, d)          leaves for the context `to` for good; this stack is never come back to
 //! ```
 //!
 //! A segment is a stack whose code runs as a part of the greenlet that steps it (`segment/`). Its resume point is one word.
@@ -22,7 +22,7 @@
 //!   step(from, to, w, d)                leaves for the segment at `to`; where to come back is written to `from`, which is the first word of
 //!                                       its header; returns what the next step back brings, and the resume point that it leaves
 //!   step_back(to, w, d)                 leaves the segment for the consumer at `to`; returns what the next step brings
-//!   step_final(to, w, d)                leaves the segment for good
+//!   step_and_exit(to, w, d)                leaves the segment for good
 //! ```
 //!
 //! ```text
@@ -38,9 +38,9 @@
 //!
 //! # Invariants, kept by the callers (`switch.rs`, `entry.rs`)
 //!
-//! - **B1** The seat that is switched to holds a resume point (what `init` or `switch` wrote there), its stack is mapped,
-//!   and the thread is the one that made it. A resume point is switched to at most once. Where the backend [`ECHOES`], the
-//!   seat may also be that of the stack that runs, whatever it holds.
+//! - **B1** The context that is switched to holds a resume point (what `init` or `switch` wrote there), its stack is mapped,
+//!   and the thread is the one that made it. A resume point is switched to at most once. Where the backend [`SELF_SWITCH_IS_NOOP`], the
+//!   context may also be that of the stack that runs, whatever it holds.
 //! - **B2** Nothing runs on a stack between its `switch` away and the switch that comes back.
 //! - **B3** Nothing unwinds out of an entry.
 //!
@@ -83,39 +83,41 @@ mod fcontext;
 ))]
 use fcontext as imp;
 
-pub(crate) use imp::{ECHOES, NAME, init, init_segment, step, step_back, step_final, switch, switch_final};
+pub(crate) use imp::{
+    NAME, SELF_SWITCH_IS_NOOP, init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit,
+};
 
 /// What is kept of a stack that is suspended, outside of it.
 #[repr(C)] // the assembly knows where each is
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct SavedContext {
     /// The resume point: where the stack goes on. Opaque, but for null, before there is one. Others may take it out and
     /// put it back.
     pub(crate) sp: Cell<*mut u8>,
     /// The code that goes on there, if the backend keeps it here.
-    pub(crate) code: Cell<*const u8>,
+    pub(crate) pc: Cell<*const u8>,
     /// Where in the source the stack was left.
-    pub(crate) note: Cell<Option<&'static Location<'static>>>,
+    pub(crate) suspended_at: Cell<Option<&'static Location<'static>>>,
 }
 
-impl Seat {
-    pub(crate) const fn new() -> Seat {
-        Seat {
+impl SavedContext {
+    pub(crate) const fn new() -> SavedContext {
+        SavedContext {
             sp: Cell::new(ptr::null_mut()),
-            code: Cell::new(ptr::null()),
-            note: Cell::new(None),
+            pc: Cell::new(ptr::null()),
+            suspended_at: Cell::new(None),
         }
     }
 }
 
-/// What a switch carries besides the descriptor: a pointer, or any value that fits. It may be padding or
+/// What a switch carries besides the tag: a pointer, or any value that fits. It may be padding or
 /// nothing at all, so it need not be initialised.
 pub(crate) type Word = MaybeUninit<*mut ()>;
 
-/// The first function on a new stack: it gets the two words of the first switch there, and the seat of the stack.
+/// The first function on a new stack: it gets the two words of the first switch there, and the context of the stack.
 ///
 /// The backend alone calls it, once, as the first function on a fresh stack.
-pub(crate) type Entry = unsafe extern "C" fn(word: *const (), data: Word, own: *const Seat) -> !;
+pub(crate) type Entry = unsafe extern "C" fn(word: *const (), data: Word, own: *const SavedContext) -> !;
 
 /// What a step carries, in registers. Through memory, a value that is written word by word and read as a whole has to wait: three words
 /// take 6.6 ns then, and 2.3 in registers.
@@ -169,7 +171,7 @@ pub(crate) fn keep_apart() {
 
 /// Asks for the memory at an address, which may be any at all, without waiting for it.
 #[inline(always)] // one instruction, or nothing
-pub(crate) fn fetch(address: *const u8) {
+pub(crate) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which touches nothing and never faults.
     unsafe {

@@ -17,11 +17,11 @@ use crate::thread;
 ///
 /// Unwinds if the running greenlet itself is unwound by force meanwhile.
 pub(super) fn end<Y, S, R>(segment: &Segment<Y, S, R>) -> bool {
-    let Some(made_at) = segment.made_at() else {
+    let Some(created_at) = segment.created_at() else {
         return true;
     };
     let mut is_forced = false;
-    let is_over = segment.end(&mut |failure| is_forced |= report(failure, made_at));
+    let is_over = segment.end(&mut |failure| is_forced |= report(failure, created_at));
     if is_forced && !std::thread::panicking() {
         unwind::force();
     }
@@ -31,18 +31,18 @@ pub(super) fn end<Y, S, R>(segment: &Segment<Y, S, R>) -> bool {
 /// Reports what goes wrong when a body is ended. Returns `true` if it is that the running greenlet is unwound by force.
 #[cold]
 #[inline(never)]
-fn report(failure: Failure, made_at: &'static Location<'static>) -> bool {
+fn report(failure: Failure, created_at: &'static Location<'static>) -> bool {
     let consumer = thread::current_greenlet();
     let report = match failure {
         Failure::Error(error) => Unraisable::of_error(consumer, error),
-        Failure::Unwound(payload) => match unwind::caught_in_place(payload) {
+        Failure::Unwound(payload) => match unwind::own_message(payload) {
             Message::Panic(payload) => Unraisable::of_panic(consumer, payload),
             Message::Error(error) => Unraisable::of_error(consumer, error),
-            Message::Force => return true,
+            Message::ForcedUnwind => return true,
             Message::Value(_) => unreachable!("no unwinding is a value"),
         },
         Failure::Refused => Unraisable::of_refusal(consumer),
     };
-    unraisable::call(&report.in_generator(made_at));
+    unraisable::call(&report.in_generator(created_at));
     false
 }

@@ -369,8 +369,8 @@ impl<Y, S, R> fmt::Debug for Generator<Y, S, R> {
         if let Some(name) = self.segment.name() {
             output.field("name", &name);
         }
-        if let Some(made_at) = self.segment.made_at() {
-            output.field("made_at", &format_args!("{made_at}"));
+        if let Some(created_at) = self.segment.created_at() {
+            output.field("created_at", &format_args!("{created_at}"));
         }
         output
             .field("is_executing", &self.segment.is_executing())

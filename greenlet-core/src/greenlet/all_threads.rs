@@ -4,8 +4,8 @@
 //!
 //! ```text
 //!   who asks                               each thread that has greenlets
-//!     puts the errand into each inbox        ... fast switches ...
-//!     raises ERRAND in each `Hub::slow` ──►  the next switch sees a flag, and leaves the fast path:
+//!     puts the task into each inbox        ... fast switches ...
+//!     raises REMOTE_CALL in each `ThreadState::slow` ──►  the next switch sees a flag, and leaves the fast path:
 //!     waits, reminds ...                       runs what is in its inbox, then switches
 //! ```
 //!
@@ -16,9 +16,9 @@
 //! - **A1** A pointer in the register points to the flags in the hub of a living thread of this process:
 //!   a thread enters itself when its main greenlet is made, and strikes itself off, under the register's lock,
 //!   before its thread-locals go. It is followed under that lock alone.
-//! - **A2** Another thread does nothing with a hub but to raise a flag in [`Flags`], which is atomic.
+//! - **A2** Another thread does nothing with a hub but to raise a flag in [`SwitchFlags`], which is atomic.
 //!
-//! An errand is in the inbox before the flag is raised, and the flag is lowered before the inbox is
+//! An task is in the inbox before the flag is raised, and the flag is lowered before the inbox is
 //! emptied: so a flag that is lowered leaves nothing behind.
 
 use std::collections::VecDeque;
@@ -30,19 +30,19 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::greenlet::no_switch;
-use crate::thread::{self, Flags, Hub, slow};
+use crate::thread::{self, SwitchFlags, ThreadState, flag};
 
-/// What must be left of a greenlet's stack for an errand to be run on it, in bytes. A backtrace takes 7 KiB.
+/// What must be left of a greenlet's stack for an task to be run on it, in bytes. A backtrace takes 7 KiB.
 const ROOM: usize = 24 << 10;
 
 /// The threads that have greenlets.
-static REGISTER: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+static REGISTRY: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 struct Entry {
     thread: ThreadId,
     /// The process that it is a thread of: after a fork, the child has the memory, but not the threads.
     process: u32,
-    flags: *const Flags,
+    flags: *const SwitchFlags,
     inbox: Arc<Inbox>,
 }
 
@@ -52,24 +52,24 @@ unsafe impl Send for Entry {}
 /// What one thread is asked to run.
 #[derive(Default)]
 pub(crate) struct Inbox {
-    errands: Mutex<VecDeque<Arc<Shared>>>,
+    errands: Mutex<VecDeque<Arc<Request>>>,
 }
 
-struct Shared {
-    errand: Box<dyn Fn() + Send + Sync>,
+struct Request {
+    task: Box<dyn Fn() + Send + Sync>,
     /// The threads that have not run it.
     missing: Mutex<Vec<ThreadId>>,
     one_less: Condvar,
 }
 
-impl Shared {
-    fn is_done_by(&self, thread: ThreadId) {
+impl Request {
+    fn mark_done_by(&self, thread: ThreadId) {
         self.missing.lock().retain(|missing| *missing != thread);
         self.one_less.notify_all();
     }
 }
 
-/// How a thread is called in the answers of [`Errand::wait`].
+/// How a thread is called in the answers of [`Broadcast::wait`].
 ///
 /// # Examples
 ///
@@ -122,58 +122,58 @@ pub(crate) fn os_id() -> Option<u64> {
     None
 }
 
-/// Asks every thread that has greenlets to run `errand` at its next switch, and returns at once.
+/// Asks every thread that has greenlets to run `task` at its next switch, and returns at once.
 ///
 /// A thread runs it where it was about to switch, throw, or start a greenlet, in the greenlet that was
 /// about to, if 24 KiB of that one's stack are left: it may look at everything, but not switch. One that does not switch (because it waits for
-/// something, or computes) does not run it; [`run_errands`] can be called there. A panic in it goes nowhere.
+/// something, or computes) does not run it; [`run_pending_broadcasts`] can be called there. A panic in it goes nowhere.
 ///
 /// # Examples
 ///
 /// ```
 /// use std::time::Duration;
-/// use greenlet_core::{ask_all_threads, getcurrent, greenlets, run_errands};
+/// use greenlet_core::{run_on_all_threads, getcurrent, greenlets, run_pending_broadcasts};
 ///
 /// let _main = getcurrent(); // so that this thread is one with greenlets
-/// let errand = ask_all_threads(|| println!("{} greenlets here", greenlets().len()));
-/// run_errands(); // or any switch
-/// assert!(errand.wait(Duration::from_secs(1)).is_empty());
+/// let task = run_on_all_threads(|| println!("{} greenlets here", greenlets().len()));
+/// run_pending_broadcasts(); // or any switch
+/// assert!(task.wait(Duration::from_secs(1)).is_empty());
 /// ```
-pub fn ask_all_threads(errand: impl Fn() + Send + Sync + 'static) -> Errand {
-    let shared = Arc::new(Shared {
-        errand: Box::new(errand),
+pub fn run_on_all_threads(task: impl Fn() + Send + Sync + 'static) -> Broadcast {
+    let shared = Arc::new(Request {
+        task: Box::new(task),
         missing: Mutex::new(Vec::new()),
         one_less: Condvar::new(),
     });
-    let register = REGISTER.lock();
+    let register = REGISTRY.lock();
     for entry in living(&register) {
         shared.missing.lock().push(entry.thread);
         entry.inbox.errands.lock().push_back(Arc::clone(&shared));
     }
     remind(&register);
     drop(register);
-    Errand { shared }
+    Broadcast { shared }
 }
 
-/// Runs what [`ask_all_threads`] has asked of this thread: for a loop that seldom switches.
+/// Runs what [`run_on_all_threads`] has asked of this thread: for a loop that seldom switches.
 ///
 /// It costs a look at a flag if there is nothing.
 #[inline]
-pub fn run_errands() {
-    let hub = Hub::get();
-    if hub.has_flag(slow::ERRAND) {
-        run(hub);
+pub fn run_pending_broadcasts() {
+    let thread = ThreadState::current();
+    if thread.has_flag(flag::REMOTE_CALL) {
+        run(thread);
     }
 }
 
-/// Something that all threads were asked to do: see [`ask_all_threads`].
+/// Something that all threads were asked to do: see [`run_on_all_threads`].
 ///
 /// # Examples
 ///
 /// ```
 /// use std::sync::mpsc;
 /// use std::time::Duration;
-/// use greenlet_core::{ThreadId, ask_all_threads, getcurrent};
+/// use greenlet_core::{ThreadId, run_on_all_threads, getcurrent};
 ///
 /// let (ready, is_ready) = mpsc::channel();
 /// let (sender, news) = mpsc::channel::<()>();
@@ -183,22 +183,22 @@ pub fn run_errands() {
 ///     let _ = news.recv(); // which does not switch
 /// });
 /// let thread = is_ready.recv()?;
-/// let errand = ask_all_threads(|| println!("{} is here", ThreadId::current()));
-/// assert_eq!(errand.wait(Duration::from_millis(1)), [thread]);
+/// let task = run_on_all_threads(|| println!("{} is here", ThreadId::current()));
+/// assert_eq!(task.wait(Duration::from_millis(1)), [thread]);
 /// drop(sender);
 /// waiting.join().unwrap();
-/// assert!(errand.wait(Duration::MAX).is_empty()); // it has ended
+/// assert!(task.wait(Duration::MAX).is_empty()); // it has ended
 /// # Ok::<(), mpsc::RecvError>(())
 /// ```
 #[must_use = "who does not wait does not know who has done it"]
-pub struct Errand {
-    shared: Arc<Shared>,
+pub struct Broadcast {
+    shared: Arc<Request>,
 }
 
-impl Errand {
+impl Broadcast {
     /// Waits until all threads have run it or have ended, but not longer than `limit`, and returns those that have not.
     ///
-    /// The calling thread, if it is one of them, does not run it by waiting: call [`run_errands`] before.
+    /// The calling thread, if it is one of them, does not run it by waiting: call [`run_pending_broadcasts`] before.
     pub fn wait(&self, limit: Duration) -> Vec<ThreadId> {
         /// Belt and braces: a flag once raised is not lost.
         const BETWEEN_REMINDERS: Duration = Duration::from_millis(5);
@@ -215,14 +215,14 @@ impl Errand {
                 .one_less
                 .wait_for(&mut missing, left.min(BETWEEN_REMINDERS));
             drop(missing);
-            remind(&REGISTER.lock());
+            remind(&REGISTRY.lock());
         }
     }
 }
 
-impl fmt::Debug for Errand {
+impl fmt::Debug for Broadcast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Errand")
+        f.debug_struct("Broadcast")
             .field("missing", &*self.shared.missing.lock())
             .finish_non_exhaustive()
     }
@@ -238,7 +238,7 @@ fn remind(register: &[Entry]) {
     for entry in living(register) {
         if !entry.inbox.errands.lock().is_empty() {
             // SAFETY: A1: the register is locked, so the thread is alive. A2.
-            unsafe { &*entry.flags }.raise(slow::ERRAND);
+            unsafe { &*entry.flags }.raise(flag::REMOTE_CALL);
         }
     }
 }
@@ -246,44 +246,44 @@ fn remind(register: &[Entry]) {
 /// Runs what is in this thread's inbox.
 #[cold]
 #[inline(never)]
-pub(crate) fn run(hub: &Hub) {
+pub(crate) fn run(thread: &ThreadState) {
     let usage = thread::current_greenlet().stack_usage();
     if usage.is_some_and(|usage| usage.size.saturating_sub(usage.used) < ROOM) {
         return; // the flag stays: another greenlet will have the room
     }
-    hub.lower_flag(slow::ERRAND);
-    let Some(inbox) = hub.inbox.borrow().clone() else {
+    thread.lower_flag(flag::REMOTE_CALL);
+    let Some(inbox) = thread.inbox.borrow().clone() else {
         return;
     };
     loop {
         let next = inbox.errands.lock().pop_front();
         let Some(shared) = next else { return };
         // CAUTION: runs foreign code, which cannot switch.
-        let outcome = no_switch::no_switch(|| catch_unwind(AssertUnwindSafe(|| (shared.errand)())));
-        shared.is_done_by(ThreadId::current());
+        let outcome = no_switch::no_switch(|| catch_unwind(AssertUnwindSafe(|| (shared.task)())));
+        shared.mark_done_by(ThreadId::current());
         drop(outcome);
     }
 }
 
 /// Enters the calling thread into the register.
-pub(crate) fn enter(hub: &Hub) {
+pub(crate) fn enter(thread: &ThreadState) {
     let inbox = Arc::new(Inbox::default());
-    hub.inbox.replace(Some(Arc::clone(&inbox)));
-    REGISTER.lock().push(Entry {
+    thread.inbox.replace(Some(Arc::clone(&inbox)));
+    REGISTRY.lock().push(Entry {
         thread: ThreadId::current(),
         process: std::process::id(),
-        flags: &raw const hub.slow,
+        flags: &raw const thread.flags,
         inbox,
     });
 }
 
 /// Strikes the calling thread off the register: it is about to end (A1).
-pub(crate) fn leave(hub: &Hub) {
-    let Some(inbox) = hub.inbox.take() else { return };
-    REGISTER.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
+pub(crate) fn leave(thread: &ThreadState) {
+    let Some(inbox) = thread.inbox.take() else { return };
+    REGISTRY.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
     // Nobody can add to it any more.
     let thread = ThreadId::current();
     for shared in inbox.errands.lock().drain(..) {
-        shared.is_done_by(thread);
+        shared.mark_done_by(thread);
     }
 }

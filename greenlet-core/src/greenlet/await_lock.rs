@@ -5,21 +5,21 @@
 //! or into one that will end into it, would take the place of the wake-up.
 //!
 //! ```text
-//!   main ── root [gate] ── child        closed: a switch to root, child or grandchild is refused
-//!                            └── grandchild        with `Awaiting`, unless it comes from inside
+//!   main ── root [lock] ── child        closed: a switch to root, child or grandchild is refused
+//!                            └── grandchild        with `AwaitInProgress`, unless it comes from inside
 //! ```
 //!
 //! Closing is two words written where nobody but the owner refers to the root, which is the common case.
-//! Where something does (a handle, a child), the hub counts the gate, and every switch of the thread
+//! Where something does (a handle, a child), the hub counts the lock, and every switch of the thread
 //! looks for closed gates in its target's lineage until it opens.
 //!
 //! # Invariants
 //!
-//! - **G1** Nothing below a closed gate runs: the gate is closed by code outside, after control has left;
+//! - **G1** Nothing below a closed lock runs: the lock is closed by code outside, after control has left;
 //!   nothing active is moved below one or out from below one (`Greenlet::set_parent`).
-//! - **G2** The resume point of a greenlet that is closed, or kept suspended, is in `Node::held`, and
-//!   `Node::seat.sp` is null: so the fast path never takes it.
-//! - **G3** What is kept suspended counts as a closed gate for all below it, whoever opens gates
+//! - **G2** The resume point of a greenlet that is closed, or hold suspended, is in `Inner::hidden_sp`, and
+//!   `Inner::context.sp` is null: so the fast path never takes it.
+//! - **G3** What is hold suspended counts as a closed lock for all below it, whoever opens gates
 //!   meanwhile. No stage of an end is delivered to it: each looks, also the second, for the first may
 //!   have led to who keeps it (`end::end`).
 
@@ -28,14 +28,14 @@
 use std::ptr;
 
 use crate::greenlet::Greenlet;
-use crate::node::Node;
-use crate::node::status::{Gate, Kept};
+use crate::node::Inner;
+use crate::node::status::{AwaitLock, Hold};
 use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
-use crate::thread::{Hub, slow};
+use crate::thread::{ThreadState, flag};
 
 impl Greenlet {
     /// Closes this greenlet and all below it: switching or throwing there is refused with
-    /// [`Awaiting`](crate::Awaiting) until [`open_gate`](Greenlet::open_gate).
+    /// [`AwaitInProgress`](crate::AwaitInProgress) until [`unlock`](Greenlet::unlock).
     ///
     /// For the owner of a greenlet that waits for something outside; see the module's documentation.
     /// Ending it, or dropping the last handle of one below, is still possible.
@@ -43,46 +43,46 @@ impl Greenlet {
     /// # Panics
     ///
     /// Panics if the running greenlet is this one or below it, for then it would go on behind a closed
-    /// gate.
+    /// lock.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Awaiting, Greenlet, getparent};
+    /// use greenlet_core::{AwaitInProgress, Greenlet, getparent};
     ///
     /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>(()));
     /// waiting.switch::<()>(())?;
-    /// waiting.close_gate();
-    /// assert!(waiting.switch::<u32>(1_u32).unwrap_err().is::<Awaiting>());
-    /// waiting.open_gate();
+    /// waiting.lock_for_await();
+    /// assert!(waiting.switch::<u32>(1_u32).unwrap_err().is::<AwaitInProgress>());
+    /// waiting.unlock();
     /// assert_eq!(waiting.switch::<u32>(2_u32)?, 2);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
-    pub fn close_gate(&self) {
-        let hub = Hub::get();
-        let node = self.node();
-        if node.standing.gate() != Gate::Open || !node.standing.is_active() {
+    pub fn lock_for_await(&self) {
+        let thread = ThreadState::current();
+        let node = self.inner();
+        if node.status.await_lock() != AwaitLock::Unlocked || !node.status.is_active() {
             return;
         }
         assert!(
-            !node.seat.sp.get().is_null() && !hub.is_current(node),
-            "the gate of a running greenlet cannot be closed"
+            !node.context.sp.get().is_null() && !thread.is_current(node),
+            "the lock of a running greenlet cannot be closed"
         );
-        node.held.set(node.seat.sp.replace(ptr::null_mut()));
-        node.standing.set_gate(Gate::Closed);
-        if node.count() > COUNT_OF_LAST_HANDLE {
-            self.close_for_those_below(hub);
+        node.hidden_sp.set(node.context.sp.replace(ptr::null_mut()));
+        node.status.set_await_lock(AwaitLock::Locked);
+        if node.strong_count() > COUNT_OF_LAST_HANDLE {
+            self.lock_descendants(thread);
         }
     }
 
     #[cold]
-    fn close_for_those_below(&self, hub: &Hub) {
-        let node = self.node();
-        if hub.current_node().has_in_lineage(node) {
-            self.open_gate();
-            panic!("the gate of a greenlet cannot be closed from below it");
+    fn lock_descendants(&self, thread: &ThreadState) {
+        let node = self.inner();
+        if thread.current_inner().has_in_lineage(node) {
+            self.unlock();
+            panic!("the lock of a greenlet cannot be closed from below it");
         }
-        count_gate(hub, node);
+        count_lock(thread, node);
     }
 
     /// Runs `during`; meanwhile nothing resumes this greenlet or one below it, not even to end it. An end
@@ -92,17 +92,17 @@ impl Greenlet {
     ///
     /// # Panics
     ///
-    /// Panics if the greenlet is not suspended, and if it is kept suspended already.
+    /// Panics if the greenlet is not suspended, and if it is hold suspended already.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Awaiting, Greenlet, getparent};
+    /// use greenlet_core::{AwaitInProgress, Greenlet, getparent};
     ///
     /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// waiting.switch::<()>(())?;
     /// waiting.keep_suspended(|| {
-    ///     assert!(waiting.switch::<()>(()).unwrap_err().is::<Awaiting>());
+    ///     assert!(waiting.switch::<()>(()).unwrap_err().is::<AwaitInProgress>());
     ///     waiting.end();
     ///     assert!(waiting.is_active());
     /// });
@@ -111,27 +111,27 @@ impl Greenlet {
     /// ```
     #[inline]
     pub fn keep_suspended<T>(&self, during: impl FnOnce() -> T) -> T {
-        let node = self.node();
+        let node = self.inner();
         assert!(
-            node.standing.kept() == Kept::No,
-            "the greenlet is kept suspended already"
+            node.status.hold() == Hold::None,
+            "the greenlet is hold suspended already"
         );
         assert!(
-            !Hub::get().is_current(node),
-            "the running greenlet cannot be kept suspended"
+            !ThreadState::current().is_current(node),
+            "the running greenlet cannot be hold suspended"
         );
-        // G2: hidden, whether or not a gate has hidden it before.
-        if !node.seat.sp.get().is_null() {
-            node.held.set(node.seat.sp.replace(ptr::null_mut()));
+        // G2: hidden, whether or not a lock has hidden it before.
+        if !node.context.sp.get().is_null() {
+            node.hidden_sp.set(node.context.sp.replace(ptr::null_mut()));
         }
         assert!(
-            !node.held.get().is_null(),
-            "only a suspended greenlet can be kept suspended"
+            !node.hidden_sp.get().is_null(),
+            "only a suspended greenlet can be hold suspended"
         );
-        node.standing.set_kept(Kept::Yes);
-        let is_counted = node.count() > COUNT_OF_LAST_HANDLE;
+        node.status.set_hold(Hold::Held);
+        let is_counted = node.strong_count() > COUNT_OF_LAST_HANDLE;
         if is_counted {
-            count_closed(Hub::get());
+            count_locked(ThreadState::current());
         }
         let _release = Release {
             greenlet: self,
@@ -140,35 +140,35 @@ impl Greenlet {
         during()
     }
 
-    /// Opens what [`close_gate`](Greenlet::close_gate) closed.
+    /// Opens what [`lock_for_await`](Greenlet::lock_for_await) closed.
     #[inline]
-    pub fn open_gate(&self) {
-        if self.node().standing.gate() != Gate::Open {
-            self.open_closed_gate();
+    pub fn unlock(&self) {
+        if self.inner().status.await_lock() != AwaitLock::Unlocked {
+            self.unlock_slow();
         }
     }
 
-    fn open_closed_gate(&self) {
-        let node = self.node();
-        let gate = node.standing.set_gate(Gate::Open);
-        if node.standing.kept() == Kept::No {
+    fn unlock_slow(&self) {
+        let node = self.inner();
+        let lock = node.status.set_await_lock(AwaitLock::Unlocked);
+        if node.status.hold() == Hold::None {
             show(node);
         }
-        if gate == Gate::ClosedAndCounted {
-            uncount_closed(Hub::get());
+        if lock == AwaitLock::LockedAndCounted {
+            uncount_locked(ThreadState::current());
         }
     }
 }
 
 /// The resume point can be seen again.
 #[inline]
-fn show(node: &Node) {
-    if node.seat.sp.get().is_null() {
-        node.seat.sp.set(node.held.replace(ptr::null_mut()));
+fn show(node: &Inner) {
+    if node.context.sp.get().is_null() {
+        node.context.sp.set(node.hidden_sp.replace(ptr::null_mut()));
     }
 }
 
-/// The end of a time in which a greenlet was kept suspended.
+/// The end of a time in which a greenlet was hold suspended.
 struct Release<'a> {
     greenlet: &'a Greenlet,
     is_counted: bool,
@@ -177,46 +177,46 @@ struct Release<'a> {
 impl Drop for Release<'_> {
     #[inline]
     fn drop(&mut self) {
-        let node = self.greenlet.node();
-        let kept = node.standing.set_kept(Kept::No);
-        if node.standing.gate() == Gate::Open {
+        let node = self.greenlet.inner();
+        let hold = node.status.set_hold(Hold::None);
+        if node.status.await_lock() == AwaitLock::Unlocked {
             show(node);
         }
         if self.is_counted {
-            uncount_closed(Hub::get());
+            uncount_locked(ThreadState::current());
         }
-        if kept == Kept::YesThenEnd {
+        if hold == Hold::HeldThenEnd {
             // CAUTION: runs foreign code.
             self.greenlet.end();
         }
     }
 }
 
-/// Makes every switch of the thread look for this closed gate.
-fn count_gate(hub: &Hub, node: &Node) {
-    if node.standing.gate() == Gate::Closed {
-        node.standing.set_gate(Gate::ClosedAndCounted);
-        count_closed(hub);
+/// Makes every switch of the thread look for this closed lock.
+fn count_lock(thread: &ThreadState, node: &Inner) {
+    if node.status.await_lock() == AwaitLock::Locked {
+        node.status.set_await_lock(AwaitLock::LockedAndCounted);
+        count_locked(thread);
     }
 }
 
 #[cold]
-fn count_closed(hub: &Hub) {
-    hub.closed_gates.set(hub.closed_gates.get() + 1);
-    hub.raise_flag(slow::GATES);
+fn count_locked(thread: &ThreadState) {
+    thread.await_locks.set(thread.await_locks.get() + 1);
+    thread.raise_flag(flag::AWAIT_LOCKS);
 }
 
 #[cold]
-fn uncount_closed(hub: &Hub) {
-    hub.closed_gates.set(hub.closed_gates.get() - 1);
-    if hub.closed_gates.get() == 0 {
-        hub.lower_flag(slow::GATES);
+fn uncount_locked(thread: &ThreadState) {
+    thread.await_locks.set(thread.await_locks.get() - 1);
+    if thread.await_locks.get() == 0 {
+        thread.lower_flag(flag::AWAIT_LOCKS);
     }
 }
 
-/// A greenlet with a closed gate was ended: the gate goes with it.
-pub(crate) fn forget(hub: &Hub, node: &Node) {
-    if node.standing.set_gate(Gate::Open) == Gate::ClosedAndCounted {
-        uncount_closed(hub);
+/// A greenlet with a closed lock was ended: the lock goes with it.
+pub(crate) fn forget(thread: &ThreadState, node: &Inner) {
+    if node.status.set_await_lock(AwaitLock::Unlocked) == AwaitLock::LockedAndCounted {
+        uncount_locked(thread);
     }
 }

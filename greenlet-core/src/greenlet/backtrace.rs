@@ -1,12 +1,12 @@
-//! Backtraces of suspended greenlets: each is taken on the greenlet's own stack, by an inquiry that
+//! Backtraces of suspended greenlets: each is taken on the greenlet's own stack, by an request that
 //! nobody else sees.
 //!
 //! ```text
 //!   asker (runs)                              target (suspended in a switch)
 //!     looks where the node goes on
-//!     backend::switch ──── &Inquiry ───────►  its switch returns a parcel that is no message
-//!     (suspended, in `Inquiry::back`)           open -> answer: captures a backtrace
-//!     goes on  ◄───────────────────────────     backend::switch: its seat has a new resume point; it waits
+//!     backend::switch ──── &BacktraceRequest ───────►  its switch returns a payload that is no message
+//!     (suspended, in `BacktraceRequest::back`)           open -> answer: captures a backtrace
+//!     goes on  ◄───────────────────────────     backend::switch: its context has a new resume point; it waits
 //!                                               for a message as before
 //! ```
 //!
@@ -17,9 +17,9 @@
 //!
 //! - **Q1** From the asker's switch to the answer's no other switch takes place: the whole is a
 //!   `no_switch` section, so what the capture runs (an allocator, say) cannot make one.
-//! - **Q2** The asker's resume point is in its `Inquiry` alone, and the answer uses it once. That of its node is null
+//! - **Q2** The asker's resume point is in its `BacktraceRequest` alone, and the answer uses it once. That of its node is null
 //!   meanwhile, so nobody takes what is left there for one (S1).
-//! - **Q3** The inquiry stands in the asker's frame until the answer has come.
+//! - **Q3** The request stands in the asker's frame until the answer has come.
 
 use std::backtrace::Backtrace;
 use std::mem::ManuallyDrop;
@@ -27,16 +27,16 @@ use std::panic::{Location, catch_unwind};
 use std::ptr;
 
 use crate::backend::asan;
-use crate::backend::{self, Seat};
+use crate::backend::{self, SavedContext};
 use crate::greenlet::Greenlet;
 use crate::greenlet::no_switch;
-use crate::node::Node;
-use crate::node::record::NodeRef;
+use crate::node::Inner;
+use crate::node::record::InnerRc;
 use crate::node::status::State;
-use crate::payload::Parcel;
+use crate::payload::Payload;
 use crate::payload::error::NoBacktrace;
 use crate::switch::unwind;
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// What must be left of a stack for a capture, in bytes. A test holds it against what one takes.
 const ROOM: usize = 12 << 10;
@@ -84,74 +84,74 @@ impl Greenlet {
         if self.is_current() {
             return Ok(Backtrace::force_capture());
         }
-        no_switch::no_switch(|| ask(Hub::get(), self.node())).ok_or(NoBacktrace::failed())
+        no_switch::no_switch(|| request(ThreadState::current(), self.inner())).ok_or(NoBacktrace::failed())
     }
 }
 
 /// What the asker wants to know, in its frame (Q3).
-struct Inquiry {
+struct BacktraceRequest {
     /// Where the asker goes on (Q2); its own switch writes it.
-    back: Seat,
-    asker: *const Node,
+    back: SavedContext,
+    asker: *const Inner,
     answer: Option<Backtrace>,
 }
 
 /// What arrives at the target instead of a message.
-struct Ask(*mut Inquiry);
+struct Ask(*mut BacktraceRequest);
 
 /// Has the suspended greenlet `node` take a backtrace. The caller sees to Q1.
-fn ask(hub: &Hub, node: &NodeRef) -> Option<Backtrace> {
-    // Where its gate is closed, its resume point is held back elsewhere (G2): it is in the seat meanwhile.
-    let held = node.held.replace(ptr::null_mut());
+fn request(thread: &ThreadState, node: &InnerRc) -> Option<Backtrace> {
+    // Where its gate is closed, its resume point is held back elsewhere (G2): it is in the context meanwhile.
+    let held = node.hidden_sp.replace(ptr::null_mut());
     if !held.is_null() {
-        node.seat.sp.set(held);
+        node.context.sp.set(held);
     }
-    if node.seat.sp.get().is_null() {
+    if node.context.sp.get().is_null() {
         unwind::abort("an active greenlet neither runs nor is suspended");
     }
-    let mut inquiry = Inquiry {
-        back: Seat::new(),
-        asker: hub.current(),
+    let mut request = BacktraceRequest {
+        back: SavedContext::new(),
+        asker: thread.current_ptr(),
         answer: None,
     };
     // One pointer, from which all others come: both sides write.
-    let inquiry = &raw mut inquiry;
-    let mut ask = ManuallyDrop::new(Ask(inquiry));
-    let (word, data) = Parcel::new(&mut ask).into_words();
+    let request = &raw mut request;
+    let mut ask = ManuallyDrop::new(Ask(request));
+    let (word, data) = Payload::new(&mut ask).into_words();
     // SAFETY: T1: the asker lives.
-    unsafe { (*hub.current()).seat.sp.set(ptr::null_mut()) }; // Q2
+    unsafe { (*thread.current_ptr()).context.sp.set(ptr::null_mut()) }; // Q2
     // SAFETY: B1: the target is suspended, and of this thread. It is current until it has written a new resume point, so
     // that this one is not used again.
-    // B2: this stack is left until the answer comes back. The words are those of a parcel, which is
-    // what every suspended greenlet waits for; what comes back are no words of a parcel, and not looked at.
+    // B2: this stack is left until the answer comes back. The words are those of a payload, which is
+    // what every suspended greenlet waits for; what comes back are no words of a payload, and not looked at.
     unsafe {
-        let to = &raw const (*node.as_ptr()).seat;
+        let to = &raw const (*node.as_ptr()).context;
         let left = asan::leave((*to).sp.get());
-        backend::switch(&raw const (*inquiry).back, Location::caller(), to, word, data);
+        backend::switch(&raw const (*request).back, Location::caller(), to, word, data);
         asan::arrive(left);
-        hub.set_current((*inquiry).asker);
+        thread.set_current((*request).asker);
     }
     if !held.is_null() {
-        node.held.set(node.seat.sp.replace(ptr::null_mut()));
+        node.hidden_sp.set(node.context.sp.replace(ptr::null_mut()));
     }
     // SAFETY: Q3; the answer was written, and control is back, so nobody else looks at it.
-    unsafe { (*inquiry).answer.take() }
+    unsafe { (*request).answer.take() }
 }
 
-/// Answers inquiries until a message comes, and returns that. For whoever receives a parcel.
+/// Answers inquiries until a message comes, and returns that. For whoever receives a payload.
 #[inline]
-pub(crate) fn answer(mut parcel: Parcel) -> Parcel {
-    while parcel.is::<Ask>() {
+pub(crate) fn serve(mut payload: Payload) -> Payload {
+    while payload.is::<Ask>() {
         // SAFETY: just looked.
-        let Ask(inquiry) = unsafe { parcel.take() };
-        parcel = answer_one(inquiry);
+        let Ask(request) = unsafe { payload.take() };
+        payload = serve_one(request);
     }
-    parcel
+    payload
 }
 
 #[cold]
 #[inline(never)]
-fn answer_one(inquiry: *mut Inquiry) -> Parcel {
+fn serve_one(request: *mut BacktraceRequest) -> Payload {
     let answer = match catch_unwind(Backtrace::force_capture) {
         Ok(backtrace) => Some(backtrace),
         Err(payload) => {
@@ -161,18 +161,22 @@ fn answer_one(inquiry: *mut Inquiry) -> Parcel {
         }
     };
     // SAFETY: Q3: the asker is suspended until the switch below. Q1, Q2: `back` is where it left, and is
-    // used here alone. The seat is that of the current greenlet's node, which lives (T1). What comes back is
-    // the next switch to this greenlet, which carries a parcel.
+    // used here alone. The context is that of the current greenlet's node, which lives (T1). What comes back is
+    // the next switch to this greenlet, which carries a payload.
     unsafe {
-        (*inquiry).answer = answer;
-        let back = &raw const (*inquiry).back;
-        let own = &raw const (*Hub::get().current()).seat;
-        let parked_at = (*own).note.get().expect("a suspended greenlet has switched away");
+        (*request).answer = answer;
+        let back = &raw const (*request).back;
+        let own = &raw const (*ThreadState::current().current_ptr()).context;
+        let suspended_at = (*own)
+            .suspended_at
+            .get()
+            .expect("a suspended greenlet has switched away");
         let left = asan::leave((*back).sp.get());
-        let (own, word, data) = backend::switch(own, parked_at, back, ptr::null(), backend::Word::uninit());
+        let (own, word, data) =
+            backend::switch(own, suspended_at, back, ptr::null(), backend::Word::uninit());
         asan::arrive(left);
-        Hub::get().set_current(own.cast());
-        Parcel::from_words(word, data)
+        ThreadState::current().set_current(own.cast());
+        Payload::from_words(word, data)
     }
 }
 
@@ -186,10 +190,10 @@ mod tests {
         const PAINT: u8 = 0xA5;
         let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
         child.switch::<()>(()).unwrap();
-        let stack = child.node().stack.take().unwrap();
+        let stack = child.inner().stack.take().unwrap();
         let (limit, base) = (stack.limit(), stack.base().as_ptr());
-        child.node().stack.set(Some(stack));
-        let parked = child.node().resume_point();
+        child.inner().stack.set(Some(stack));
+        let parked = child.inner().resume_point();
         // Below it nothing of the suspended greenlet stands, but for a red zone that is not used.
         let painted = parked.addr() - limit.addr() - 256;
         // SAFETY: the range is the lower part of the stack, which is mapped, and nothing runs there.

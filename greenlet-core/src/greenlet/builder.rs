@@ -81,6 +81,6 @@ impl Builder {
         if let Some(locals) = self.locals {
             node.replace_locals(Some(locals));
         }
-        Greenlet::from_node(node)
+        Greenlet::from_inner(node)
     }
 }

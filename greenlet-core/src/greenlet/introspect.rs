@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::backend;
 use crate::greenlet::Greenlet;
 use crate::stack::{self, Around};
-use crate::thread::{Hub, KEEP_AGES};
+use crate::thread::{KEEP_AGES, ThreadState};
 
 /// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
 ///
@@ -25,7 +25,7 @@ use crate::thread::{Hub, KEEP_AGES};
 /// assert_eq!(greenlets(), [main, child]);
 /// ```
 pub fn greenlets() -> Vec<Greenlet> {
-    Hub::get().all_greenlets().collect()
+    ThreadState::current().all_greenlets().collect()
 }
 
 /// How many stacks the greenlets of the calling thread have at the moment, and the generators. A greenlet has one from its
@@ -43,7 +43,7 @@ pub fn greenlets() -> Vec<Greenlet> {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn stacks_in_use() -> usize {
-    Hub::get().stacks_in_use()
+    ThreadState::current().stacks_in_use()
 }
 
 /// How much of its stack a greenlet uses: see [`Greenlet::stack_usage`].
@@ -72,32 +72,32 @@ pub struct StackUsage {
 /// [`Greenlet::age`].
 ///
 /// Off at first: to read the clock and to note the time takes nearly as long as to make a greenlet.
-pub fn keep_ages(keep: bool) {
+pub fn track_ages(keep: bool) {
     KEEP_AGES.store(keep, Ordering::Relaxed);
 }
 
 impl Greenlet {
-    /// How long ago the greenlet was made, if it was made while ages were kept: see [`keep_ages`].
+    /// How long ago the greenlet was made, if it was made while ages were kept: see [`track_ages`].
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, keep_ages};
+    /// use greenlet_core::{Greenlet, track_ages};
     ///
     /// let unknown = Greenlet::new(|(): ()| Ok(()));
-    /// keep_ages(true);
+    /// track_ages(true);
     /// let young = Greenlet::new(|(): ()| Ok(()));
     /// assert!(unknown.age().is_none() && young.age().is_some());
-    /// # keep_ages(false);
+    /// # track_ages(false);
     /// ```
     pub fn age(&self) -> Option<Duration> {
-        Some(Hub::get().birth(self.node())?.elapsed())
+        Some(ThreadState::current().creation_time(self.inner())?.elapsed())
     }
 
     /// Says whether the greenlet waits for a future, or is below one that does: a gate is closed, and a
     /// switch to it would be refused.
     pub fn is_awaiting(&self) -> bool {
-        self.is_active() && !self.is_current() && self.node().closed_gate().is_some()
+        self.is_active() && !self.is_current() && self.inner().await_locked_ancestor().is_some()
     }
 
     /// How much of its stack the greenlet uses. `None` if it has none: it is pending or dead, or
@@ -120,7 +120,7 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn stack_usage(&self) -> Option<StackUsage> {
-        let node = self.node();
+        let node = self.inner();
         let stack = node.stack.take()?;
         node.stack.set(Some(stack));
         self.usage_of_innermost_stack()
@@ -131,7 +131,7 @@ impl Greenlet {
         let place = if self.is_current() {
             backend::stack_pointer()
         } else {
-            self.node().resume_point()
+            self.inner().resume_point()
         };
         let (used, size) = Around::of(place)?.usage(place);
         Some(StackUsage { used, size })
@@ -157,7 +157,7 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn stack_high_water(&self) -> Option<usize> {
-        let node = self.node();
+        let node = self.inner();
         let stack = node.stack.take()?;
         let deep = stack::high_water(&stack);
         node.stack.set(Some(stack));

@@ -19,7 +19,7 @@ use std::rc::Rc;
 
 use crate::greenlet::Greenlet;
 use crate::greenlet::builder::Builder;
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// Declares variables of which each greenlet has its own value.
 ///
@@ -95,7 +95,7 @@ impl<T: 'static> LocalKey<T> {
         LocalKey { init }
     }
 
-    /// Calls `function` with the value that the running greenlet has, which is made first if it has none.
+    /// ClosureVTable `function` with the value that the running greenlet has, which is made first if it has none.
     ///
     /// The function may switch, and set the variable: it goes on with the value that it was called with.
     pub fn with<R>(&'static self, function: impl FnOnce(&T) -> R) -> R {
@@ -238,12 +238,14 @@ impl Locals {
             return locals;
         }
         let locals = Locals::new();
-        Hub::get().current_node().replace_locals(Some(locals.clone()));
+        ThreadState::current()
+            .current_inner()
+            .replace_locals(Some(locals.clone()));
         locals
     }
 
     fn of_current() -> Option<Locals> {
-        Greenlet::from_node(Hub::get().current_node()).locals()
+        Greenlet::from_inner(ThreadState::current().current_inner()).locals()
     }
 
     /// Makes another one with the same values. They are not cloned: what has inner mutability is shared;
@@ -312,7 +314,7 @@ fn downcast<T: 'static>(value: Rc<dyn Any>) -> Rc<T> {
 }
 
 fn swap_current(locals: Option<Locals>) -> Option<Locals> {
-    Hub::get().current_node().replace_locals(locals)
+    ThreadState::current().current_inner().replace_locals(locals)
 }
 
 /// Gives the running greenlet its locals back, also after a panic.
@@ -345,14 +347,14 @@ impl Greenlet {
     /// The values of its [`greenlet_local!`](crate::greenlet_local) variables; `None` as long as it has
     /// neither used nor been given any. Python's `gr_context`.
     pub fn locals(&self) -> Option<Locals> {
-        self.node().locals()
+        self.inner().locals()
     }
 
     /// Gives it other values for its variables, or none. Possible in every state; the running greenlet
     /// sees them at once.
     pub fn set_locals(&self, locals: impl Into<Option<Locals>>) {
         // CAUTION: runs foreign code, where these were the last ones.
-        drop(self.node().replace_locals(locals.into()));
+        drop(self.inner().replace_locals(locals.into()));
     }
 }
 

@@ -19,18 +19,18 @@ use std::rc::Rc;
 use anyhow::{Error, Result};
 
 use crate::greenlet::builder::Builder;
-use crate::node::Node;
+use crate::node::Inner;
 use crate::node::closure;
-use crate::node::record::{NodeRef, WeakNodeRef};
+use crate::node::record::{InnerRc, InnerWeak};
 use crate::node::status::State;
-use crate::payload::Parcel;
+use crate::payload::Payload;
 use crate::payload::error::ParentError;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::switch::receive;
 use crate::switch::teardown::{self, COUNT_OF_LAST_HANDLE};
 use crate::switch::{self, Manners};
-use crate::thread::{self, Debt, Hub};
+use crate::thread::{self, Deferred, ThreadState};
 
 /// A handle of a greenlet: a coroutine on a stack of its own.
 ///
@@ -75,7 +75,7 @@ use crate::thread::{self, Debt, Hub};
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Greenlet {
-    node: NodeRef,
+    inner: InnerRc,
 }
 
 impl Greenlet {
@@ -129,7 +129,7 @@ impl Greenlet {
     /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`; it has the value.
     ///   Ask for a [`Value`] to take anything. A greenlet that ended by exit sends a [`GreenletExit`].
     /// - A refused switch: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that takes
-    ///   another type, [`StackError`](crate::StackError), [`Awaiting`](crate::Awaiting),
+    ///   another type, [`StackError`](crate::StackError), [`AwaitInProgress`](crate::AwaitInProgress),
     ///   [`Unwinding`](crate::Unwinding), [`SwitchForbidden`](crate::SwitchForbidden),
     ///   [`ThreadExiting`](crate::ThreadExiting). Nothing has changed then, and the error has the value.
     ///
@@ -141,7 +141,7 @@ impl Greenlet {
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        switch::hand_over(&self.node, &mut value, at)
+        switch::switch_to(&self.inner, &mut value, at)
     }
 
     /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and lets go of the handle: when
@@ -168,8 +168,8 @@ impl Greenlet {
     pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        let parcel = Parcel::new(&mut value);
-        receive::receive(switch::hand_over_owned(self, parcel, at)?)
+        let payload = Payload::new(&mut value);
+        receive::receive(switch::switch_to_owned(self, payload, at)?)
     }
 
     /// Switches to the greenlet whose handle is in `place`, as [`switch`](Greenlet::switch) does; no handle
@@ -178,7 +178,7 @@ impl Greenlet {
     ///
     /// # Errors
     ///
-    /// The outer error says why the caller may not switch ([`may_switch`](crate::may_switch)): nothing has moved then, and
+    /// The outer error says why the caller may not switch ([`check_switch_allowed`](crate::check_switch_allowed)): nothing has moved then, and
     /// the value is dropped. The inner ones are as for [`switch`](Greenlet::switch).
     ///
     /// # Panics
@@ -205,7 +205,7 @@ impl Greenlet {
         at: &'static Location<'static>,
     ) -> Result<Result<R>> {
         let mut value = ManuallyDrop::new(value);
-        match switch::hand_over_in(place, &mut value, at) {
+        match switch::switch_to_in(place, &mut value, at) {
             Ok(received) => Ok(received),
             Err(unsent) => Ok(Greenlet::switch_in_otherwise(place, unsent, at)?.and_then(receive::receive)),
         }
@@ -236,25 +236,25 @@ impl Greenlet {
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        switch::hand_over_to_parent(&self.node, &mut value, at)
+        switch::switch_to_parent_of(&self.inner, &mut value, at)
     }
 
     #[cold]
     #[inline(never)]
     fn switch_in_otherwise(
         place: &RefCell<Option<Greenlet>>,
-        unsent: Parcel,
+        unsent: Payload,
         at: &'static Location<'static>,
-    ) -> Result<Result<Parcel>> {
-        if let Err(refused) = switch::may_switch() {
-            drop(unsent.take_value());
+    ) -> Result<Result<Payload>> {
+        if let Err(refused) = switch::check_switch_allowed() {
+            drop(unsent.into_value());
             return Err(refused);
         }
         let target = place
             .borrow()
             .clone()
             .expect("somebody to switch to is in `place`");
-        Ok(switch::hand_over_owned(target, unsent, at))
+        Ok(switch::switch_to_owned(target, unsent, at))
     }
 
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
@@ -288,7 +288,7 @@ impl Greenlet {
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
         let at = Location::caller();
-        receive::receive(switch::throw_at(&self.node, error.into(), at, Manners::Polite)?)
+        receive::receive(switch::throw_at(&self.inner, error.into(), at, Manners::Polite)?)
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.
@@ -348,23 +348,23 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn end(&self) {
-        let hub = Hub::get();
+        let thread = ThreadState::current();
         match self.state() {
             State::Dead => {}
             State::Pending => {
                 // CAUTION: runs foreign code: the destructors of what the function captured.
-                self.node.standing.cancel();
-                closure::clear(&self.node);
+                self.inner.status.cancel();
+                closure::clear(&self.inner);
             }
-            State::Active if self.node.standing.is_main() || hub.is_current(&self.node) => {}
-            State::Active if hub.can_end_greenlets() => teardown::end_owned(self, reason::ENDED),
-            State::Active => hub.owe(Debt::End(self.clone())),
+            State::Active if self.inner.status.is_main() || thread.is_current(&self.inner) => {}
+            State::Active if thread.can_end_greenlets() => teardown::end_owned(self, reason::ENDED),
+            State::Active => thread.defer(Deferred::End(self.clone())),
         }
     }
 
     /// The parent: who gets what this greenlet leaves when it ends. `None` for the main greenlet alone.
     pub fn parent(&self) -> Option<Greenlet> {
-        self.node.parent_greenlet()
+        self.inner.parent_greenlet()
     }
 
     /// Makes `parent` the greenlet that gets what this one leaves. Possible in every state.
@@ -387,19 +387,19 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn set_parent(&self, parent: &Greenlet) -> Result<(), ParentError> {
-        if self.node.standing.is_main() {
+        if self.inner.status.is_main() {
             return Err(ParentError::main());
         }
-        if parent.node.has_in_lineage(&self.node) {
+        if parent.inner.has_in_lineage(&self.inner) {
             return Err(ParentError::cycle());
         }
         // G1: neither in nor out. Whatever the state: a dead or pending greenlet may stand between a running one
         // and the gate.
-        let leaves = || self.node.parent.node()?.closed_gate();
-        if parent.node.closed_gate().is_some() || leaves().is_some() {
+        let leaves = || self.inner.parent.get()?.await_locked_ancestor();
+        if parent.inner.await_locked_ancestor().is_some() || leaves().is_some() {
             return Err(ParentError::awaiting());
         }
-        let before = self.node.parent.replace(Some(parent.clone()));
+        let before = self.inner.parent.replace(Some(parent.clone()));
         // CAUTION: runs foreign code: it may end the old parent.
         drop(before);
         Ok(())
@@ -408,7 +408,7 @@ impl Greenlet {
     /// Where the greenlet is in its life.
     #[inline]
     pub fn state(&self) -> State {
-        self.node.standing.state()
+        self.inner.status.state()
     }
 
     /// Says whether the greenlet has been started and has not ended: Python's truth value of a greenlet.
@@ -423,33 +423,37 @@ impl Greenlet {
 
     /// Says whether this is the main greenlet of its thread: the one that is there without being made.
     pub fn is_main(&self) -> bool {
-        self.node.standing.is_main()
+        self.inner.status.is_main()
     }
 
     /// Says whether this is the greenlet that runs.
     #[inline]
     pub fn is_current(&self) -> bool {
-        Hub::get().is_current(&self.node)
+        ThreadState::current().is_current(&self.inner)
     }
 
     /// The name that the builder gave it; the main greenlet is called `main`.
     pub fn name(&self) -> Option<&str> {
-        self.node.name()
+        self.inner.name()
     }
 
     /// A number that no other greenlet of the thread has.
     pub fn id(&self) -> u64 {
-        self.node.id
+        self.inner.id
     }
 
     /// Where the greenlet was made.
-    pub fn made_at(&self) -> &'static Location<'static> {
-        self.node.made_at
+    pub fn created_at(&self) -> &'static Location<'static> {
+        self.inner.created_at
     }
 
     /// Where the greenlet switched away, if it is suspended.
-    pub fn parked_at(&self) -> Option<&'static Location<'static>> {
-        self.node.seat.note.get().filter(|_| self.is_suspended())
+    pub fn suspended_at(&self) -> Option<&'static Location<'static>> {
+        self.inner
+            .context
+            .suspended_at
+            .get()
+            .filter(|_| self.is_suspended())
     }
 
     pub(crate) fn is_suspended(&self) -> bool {
@@ -459,7 +463,7 @@ impl Greenlet {
     /// Makes a handle that does not keep the greenlet from being ended.
     pub fn downgrade(&self) -> WeakGreenlet {
         WeakGreenlet {
-            node: self.node.downgrade(),
+            inner: self.inner.downgrade(),
         }
     }
 
@@ -488,23 +492,23 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn attach<T: 'static>(&self, thing: Rc<T>) -> bool {
-        self.node.attach(thing)
+        self.inner.attach(thing)
     }
 
     /// What was attached, if it is a `T`.
     pub fn attached<T: 'static>(&self) -> Option<Rc<T>> {
-        attached_to(&self.node)
+        attached_to(&self.inner)
     }
 
     /// What is attached to the first greenlet from this one upwards that has a `T` attached.
     pub fn nearest_attached<T: 'static>(&self) -> Option<Rc<T>> {
-        crate::node::lineage(&self.node).find_map(|node| attached_to(&node))
+        crate::node::lineage(&self.inner).find_map(|node| attached_to(&node))
     }
 
     /// Ends an active greenlet of which only this handle is left, besides the one that it has of itself.
     #[inline]
     pub(crate) fn end_if_last_handle(&self) {
-        if self.node.count() == COUNT_OF_LAST_HANDLE && self.node.standing.is_active() {
+        if self.inner.strong_count() == COUNT_OF_LAST_HANDLE && self.inner.status.is_active() {
             teardown::last_handle_gone(self);
         }
     }
@@ -525,32 +529,32 @@ impl Greenlet {
     /// ```
     #[inline(always)] // `look` may switch: a return after that is one that the processor does not predict
     pub fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&T>, u64) -> R) -> R {
-        thread::with_current_node(|node| {
+        thread::with_current_inner(|node| {
             let thing = node.attachment().and_then(|thing| thing.downcast_ref());
             look(thing, node.id)
         })
     }
 
     #[inline(always)] // part of the fast path: nothing
-    pub(crate) fn node(&self) -> &NodeRef {
-        &self.node
+    pub(crate) fn inner(&self) -> &InnerRc {
+        &self.inner
     }
 
     #[inline]
-    pub(crate) fn from_node(node: NodeRef) -> Greenlet {
-        Greenlet { node }
+    pub(crate) fn from_inner(inner: InnerRc) -> Greenlet {
+        Greenlet { inner }
     }
 
     /// The node, counted, without what dropping a handle may do.
-    pub(crate) fn into_node(self) -> NodeRef {
-        let node = self.node.clone();
+    pub(crate) fn into_inner(self) -> InnerRc {
+        let node = self.inner.clone();
         // The clone takes over; the handle sees that it is not the last.
         drop(self);
         node
     }
 }
 
-fn attached_to<T: 'static>(node: &Node) -> Option<Rc<T>> {
+fn attached_to<T: 'static>(node: &Inner) -> Option<Rc<T>> {
     let thing: Rc<dyn Any> = Rc::clone(node.attachment()?);
     thing.downcast().ok()
 }
@@ -559,7 +563,7 @@ impl Clone for Greenlet {
     #[inline]
     fn clone(&self) -> Greenlet {
         Greenlet {
-            node: self.node.clone(),
+            inner: self.inner.clone(),
         }
     }
 }
@@ -573,7 +577,7 @@ impl Drop for Greenlet {
 
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
-        self.node.is(&other.node)
+        self.inner.is(&other.inner)
     }
 }
 
@@ -585,7 +589,7 @@ impl RefUnwindSafe for Greenlet {}
 
 impl Hash for Greenlet {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.node.as_ptr().hash(state);
+        self.inner.as_ptr().hash(state);
     }
 }
 
@@ -594,7 +598,7 @@ impl fmt::Debug for Greenlet {
         f.write_str("<Greenlet ")?;
         match self.name() {
             Some(name) => write!(f, "'{name}'")?,
-            None => write!(f, "#{} made at {}", self.id(), self.made_at())?,
+            None => write!(f, "#{} created at {}", self.id(), self.created_at())?,
         }
         match self.state() {
             State::Pending => f.write_str(", pending")?,
@@ -602,7 +606,7 @@ impl fmt::Debug for Greenlet {
             State::Active if self.is_current() => f.write_str(", current")?,
             State::Active => f.write_str(", suspended")?,
         }
-        if let Some(place) = self.parked_at() {
+        if let Some(place) = self.suspended_at() {
             write!(f, " at {place}")?;
         }
         f.write_str(">")
@@ -627,7 +631,7 @@ impl fmt::Debug for Greenlet {
 /// ```
 #[derive(Clone, Debug)]
 pub struct WeakGreenlet {
-    node: WeakNodeRef,
+    inner: InnerWeak,
 }
 
 impl UnwindSafe for WeakGreenlet {}
@@ -637,7 +641,7 @@ impl WeakGreenlet {
     /// A handle of the greenlet, if it still exists: a dead one exists as long as it has handles. While
     /// a greenlet is being ended because its last handle went, it still exists.
     pub fn upgrade(&self) -> Option<Greenlet> {
-        self.node.upgrade().map(Greenlet::from_node)
+        self.inner.upgrade().map(Greenlet::from_inner)
     }
 }
 
@@ -674,7 +678,7 @@ pub fn getcurrent() -> Greenlet {
 /// assert_eq!(getmain(), getcurrent());
 /// ```
 pub fn getmain() -> Greenlet {
-    Greenlet::from_node(Hub::get().main_node())
+    Greenlet::from_inner(ThreadState::current().main_inner())
 }
 
 /// The parent of the greenlet that runs; `None` in the main greenlet.
@@ -695,5 +699,5 @@ pub fn getmain() -> Greenlet {
 /// ```
 #[inline]
 pub fn getparent() -> Option<Greenlet> {
-    Hub::get().current_node().parent_greenlet()
+    ThreadState::current().current_inner().parent_greenlet()
 }

@@ -5,7 +5,7 @@
 use std::panic::Location;
 
 use crate::backend::asan;
-use crate::thread::{self, Hub, slow};
+use crate::thread::{self, ThreadState, flag};
 
 /// Runs `section`; a switch, a throw or an await inside it is refused with
 /// [`SwitchForbidden`](crate::SwitchForbidden).
@@ -27,38 +27,38 @@ use crate::thread::{self, Hub, slow};
 /// ```
 #[track_caller]
 pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {
-    let hub = Hub::get();
-    let outer = hub.forbidden_since.get();
+    let thread = ThreadState::current();
+    let outer = thread.no_switch_since.get();
     if outer.is_none() {
-        if hub.current().is_null() {
+        if thread.current_ptr().is_null() {
             // What is owed at the section's end wants the thread's end to be noticed.
             drop(thread::current_greenlet());
         }
-        hub.forbidden_since.set(Some(Location::caller()));
-        hub.raise_flag(slow::FORBIDDEN);
+        thread.no_switch_since.set(Some(Location::caller()));
+        thread.raise_flag(flag::NO_SWITCH);
     }
     // Also when the section panics.
-    let leave = Leave {
+    let leave = Section {
         is_outermost: outer.is_none(),
-        outer_frame: hub.forbidden_in.get(),
+        outer_frame: thread.forbidden_in.get(),
     };
-    hub.forbidden_in.set(asan::on_stack((&raw const leave).cast()));
+    thread.forbidden_in.set(asan::on_stack((&raw const leave).cast()));
     section()
 }
 
-struct Leave {
+struct Section {
     is_outermost: bool,
     outer_frame: *const u8,
 }
 
-impl Drop for Leave {
+impl Drop for Section {
     fn drop(&mut self) {
-        let hub = Hub::get();
-        hub.forbidden_in.set(self.outer_frame);
+        let thread = ThreadState::current();
+        thread.forbidden_in.set(self.outer_frame);
         if self.is_outermost {
-            hub.forbidden_since.set(None);
-            hub.lower_flag(slow::FORBIDDEN);
-            hub.settle_debts();
+            thread.no_switch_since.set(None);
+            thread.lower_flag(flag::NO_SWITCH);
+            thread.run_deferred();
         }
     }
 }

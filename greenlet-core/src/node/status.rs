@@ -35,22 +35,22 @@ pub enum State {
 
 /// Whether a greenlet and what is below it can be switched to: see `gate.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Gate {
-    Open,
+pub(crate) enum AwaitLock {
+    Unlocked,
     /// Closed, and at that time nothing but its owner referred to the greenlet.
-    Closed,
+    Locked,
     /// Closed, and counted in the hub, so that every switch of the thread looks for it.
-    ClosedAndCounted,
+    LockedAndCounted,
 }
 
-/// Whether a greenlet is kept suspended for a while, so that nothing may resume it, not even to end it: see
+/// Whether a greenlet is hold suspended for a while, so that nothing may resume it, not even to end it: see
 /// `Greenlet::keep_suspended`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kept {
-    No,
-    Yes,
+pub(crate) enum Hold {
+    None,
+    Held,
     /// It is, and it is to be ended as soon as it is not.
-    YesThenEnd,
+    HeldThenEnd,
 }
 
 /// How a greenlet stands: its state, with its legal transitions, and whatever is out of the ordinary about it.
@@ -59,30 +59,30 @@ pub(crate) enum Kept {
 ///
 /// ```text
 ///   bits   0..2   2..4   4..6        6       7     8       9
-///          state  gate   kept  abandoned  main  more  ending     0: pending, open, and nothing else
+///          state  lock   hold  abandoned  main  more  ending     0: pending, open, and nothing else
 /// ```
 #[derive(Debug)]
-pub(crate) struct Standing(Cell<usize>);
+pub(crate) struct Status(Cell<usize>);
 
 const STATE: usize = 0b11;
-const GATE: usize = 0b11 << GATE_SHIFT;
-const GATE_SHIFT: usize = 2;
-const KEPT: usize = 0b11 << KEPT_SHIFT;
-const KEPT_SHIFT: usize = 4;
+const AWAIT_LOCK: usize = 0b11 << AWAIT_LOCK_SHIFT;
+const AWAIT_LOCK_SHIFT: usize = 2;
+const HOLD: usize = 0b11 << HOLD_SHIFT;
+const HOLD_SHIFT: usize = 4;
 const ABANDONED: usize = 1 << 6;
 const MAIN: usize = 1 << 7;
-const MORE: usize = 1 << 8;
+const HAS_EXTRAS: usize = 1 << 8;
 const ENDING: usize = 1 << 9;
 
-impl Standing {
+impl Status {
     /// That of an ordinary greenlet that is pending.
-    pub(crate) const fn pending() -> Standing {
-        Standing(Cell::new(State::Pending as usize))
+    pub(crate) const fn pending() -> Status {
+        Status(Cell::new(State::Pending as usize))
     }
 
     /// That of a main greenlet.
-    pub(crate) const fn main() -> Standing {
-        Standing(Cell::new(State::Active as usize | MAIN))
+    pub(crate) const fn main() -> Status {
+        Status(Cell::new(State::Active as usize | MAIN))
     }
 
     #[inline]
@@ -121,7 +121,7 @@ impl Standing {
 
     /// The greenlet is entered for the first time. A body never runs twice (rule UD-3).
     #[inline]
-    pub(crate) fn begin(&self) {
+    pub(crate) fn activate(&self) {
         debug_assert_eq!(self.state(), State::Pending);
         self.0.set(self.0.get() + 1);
     }
@@ -140,43 +140,43 @@ impl Standing {
     }
 
     #[inline]
-    pub(crate) fn gate(&self) -> Gate {
-        match (self.0.get() & GATE) >> GATE_SHIFT {
-            0 => Gate::Open,
-            1 => Gate::Closed,
-            _ => Gate::ClosedAndCounted,
+    pub(crate) fn await_lock(&self) -> AwaitLock {
+        match (self.0.get() & AWAIT_LOCK) >> AWAIT_LOCK_SHIFT {
+            0 => AwaitLock::Unlocked,
+            1 => AwaitLock::Locked,
+            _ => AwaitLock::LockedAndCounted,
         }
     }
 
-    /// Sets the gate, and says how it was.
+    /// Sets the lock, and says how it was.
     #[inline]
-    pub(crate) fn set_gate(&self, gate: Gate) -> Gate {
-        let before = self.gate();
-        self.replace(GATE, (gate as usize) << GATE_SHIFT);
+    pub(crate) fn set_await_lock(&self, lock: AwaitLock) -> AwaitLock {
+        let before = self.await_lock();
+        self.replace(AWAIT_LOCK, (lock as usize) << AWAIT_LOCK_SHIFT);
         before
     }
 
     #[inline]
-    pub(crate) fn kept(&self) -> Kept {
-        match (self.0.get() & KEPT) >> KEPT_SHIFT {
-            0 => Kept::No,
-            1 => Kept::Yes,
-            _ => Kept::YesThenEnd,
+    pub(crate) fn hold(&self) -> Hold {
+        match (self.0.get() & HOLD) >> HOLD_SHIFT {
+            0 => Hold::None,
+            1 => Hold::Held,
+            _ => Hold::HeldThenEnd,
         }
     }
 
-    /// Says whether it is kept from now on, and how it was.
+    /// Says whether it is hold from now on, and how it was.
     #[inline]
-    pub(crate) fn set_kept(&self, kept: Kept) -> Kept {
-        let before = self.kept();
-        self.replace(KEPT, (kept as usize) << KEPT_SHIFT);
+    pub(crate) fn set_hold(&self, hold: Hold) -> Hold {
+        let before = self.hold();
+        self.replace(HOLD, (hold as usize) << HOLD_SHIFT);
         before
     }
 
-    /// Says whether its own gate is open, and it is not kept suspended.
+    /// Says whether its own lock is open, and it is not hold suspended.
     #[inline]
-    pub(crate) fn is_open(&self) -> bool {
-        !self.has(GATE | KEPT)
+    pub(crate) fn is_unlocked(&self) -> bool {
+        !self.has(AWAIT_LOCK | HOLD)
     }
 
     #[inline]
@@ -186,8 +186,8 @@ impl Standing {
 
     /// Says whether it is a main greenlet, and open.
     #[inline]
-    pub(crate) fn is_open_main(&self) -> bool {
-        self.0.get() & (MAIN | GATE | KEPT) == MAIN
+    pub(crate) fn is_unlocked_main(&self) -> bool {
+        self.0.get() & (MAIN | AWAIT_LOCK | HOLD) == MAIN
     }
 
     /// The greenlet did not end even by force: it is left alone, and its stack is leaked.
@@ -208,20 +208,20 @@ impl Standing {
         self.has(ENDING)
     }
 
-    /// The record has something that most have not: see [`Node::more`](crate::node::Node::more).
-    pub(crate) fn note_more(&self) {
-        self.replace(MORE, MORE);
+    /// The record has something that most have not: see [`Inner::more`](crate::node::Inner::extras).
+    pub(crate) fn set_has_extras(&self) {
+        self.replace(HAS_EXTRAS, HAS_EXTRAS);
     }
 
     /// Says whether the greenlet is pending, and there is nothing else to know of it.
     #[inline]
-    pub(crate) fn is_just_pending(&self) -> bool {
+    pub(crate) fn is_plain_pending(&self) -> bool {
         self.0.get() == State::Pending as usize
     }
 
     /// Says whether the greenlet is dead, and there is nothing else to know of it.
     #[inline]
-    pub(crate) fn is_just_dead(&self) -> bool {
+    pub(crate) fn is_plain_dead(&self) -> bool {
         self.0.get() == State::Dead as usize
     }
 }
@@ -232,38 +232,48 @@ mod tests {
 
     #[test]
     fn nothing_that_is_set_changes_anything_else() {
-        let standing = Standing::pending();
-        assert!(standing.is_just_pending() && standing.is_open() && !standing.is_main());
-        for gate in [Gate::Closed, Gate::ClosedAndCounted, Gate::Open] {
-            for kept in [Kept::Yes, Kept::YesThenEnd, Kept::No] {
-                standing.set_gate(gate);
-                standing.set_kept(kept);
-                assert_eq!((standing.gate(), standing.kept()), (gate, kept));
-                assert_eq!(standing.is_open(), gate == Gate::Open && kept == Kept::No);
-                assert_eq!(standing.state(), State::Pending);
+        let status = Status::pending();
+        assert!(status.is_plain_pending() && status.is_unlocked() && !status.is_main());
+        for lock in [
+            AwaitLock::Locked,
+            AwaitLock::LockedAndCounted,
+            AwaitLock::Unlocked,
+        ] {
+            for hold in [Hold::Held, Hold::HeldThenEnd, Hold::None] {
+                status.set_await_lock(lock);
+                status.set_hold(hold);
+                assert_eq!((status.await_lock(), status.hold()), (lock, hold));
+                assert_eq!(
+                    status.is_unlocked(),
+                    lock == AwaitLock::Unlocked && hold == Hold::None
+                );
+                assert_eq!(status.state(), State::Pending);
             }
         }
-        assert_eq!(standing.set_gate(Gate::Closed), Gate::Open);
-        assert_eq!(standing.set_kept(Kept::Yes), Kept::No);
-        standing.begin();
-        assert!(standing.is_active() && !standing.is_abandoned());
-        standing.abandon();
-        standing.note_more();
-        standing.finish();
-        assert!(standing.is_dead() && standing.is_abandoned() && !standing.is_just_dead());
-        assert_eq!((standing.gate(), standing.kept()), (Gate::Closed, Kept::Yes));
+        assert_eq!(status.set_await_lock(AwaitLock::Locked), AwaitLock::Unlocked);
+        assert_eq!(status.set_hold(Hold::Held), Hold::None);
+        status.activate();
+        assert!(status.is_active() && !status.is_abandoned());
+        status.abandon();
+        status.set_has_extras();
+        status.finish();
+        assert!(status.is_dead() && status.is_abandoned() && !status.is_plain_dead());
+        assert_eq!(
+            (status.await_lock(), status.hold()),
+            (AwaitLock::Locked, Hold::Held)
+        );
     }
 
     #[test]
     fn an_ordinary_greenlet_is_just_pending_and_then_just_dead() {
-        let standing = Standing::pending();
-        standing.begin();
-        assert!(!standing.is_just_pending() && !standing.is_just_dead());
-        standing.finish();
-        assert!(standing.is_just_dead());
-        let main = Standing::main();
-        assert!(main.is_active() && main.is_open_main());
-        main.set_gate(Gate::Closed);
-        assert!(main.is_main() && !main.is_open_main());
+        let status = Status::pending();
+        status.activate();
+        assert!(!status.is_plain_pending() && !status.is_plain_dead());
+        status.finish();
+        assert!(status.is_plain_dead());
+        let main = Status::main();
+        assert!(main.is_active() && main.is_unlocked_main());
+        main.set_await_lock(AwaitLock::Locked);
+        assert!(main.is_main() && !main.is_unlocked_main());
     }
 }

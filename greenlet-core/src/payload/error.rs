@@ -123,7 +123,7 @@ pub struct ParentError {
 enum ParentErrorKind {
     Cycle,
     Main,
-    Awaiting,
+    AwaitInProgress,
 }
 
 impl ParentError {
@@ -141,7 +141,7 @@ impl ParentError {
 
     pub(crate) fn awaiting() -> ParentError {
         ParentError {
-            kind: ParentErrorKind::Awaiting,
+            kind: ParentErrorKind::AwaitInProgress,
         }
     }
 
@@ -157,7 +157,7 @@ impl ParentError {
 
     /// Says whether the old or the new parent waits for a future, so that nothing can end into it.
     pub fn is_awaiting(&self) -> bool {
-        matches!(self.kind, ParentErrorKind::Awaiting)
+        matches!(self.kind, ParentErrorKind::AwaitInProgress)
     }
 }
 
@@ -168,7 +168,7 @@ impl fmt::Display for ParentError {
                 "cyclic parent chain: the new parent is the greenlet itself or one of its descendants"
             }
             ParentErrorKind::Main => "the main greenlet of a thread cannot have a parent",
-            ParentErrorKind::Awaiting => {
+            ParentErrorKind::AwaitInProgress => {
                 "the old or the new parent waits for a future; only its driver can resume it, and what is below \
                  it stays there meanwhile"
             }
@@ -272,34 +272,34 @@ impl fmt::Display for StackError {
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Awaiting, Greenlet, getparent};
+/// use greenlet_core::{AwaitInProgress, Greenlet, getparent};
 ///
 /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// child.switch::<()>(())?;
 /// // As a driver does while it waits:
 /// let error = child.keep_suspended(|| child.switch::<()>("hello").unwrap_err());
-/// let refused = error.downcast::<Awaiting>()?;
+/// let refused = error.downcast::<AwaitInProgress>()?;
 /// assert_eq!(refused.into_value().unwrap().downcast::<&str>().unwrap(), "hello");
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Awaiting {
+pub struct AwaitInProgress {
     greenlet: String,
     value: Carried,
 }
 
-impl Awaiting {
-    pub(crate) fn new(greenlet: String, value: Option<Value>) -> Awaiting {
-        Awaiting {
+impl AwaitInProgress {
+    pub(crate) fn new(greenlet: String, value: Option<Value>) -> AwaitInProgress {
+        AwaitInProgress {
             greenlet,
             value: value.map(ThreadBound::new),
         }
     }
 }
 
-carries_value!(Awaiting);
+carries_value!(AwaitInProgress);
 
-impl fmt::Display for Awaiting {
+impl fmt::Display for AwaitInProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

@@ -88,15 +88,15 @@ pub(crate) mod reason {
 
 /// An exit as an error, that came back unchanged from the last greenlet that was ended: for the next one. To make one
 /// and to free it takes as long as all else that there is to do about an end.
-pub(crate) struct SpareExit {
+pub(crate) struct ExitCache {
     error: Cell<Option<Error>>,
     /// Whether errors have no backtraces here, once that is known. One would be that of the first use.
     may_keep: Cell<Option<bool>>,
 }
 
-impl SpareExit {
-    pub(crate) const fn none() -> SpareExit {
-        SpareExit {
+impl ExitCache {
+    pub(crate) const fn none() -> ExitCache {
+        ExitCache {
             error: Cell::new(None),
             may_keep: Cell::new(None),
         }
@@ -106,7 +106,7 @@ impl SpareExit {
     #[inline]
     pub(crate) fn error(&self, reason: &'static str) -> Error {
         if let Some(mut error) = self.error.take() {
-            if let Some(place) = bare(&mut error) {
+            if let Some(place) = downcast_exit(&mut error) {
                 place.reason = Some(Cow::Borrowed(reason));
                 return error;
             }
@@ -117,7 +117,7 @@ impl SpareExit {
     /// Takes the exit out of an error that is just that. The error comes back if it is another one, or has a context.
     #[inline]
     pub(crate) fn exit_of(&self, mut error: Error) -> Result<GreenletExit, Error> {
-        let Some(exit) = bare(&mut error) else {
+        let Some(exit) = downcast_exit(&mut error) else {
             return Err(error);
         };
         let exit = std::mem::take(exit);
@@ -143,7 +143,7 @@ impl SpareExit {
 
 /// The exit in an error that is just that: not below a context.
 #[inline]
-fn bare(error: &mut Error) -> Option<&mut GreenletExit> {
+fn downcast_exit(error: &mut Error) -> Option<&mut GreenletExit> {
     let error: &mut (dyn StdError + Send + Sync + 'static) = &mut **error;
     error.downcast_mut()
 }
@@ -164,28 +164,28 @@ mod tests {
 
     #[test]
     fn what_has_a_context_is_not_kept() {
-        let spare = SpareExit::none();
+        let cache = ExitCache::none();
         let exit = || GreenletExit::with_reason("test");
         for error in [
             Error::new(exit()).context(Nothing),
             anyhow::Context::context(Err::<(), GreenletExit>(exit()), Nothing).unwrap_err(),
         ] {
-            let back = spare.exit_of(error).unwrap_err();
+            let back = cache.exit_of(error).unwrap_err();
             assert_eq!(back.to_string(), "nothing");
-            assert!(spare.error.take().is_none());
+            assert!(cache.error.take().is_none());
         }
     }
 
     #[test]
     fn what_is_kept_is_used_again_and_says_what_the_new_one_says() {
-        let spare = SpareExit::none();
-        let first = spare.error(reason::ENDED);
+        let cache = ExitCache::none();
+        let first = cache.error(reason::ENDED);
         let place: *const GreenletExit = first.downcast_ref().unwrap();
         assert_eq!(
-            spare.exit_of(first).unwrap(),
+            cache.exit_of(first).unwrap(),
             GreenletExit::because(reason::ENDED)
         );
-        let second = spare.error("the second");
+        let second = cache.error("the second");
         assert_eq!(second.to_string(), "greenlet exit: the second");
         if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
             assert!(std::ptr::eq(place, second.downcast_ref().unwrap()));

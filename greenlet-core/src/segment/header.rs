@@ -10,7 +10,7 @@
 //!            │ enter, body      │
 //! ```
 //!
-//! - `[header-marks]` `made_at` is `None` in a room without a header. So [`Header::at`] tells a segment from the stack of a greenlet.
+//! - `[header-marks]` `created_at` is `None` in a room without a header. So [`Header::at`] tells a segment from the stack of a greenlet.
 
 use std::any::TypeId;
 use std::cell::Cell;
@@ -19,7 +19,7 @@ use std::ptr::{self, NonNull};
 
 use crate::stack::{self, Around, Stack};
 use crate::switch::unwind;
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// Drops the function of a segment.
 type DropFunction = unsafe fn(NonNull<Header>);
@@ -34,7 +34,7 @@ pub(crate) struct Header {
     /// `[header-alive]`
     handles: Cell<usize>,
     /// `[header-marks]`
-    made_at: Cell<Option<&'static Location<'static>>>,
+    created_at: Cell<Option<&'static Location<'static>>>,
     stack: Cell<Option<Stack>>,
     types: fn() -> [TypeId; 2],
     /// `None` once the body has begun, or the function is dropped.
@@ -50,7 +50,7 @@ impl Header {
     /// Puts a header into the room of a stack. The caller owns its one count.
     pub(super) fn put(
         stack: Stack,
-        made_at: &'static Location<'static>,
+        created_at: &'static Location<'static>,
         name: Option<Box<str>>,
         types: fn() -> [TypeId; 2],
         unrun: DropFunction,
@@ -62,7 +62,7 @@ impl Header {
                 outer: Cell::new(ptr::null_mut()),
                 reach: stack.size(),
                 handles: Cell::new(1),
-                made_at: Cell::new(Some(made_at)),
+                created_at: Cell::new(Some(created_at)),
                 stack: Cell::new(Some(stack)),
                 types,
                 unrun: Cell::new(Some(unrun)),
@@ -77,8 +77,8 @@ impl Header {
     pub(crate) fn at(address: *const u8) -> Option<NonNull<Header>> {
         let header = Around::of(address)?.room().cast::<Header>();
         // SAFETY: `[header-room]`: zeros, or a header; a reference to the one field, whose zeros are a `None`.
-        let made_at = unsafe { &(*header.as_ptr()).made_at };
-        made_at.get().is_some().then_some(header)
+        let created_at = unsafe { &(*header.as_ptr()).created_at };
+        created_at.get().is_some().then_some(header)
     }
 
     /// The headers of all segments that the running code is in, from the innermost outwards, up to the stack of the greenlet.
@@ -105,8 +105,8 @@ impl Header {
     }
 
     /// Where the segment was created.
-    pub(crate) fn made_at(&self) -> Option<&'static Location<'static>> {
-        self.made_at.get()
+    pub(crate) fn created_at(&self) -> Option<&'static Location<'static>> {
+        self.created_at.get()
     }
 
     /// The name of the segment. It does not change.
@@ -124,7 +124,7 @@ impl Held {
     ///
     /// - The header lives.
     #[inline]
-    pub(super) unsafe fn counting(header: NonNull<Header>) -> Held {
+    pub(super) unsafe fn clone_from_raw(header: NonNull<Header>) -> Held {
         let handles = &Header::of(&header).handles;
         let Some(count) = handles.get().checked_add(1) else {
             unwind::abort("a generator has too many yielders");
@@ -137,7 +137,7 @@ impl Held {
     ///
     /// - The caller owns a count, and gives it up.
     #[inline]
-    pub(super) unsafe fn from_counted(header: NonNull<Header>) -> Held {
+    pub(super) unsafe fn from_raw(header: NonNull<Header>) -> Held {
         Held(header)
     }
 
@@ -155,7 +155,7 @@ impl Held {
 impl Clone for Held {
     fn clone(&self) -> Held {
         // SAFETY: this one counts it.
-        unsafe { Held::counting(self.0) }
+        unsafe { Held::clone_from_raw(self.0) }
     }
 }
 
@@ -174,11 +174,11 @@ impl Drop for Held {
 /// The last count is gone.
 #[inline(never)]
 fn release(header: &Header) {
-    header.made_at.set(None); // `[header-room]`
+    header.created_at.set(None); // `[header-room]`
     if let Some(name) = header.name.take() {
         drop(name);
     }
     if let Some(stack) = header.stack.take() {
-        Hub::get().take_back(stack);
+        ThreadState::current().take_back(stack);
     }
 }

@@ -44,7 +44,7 @@ use crate::backend::{self, Word, Words};
 use crate::payload::error::{StackError, Unwinding};
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
-use crate::thread::{Hub, slow};
+use crate::thread::{ThreadState, flag};
 
 pub(crate) use header::Header;
 use header::Held;
@@ -125,14 +125,14 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     pub(crate) fn new<F>(
         name: Option<Box<str>>,
         stack_size: usize,
-        made_at: &'static Location<'static>,
+        created_at: &'static Location<'static>,
         function: F,
     ) -> Result<Segment<Y, S, R>, StackError>
     where
         F: FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static,
     {
         if size_of::<F>() <= LARGEST_IN_PLACE && align_of::<F>() <= align_of::<Header>() {
-            return Segment::in_place(name, stack_size, made_at, function);
+            return Segment::in_place(name, stack_size, created_at, function);
         }
         let function = Box::new(function);
         // The box is freed before the call. A boxed function that is called as such is freed after it.
@@ -140,20 +140,26 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
             let function = unbox(function);
             function(yielder, first)
         };
-        Segment::in_place(name, stack_size, made_at, unboxed)
+        Segment::in_place(name, stack_size, created_at, unboxed)
     }
 
     fn in_place<F>(
         name: Option<Box<str>>,
         stack_size: usize,
-        made_at: &'static Location<'static>,
+        created_at: &'static Location<'static>,
         function: F,
     ) -> Result<Segment<Y, S, R>, StackError>
     where
         F: FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static,
     {
-        let stack = Hub::get().take_stack(stack_size)?;
-        let header = Header::put(stack, made_at, name, yielder::types::<Y, S>, drop_function::<F>);
+        let stack = ThreadState::current().take_stack(stack_size)?;
+        let header = Header::put(
+            stack,
+            created_at,
+            name,
+            yielder::types::<Y, S>,
+            drop_function::<F>,
+        );
         // SAFETY: the stack is fresh and ours alone. The place is on it, aligned as the header, and holds an `F`.
         let sp = unsafe {
             let place = place_of::<F>(header);
@@ -289,8 +295,8 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     }
 
     /// Where the segment was created. `None` after the end of its body.
-    pub(crate) fn made_at(&self) -> Option<&'static Location<'static>> {
-        Header::of(&self.header.get()?).made_at()
+    pub(crate) fn created_at(&self) -> Option<&'static Location<'static>> {
+        Header::of(&self.header.get()?).created_at()
     }
 
     /// The name of the segment. `None` after the end of its body.
@@ -307,7 +313,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         if let Some(drop_function) = Header::of(&header).begin() {
             self.header.set(None);
             // SAFETY: `[header-alive]`: this is the segment's count.
-            let _held = unsafe { Held::from_counted(header) };
+            let _held = unsafe { Held::from_raw(header) };
             // SAFETY: the function has not been used, and will not be.
             // CAUTION: runs arbitrary user code.
             unsafe { drop_function(header) };
@@ -392,11 +398,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
             }
         };
         // SAFETY: `[header-alive]`: this is the segment's count.
-        drop(
-            self.header
-                .take()
-                .map(|header| unsafe { Held::from_counted(header) }),
-        );
+        drop(self.header.take().map(|header| unsafe { Held::from_raw(header) }));
         end
     }
 
@@ -452,9 +454,12 @@ impl Closing {
     #[inline(never)] // for the size of the code
     unsafe fn begin(header: NonNull<Header>) -> (Closing, Error) {
         // SAFETY: the contract.
-        let held = unsafe { Held::counting(header) };
+        let held = unsafe { Held::clone_from_raw(header) };
         held.header().refusals_left.set(Some(REFUSALS + FORCES));
-        (Closing(held), Hub::get().spare_exit.error(reason::CLOSED))
+        (
+            Closing(held),
+            ThreadState::current().exit_cache.error(reason::CLOSED),
+        )
     }
 }
 
@@ -471,10 +476,10 @@ fn unless_own_exit(error: Error) -> Option<Error> {
     if exit.is_none_or(|exit| exit.reason() != Some(reason::CLOSED)) {
         return Some(error);
     }
-    let hub = Hub::get();
-    if !hub.has_flag(slow::EXITING) {
-        // Kept for the next one. An error that has contexts is dropped.
-        let _ = hub.spare_exit.exit_of(error);
+    let thread = ThreadState::current();
+    if !thread.has_flag(flag::EXITING) {
+        // Hold for the next one. An error that has contexts is dropped.
+        let _ = thread.exit_cache.exit_of(error);
     }
     None
 }
@@ -532,7 +537,12 @@ where
     let header = unsafe { NonNull::new_unchecked(header.cast_mut().cast::<Header>()) };
     Header::of(&header).begin();
     // SAFETY: the function is there until the body begins. `[header-alive]`: the count is the yielder's.
-    let (function, yielder) = unsafe { (place_of::<F>(header).read(), Yielder::new(Held::counting(header))) };
+    let (function, yielder) = unsafe {
+        (
+            place_of::<F>(header).read(),
+            Yielder::new(Held::clone_from_raw(header)),
+        )
+    };
     // SAFETY: the first step carries a value: `deliver` throws nothing at a body that has not begun.
     let first = unsafe { unpack::<S>([first, second, third]) };
     // Unwind safety: the consumer goes on with the unwinding.
@@ -551,5 +561,5 @@ fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
     let data = pack(&mut value);
     asan::leave_for_good(to); // the last thing here: what is done on this stack afterwards would leave marks
     // SAFETY: `[outer-waits]`; `[outcome-taken]`.
-    unsafe { backend::step_final(to, word, data) }
+    unsafe { backend::step_and_exit(to, word, data) }
 }

@@ -21,7 +21,7 @@ use crate::backend::asan;
 use crate::backend::{self, Words};
 use crate::payload::error::{SwitchForbidden, Unwinding};
 use crate::payload::value::Value;
-use crate::thread::{Hub, slow};
+use crate::thread::{ThreadState, flag};
 
 /// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
 pub(crate) struct Yielder<Y: 'static, S: 'static> {
@@ -55,7 +55,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     pub(crate) fn nearest() -> Option<Yielder<Y, S>> {
         let header = Header::chain().find(|header| Header::of(header).has_types(types::<Y, S>()))?;
         // SAFETY: its body runs, so its segment counts it.
-        Some(Yielder::new(unsafe { Held::counting(header) }))
+        Some(Yielder::new(unsafe { Held::clone_from_raw(header) }))
     }
 
     /// Gives a value to the consumer, and returns the one of the next step.
@@ -72,7 +72,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
             .get()
             .wrapping_sub(backend::stack_pointer().addr());
         let is_innermost = depth < self.held.header().reach;
-        if !is_innermost || Hub::get().has_flag(slow::FORBIDDEN) || std::thread::panicking() {
+        if !is_innermost || ThreadState::current().has_flag(flag::NO_SWITCH) || std::thread::panicking() {
             return self.yield_slow(value);
         }
         // SAFETY: the caller runs on the segment, so in its body.
@@ -126,14 +126,14 @@ enum Look {
 /// Looks whether the caller runs in the body of a segment, and may leave it.
 #[inline(never)]
 fn look(held: &Held) -> Look {
-    let hub = Hub::get();
-    let section = Header::at(hub.forbidden_in.get());
+    let thread = ThreadState::current();
+    let section = Header::at(thread.forbidden_in.get());
     let mut is_forbidden = false;
     let is_inside = Header::chain().any(|header| {
         is_forbidden |= section == Some(header);
         header == held.place()
     });
-    match hub.forbidden_since.get().filter(|_| is_forbidden) {
+    match thread.no_switch_since.get().filter(|_| is_forbidden) {
         _ if !is_inside => Look::Outside,
         _ if std::thread::panicking() => Look::Unwinding,
         Some(since) => Look::Forbidden(since),

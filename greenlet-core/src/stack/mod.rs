@@ -73,7 +73,7 @@ const CLASS_BITS: usize = 0xff;
 const _: () = assert!(CLASSES <= CLASS_BITS);
 
 // SAFETY: a stack is memory that whoever has the `Stack` owns; no thread is special to it. (A stack
-// that something still runs on is not given away: see `Hub::retire`.)
+// that something still runs on is not given away: see `ThreadState::retire`.)
 unsafe impl Send for Stack {}
 
 impl Stack {

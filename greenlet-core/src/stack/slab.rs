@@ -253,7 +253,7 @@ impl Unguarded {
     fn take_guarded(&mut self) -> Stack {
         self.start = self.start.wrapping_add(stride(self.class));
         self.count -= 1;
-        valgrind::announce(self.start.wrapping_sub(self.class.usable()), self.start);
+        valgrind::record_creation_time(self.start.wrapping_sub(self.class.usable()), self.start);
         let base = NonNull::new(self.start).expect("a slab does not end at address 0");
         Stack::new(base, self.class)
     }
@@ -416,7 +416,7 @@ impl Drop for HeldBack {
     }
 }
 
-/// Makes many guard pages by one call (Linux 6.14 for the process's own memory, named by a descriptor
+/// Makes many guard pages by one call (Linux 6.14 for the process's own memory, named by a tag
 /// that stays right in a forked child).
 #[cfg(target_os = "linux")]
 fn advise_guards(stacks: &Unguarded) -> io::Result<usize> {

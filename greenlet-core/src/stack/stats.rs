@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::slab::{self, Slab};
 use super::{Stack, page_size, pool};
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// What stacks there are, and what they cost: see [`stats`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +55,8 @@ pub struct Stats {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn stats() -> Stats {
-    let hub = Hub::get();
-    let in_use = counted() - hub.idle_but_counted();
+    let thread = ThreadState::current();
+    let in_use = counted() - thread.idle_but_counted();
     Stats {
         in_use,
         leaked: LEAKED.load(Ordering::Relaxed),

@@ -5,7 +5,7 @@
 
 /// Announces the memory from `start` to `end` as a stack.
 #[cfg(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(super) fn announce(start: *mut u8, end: *mut u8) {
+pub(super) fn record_creation_time(start: *mut u8, end: *mut u8) {
     use std::arch::asm;
 
     const STACK_REGISTER: usize = 0x1501;
@@ -36,4 +36,4 @@ pub(super) fn announce(start: *mut u8, end: *mut u8) {
 /// Does nothing: the feature is off, or Valgrind has no requests that we know here.
 #[cfg(not(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 #[inline(always)] // not even a call
-pub(super) fn announce(_start: *mut u8, _end: *mut u8) {}
+pub(super) fn record_creation_time(_start: *mut u8, _end: *mut u8) {}

@@ -18,19 +18,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::Result;
 
 use crate::backend::asan;
-use crate::backend::{Seat, Word};
-use crate::node::Node;
-use crate::payload::{Content, Parcel};
+use crate::backend::{SavedContext, Word};
+use crate::node::Inner;
+use crate::payload::{Delivery, Payload};
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::unwind;
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// Runs the function of the current greenlet, which is `node`, and ends it with the outcome.
 ///
 /// # Safety
 ///
-/// - The pointer comes from the node's [`NodeRef`](crate::node::record::NodeRef) (K3). It is called in the first frame of the
+/// - The pointer comes from the node's [`InnerRc`](crate::node::record::InnerRc) (K3). It is called in the first frame of the
 ///   greenlet's stack.
 // In its caller, where an overflow of the first frame is told by the stack pointer (`stack/fault.rs` says where that is known); else
 // it has to be known before whose stack that is (see `overflow.rs`).
@@ -48,7 +48,7 @@ use crate::thread::Hub;
     )),
     inline(never)
 )]
-pub(crate) unsafe fn run<A, R, F>(node: *const Node, function: F, first: Parcel) -> !
+pub(crate) unsafe fn run_and_finish<A, R, F>(node: *const Inner, function: F, first: Payload) -> !
 where
     A: 'static,
     R: 'static,
@@ -65,18 +65,18 @@ where
         Ok(Ok(value)) => {
             let mut value = ManuallyDrop::new(value); // E1
             // SAFETY: the contract.
-            unsafe { switch::finish_with_value(node, Parcel::new(&mut value)) }
+            unsafe { switch::finish_with_value(node, Payload::new(&mut value)) }
         }
         // An exit becomes an ordinary value where it leaves a greenlet (rule EX-2).
         Ok(Err(error)) => match unwind::exit_of(error) {
             Ok(exit) => {
                 let mut exit = ManuallyDrop::new(exit); // E1
                 // SAFETY: the contract.
-                unsafe { switch::finish_with_value(node, Parcel::new(&mut exit)) }
+                unsafe { switch::finish_with_value(node, Payload::new(&mut exit)) }
             }
-            Err(message) => switch::finish(Content::Message(message)),
+            Err(message) => switch::finish(Delivery::Message(message)),
         },
-        Err(payload) => switch::finish(Content::Message(unwind::caught(payload))),
+        Err(payload) => switch::finish(Delivery::Message(unwind::parent_message(payload))),
     }
 }
 
@@ -86,10 +86,10 @@ where
 ///
 /// - Called once on each stack, with what its entry gets.
 #[inline(always)] // a few instructions
-pub(crate) unsafe fn arrive(own: *const Seat, word: *const (), data: Word) -> (*const Node, Parcel) {
-    let node = Node::of_seat(own);
-    Hub::get().set_current(node);
+pub(crate) unsafe fn enter(own: *const SavedContext, word: *const (), data: Word) -> (*const Inner, Payload) {
+    let node = Inner::of_context(own);
+    ThreadState::current().set_current(node);
     asan::enter();
-    // SAFETY: every switch of the library carries the words of a parcel.
-    (node, unsafe { Parcel::from_words(word, data) })
+    // SAFETY: every switch of the library carries the words of a payload.
+    (node, unsafe { Payload::from_words(word, data) })
 }

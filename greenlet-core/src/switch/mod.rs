@@ -1,19 +1,19 @@
 //! The transfer: how control and one message go from the running greenlet to another. All switching of
-//! the library passes through [`depart`], or through [`depart_for_good`] when a greenlet finishes. (But for
+//! the library passes through [`switch_stacks`], or through [`exit_to`] when a greenlet finishes. (But for
 //! inquiries, which nobody notices: see `probe.rs`.)
 //!
 //! ```text
 //!   origin (runs)                                        target (suspended)
-//!     hand_over: is there a way to it?
-//!        yes: depart                                       its own depart returns a parcel
+//!     switch_to: is there a way to it?
+//!        yes: switch_stacks                                       its own switch_stacks returns a payload
 //!        no:  transfer: refuse, resolve the dead,          receive: take the value out,
-//!             start the pending, wrap in a Control         or open the Control and settle
+//!             start the pending, wrap in a Envelope         or open the Envelope and settle
 //! ```
 //!
 //! # Invariants
 //!
-//! - **S1** `Node::seat.sp` of a greenlet that does not run is non-null exactly if it is suspended with an open gate; it
-//!   then is the resume point that its own `depart` (or `start`) wrote. The one that runs may still have the one that
+//! - **S1** `Inner::context.sp` of a greenlet that does not run is non-null exactly if it is suspended with an open gate; it
+//!   then is the resume point that its own `switch_stacks` (or `start`) wrote. The one that runs may still have the one that
 //!   it was resumed by, which nobody may use. (To clear it would be one more store in each switch, and it is stores that
 //!   a switch waits for.) Where the backend echoes, the fast path need not look for that: a switch to itself writes a
 //!   new one first, and comes right back with what it sent. Who finishes clears it. Nodes never leave their thread.
@@ -21,8 +21,8 @@
 //!   borrowed from the hub (T3).
 //! - **S3** The greenlet that is switched to is active, so its node counts itself and lives (T1), and
 //!   the greenlet that is left is active or finishing; a finishing one's stack is kept from others
-//!   (`Hub::retire`) until something else runs.
-//! - **S4** Whoever arrives takes the parcel out of the sender's frame before it calls foreign code (P2).
+//!   (`ThreadState::keep_last_stack`) until something else runs.
+//! - **S4** Whoever arrives takes the payload out of the sender's frame before it calls foreign code (P2).
 
 pub(crate) mod first_frame;
 pub(crate) mod receive;
@@ -42,34 +42,34 @@ use crate::backend;
 use crate::backend::asan;
 use crate::greenlet::Greenlet;
 use crate::greenlet::all_threads;
-use crate::node::Node;
-use crate::node::closure::Calls;
-use crate::node::record::{NodeRef, count, count_of, uncount};
+use crate::node::Inner;
+use crate::node::closure::ClosureVTable;
+use crate::node::record::{InnerRc, decrement_strong, increment_strong, strong_count};
 use crate::payload::error::{
-    Awaiting, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    AwaitInProgress, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 use crate::payload::exit::GreenletExit;
 use crate::payload::value::Value;
-use crate::payload::{Content, Control, Descriptor, Message, Parcel, Thrown};
+use crate::payload::{Delivery, Envelope, Message, Payload, Thrown, TypeTag};
 use crate::stack::Stack;
-use crate::switch::receive::{Arrival, apart, open, receive_any};
+use crate::switch::receive::{Resumed, cold_path, open, receive_any};
 use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
 use crate::switch::unraisable::Unraisable;
 use crate::thread::prefetch;
-use crate::thread::{Hub, slow};
+use crate::thread::{ThreadState, flag};
 
-/// Says whether there is nothing to do for a switch to `target` with a value of the type `carries` but to go to its seat.
-/// Else [`transfer`] does it.
+/// Says whether there is nothing to do for a switch to `target` with a value of the type `carries` but to go to its context.
+/// Else [`switch_slow`] does it.
 ///
 /// # Safety
 ///
-/// - The target lives, and the pointer comes from its [`NodeRef`] (K3). It is not the current greenlet, unless the backend
+/// - The target lives, and the pointer comes from its [`InnerRc`] (K3). It is not the current greenlet, unless the backend
 ///   echoes.
 #[inline(always)] // part of the fast path: two looks, which do not wait for each other
-unsafe fn has_way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> bool {
+unsafe fn has_way_to(thread: &ThreadState, target: *const Inner, carries: TypeTag) -> bool {
     // SAFETY: the contract.
-    let to = unsafe { (*target).seat.sp.get() };
-    if hub.slow.let_pass(to) {
+    let to = unsafe { (*target).context.sp.get() };
+    if thread.flags.allows(to) {
         return !std::thread::panicking();
     }
     backend::keep_apart();
@@ -87,21 +87,22 @@ unsafe fn has_way_to(hub: &Hub, target: *const Node, carries: Descriptor) -> boo
 /// - As for [`has_way_to`]; and nothing unwinds.
 #[cold] // leaves the fast path as it is
 #[inline(never)]
-unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
-    let hub = Hub::get();
+unsafe fn has_long_way_to(target: *const Inner, carries: TypeTag) -> bool {
+    let thread = ThreadState::current();
     // SAFETY: the contract.
     let node = unsafe { &*target };
     // First where it goes on: all else is in another line of the cache, and in a crowd not a near one.
-    if !node.seat.sp.get().is_null() {
+    if !node.context.sp.get().is_null() {
         // SAFETY: the contract.
-        return unsafe { has_way_in_crowd(hub, target) };
+        return unsafe { has_way_in_crowd(thread, target) };
     }
-    let is_ordinary = !hub.has_any_flag() && node.standing.is_just_pending() && node.parent.is_open_main();
-    if let Some(calls) = node.calls.get().filter(|_| is_ordinary) {
-        if carries.is_surely(calls.takes) {
-            if let Some(stack) = hub.default_stack_at_hand() {
+    let is_ordinary =
+        !thread.has_any_flag() && node.status.is_plain_pending() && node.parent.is_unlocked_main();
+    if let Some(vtable) = node.vtable.get().filter(|_| is_ordinary) {
+        if carries.ptr_eq(vtable.takes) {
+            if let Some(stack) = thread.take_last_stack() {
                 // SAFETY: the contract.
-                unsafe { begin(target, calls, stack) };
+                unsafe { activate(target, vtable, stack) };
                 return true;
             }
         }
@@ -116,9 +117,11 @@ unsafe fn has_long_way_to(target: *const Node, carries: Descriptor) -> bool {
 ///
 /// - As for [`has_way_to`].
 #[inline(never)] // as `has_long_way_to` needs nothing of the stack
-unsafe fn has_way_in_crowd(hub: &Hub, target: *const Node) -> bool {
+unsafe fn has_way_in_crowd(thread: &ThreadState, target: *const Inner) -> bool {
     // SAFETY: the contract.
-    hub.is_free() && hub.current() != target && unsafe { has_way_to_suspended(hub, target) }
+    thread.allows_switch()
+        && thread.current_ptr() != target
+        && unsafe { has_way_to_suspended(thread, target) }
 }
 
 /// [`has_way_to`], where the target is pending and not an ordinary one, or there is no way.
@@ -127,91 +130,91 @@ unsafe fn has_way_in_crowd(hub: &Hub, target: *const Node) -> bool {
 ///
 /// - As for [`has_way_to`].
 #[inline(never)] // as `has_long_way_to` needs nothing of the stack
-unsafe fn has_way_into(target: *const Node, carries: Descriptor) -> bool {
-    let hub = Hub::get();
+unsafe fn has_way_into(target: *const Inner, carries: TypeTag) -> bool {
+    let thread = ThreadState::current();
     // SAFETY: the contract. It is not dropped, so it need not be counted.
-    let node = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
-    let Some(calls) = node
-        .calls
+    let node = ManuallyDrop::new(unsafe { InnerRc::from_raw(target) });
+    let Some(vtable) = node
+        .vtable
         .get()
-        .filter(|_| hub.is_free() && node.standing.is_pending())
+        .filter(|_| thread.allows_switch() && node.status.is_pending())
     else {
         return false;
     };
-    if !carries.is(calls.takes) || !node.has_open_gates() {
+    if !carries.is(vtable.takes) || !node.is_open_to_switches() {
         return false;
     }
-    let Some(stack) = hub.stack_at_hand(node.stack_size()) else {
+    let Some(stack) = thread.take_cached_stack(node.stack_size()) else {
         return false;
     };
     // SAFETY: the contract.
-    unsafe { begin(target, calls, stack) };
+    unsafe { activate(target, vtable, stack) };
     true
 }
 
 /// Says whether `target`, which is not current, is suspended, its gate open. The rules have
-/// nothing to say about a switch there ([`Hub::is_free`]). Looks ahead in a crowd.
+/// nothing to say about a switch there ([`ThreadState::allows_switch`]). Looks ahead in a crowd.
 ///
 /// # Safety
 ///
 /// - As for [`has_way_to`].
 #[inline]
-unsafe fn has_way_to_suspended(hub: &Hub, target: *const Node) -> bool {
+unsafe fn has_way_to_suspended(thread: &ThreadState, target: *const Inner) -> bool {
     // SAFETY: the contract.
-    let to = unsafe { (*target).seat.sp.get() };
+    let to = unsafe { (*target).context.sp.get() };
     if to.is_null() {
         return false;
     }
     // SAFETY: the contract.
-    unsafe { prefetch::pass(hub, target, to) };
+    unsafe { prefetch::record_and_prefetch(thread, target, to) };
     true
 }
 
-/// Hands a value over to `target`, if there is a way; the parcel comes back as an error if there is more to do than to
+/// Hands a value over to `target`, if there is a way; the payload comes back as an error if there is more to do than to
 /// switch there.
 ///
 /// # Safety
 ///
 /// - `origin` is the current greenlet. `target` lives, and is another one, unless the backend echoes. Both pointers come
-///   from their [`NodeRef`]s (K3).
+///   from their [`InnerRc`]s (K3).
 #[inline(always)] // the fast path: a call would cost as much as the switch
-unsafe fn try_to_hand_over<T: 'static>(
-    hub: &Hub,
-    origin: *const Node,
-    target: *const Node,
+unsafe fn try_switch<T: 'static>(
+    thread: &ThreadState,
+    origin: *const Inner,
+    target: *const Inner,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Result<Arrival, Parcel> {
-    let parcel = Parcel::new(value);
+) -> Result<Resumed, Payload> {
+    let payload = Payload::new(value);
     // SAFETY: the contract.
-    if unsafe { !has_way_to(hub, target, Descriptor::of::<T>()) } {
-        return Err(parcel.described_anew::<T>());
+    if unsafe { !has_way_to(thread, target, TypeTag::of::<T>()) } {
+        return Err(payload.described_anew::<T>());
     }
     // SAFETY: the contract; S1; S3: no count of the target is needed, it is active.
-    Ok(unsafe { depart(origin, target, parcel.described_anew::<T>(), at) })
+    Ok(unsafe { switch_stacks(origin, target, payload.described_anew::<T>(), at) })
 }
 
 /// Hands a value over to `target` and receives what comes back.
 #[inline(always)] // the fast path
-pub(crate) fn hand_over<T: 'static, R: 'static>(
-    target: &NodeRef,
+pub(crate) fn switch_to<T: 'static, R: 'static>(
+    target: &InnerRc,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
 ) -> Result<R, Error> {
-    let hub = Hub::get();
+    let thread = ThreadState::current();
     let target = target.as_ptr();
-    let origin = hub.current();
-    let unsent = if !backend::ECHOES && ptr::eq(origin, target) {
-        Parcel::new(value)
+    let origin = thread.current_ptr();
+    let unsent = if !backend::SELF_SWITCH_IS_NOOP && ptr::eq(origin, target) {
+        Payload::new(value)
     } else {
         // SAFETY: T1: the target has a handle, so the hub is set up.
-        match unsafe { try_to_hand_over(hub, origin, target, value, at) } {
+        match unsafe { try_switch(thread, origin, target, value, at) } {
             Ok(back) => return back.receive(),
             Err(unsent) => unsent,
         }
     };
     // SAFETY: the caller has the handle.
-    apart(move || unsafe { hand_over_otherwise(target, unsent, at) })
+    cold_path(move || unsafe { switch_to_slow(target, unsent, at) })
 }
 
 /// Hands over what does not take the fast path.
@@ -219,95 +222,100 @@ pub(crate) fn hand_over<T: 'static, R: 'static>(
 /// # Safety
 ///
 /// - The target has a handle that is held until this returns, and the pointer comes from it (K3).
-unsafe fn hand_over_otherwise<R: 'static>(
-    target: *const Node,
-    parcel: Parcel,
+unsafe fn switch_to_slow<R: 'static>(
+    target: *const Inner,
+    payload: Payload,
     at: &'static Location<'static>,
 ) -> Result<R, Error> {
     // SAFETY: the contract: it stands for the handle.
-    let target = ManuallyDrop::new(unsafe { NodeRef::from_counted(target) });
-    receive_any(transfer(&target, Content::Parcel(parcel), at, Manners::Polite)?)
+    let target = ManuallyDrop::new(unsafe { InnerRc::from_raw(target) });
+    receive_any(switch_slow(
+        &target,
+        Delivery::Payload(payload),
+        at,
+        Manners::Polite,
+    )?)
 }
 
 /// As [`has_way_to`], for switches that are not on its fast path.
-fn has_way_aside(hub: &Hub, target: &NodeRef) -> bool {
-    let is_free = hub.is_free() && !hub.is_current(target) && !std::thread::panicking();
+fn has_way_aside(thread: &ThreadState, target: &InnerRc) -> bool {
+    let allows_switch = thread.allows_switch() && !thread.is_current(target) && !std::thread::panicking();
     // SAFETY: the reference counts it.
-    is_free && unsafe { has_way_to_suspended(hub, target.as_ptr()) }
+    allows_switch && unsafe { has_way_to_suspended(thread, target.as_ptr()) }
 }
 
-/// As [`hand_over`], and lets go of the handle on the way.
+/// As [`switch_to`], and lets go of the handle on the way.
 ///
 /// # Errors
 ///
 /// Why it was refused.
-pub(crate) fn hand_over_owned(
+pub(crate) fn switch_to_owned(
     target: Greenlet,
-    parcel: Parcel,
+    payload: Payload,
     at: &'static Location<'static>,
-) -> Result<Parcel, Error> {
-    let hub = Hub::get();
-    if !has_way_aside(hub, target.node()) {
+) -> Result<Payload, Error> {
+    let thread = ThreadState::current();
+    if !has_way_aside(thread, target.inner()) {
         // The rare cases may need the handle: where it is the last one, the greenlet it belongs to is
         // dead or refuses, and it is let go of when control is back.
-        let back = transfer(target.node(), Content::Parcel(parcel), at, Manners::Polite);
+        let back = switch_slow(target.inner(), Delivery::Payload(payload), at, Manners::Polite);
         return Ok(let_go(target, back?));
     }
-    let origin = hub.current();
-    let place = target.node().as_ptr();
+    let origin = thread.current_ptr();
+    let place = target.inner().as_ptr();
     // As the bare counter: the greenlet is about to run, so it is not ended for want of a handle. It is
     // active and counts itself, so this is not the last count (S3).
-    let target = target.into_node();
-    if target.count() == COUNT_OF_LAST_HANDLE {
-        hub.raise_flag(slow::UNHELD); // it is ended when it switches away
+    let target = target.into_inner();
+    if target.strong_count() == COUNT_OF_LAST_HANDLE {
+        thread.raise_flag(flag::NO_HANDLES); // it is ended when it switches away
     }
     drop(target);
     // SAFETY: T1; S1; S3.
-    Ok(unsafe { depart(origin, place, parcel, at) }.enter())
+    Ok(unsafe { switch_stacks(origin, place, payload, at) }.make_current())
 }
 
 /// Hands a value over to the greenlet in `place`, without counting a handle of it, and receives what comes back. The
-/// parcel comes back as an error where the fast path is not open, or nobody is there.
+/// payload comes back as an error where the fast path is not open, or nobody is there.
 #[inline(always)] // the fast path of an await
-pub(crate) fn hand_over_in<T: 'static, R: 'static>(
+pub(crate) fn switch_to_in<T: 'static, R: 'static>(
     place: &RefCell<Option<Greenlet>>,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
-) -> Result<Result<R, Error>, Parcel> {
-    let hub = Hub::get();
+) -> Result<Result<R, Error>, Payload> {
+    let thread = ThreadState::current();
     let target = match &*place.borrow() {
-        Some(target) if !hub.is_current(target.node()) => target.node().as_ptr(),
-        _ => return Err(Parcel::new(value)),
+        Some(target) if !thread.is_current(target.inner()) => target.inner().as_ptr(),
+        _ => return Err(Payload::new(value)),
     };
     // SAFETY: there is a handle, so T1; nothing has run since it was looked at.
-    unsafe { try_to_hand_over(hub, hub.current(), target, value, at) }.map(Arrival::receive)
+    unsafe { try_switch(thread, thread.current_ptr(), target, value, at) }.map(Resumed::receive)
 }
 
 /// Hands a value over from the running greenlet to the parent of `child`, and receives what comes back. Where `child`
 /// itself runs, no handle of the parent is counted: the link keeps it until control has left.
 #[inline(always)] // the fast path
-pub(crate) fn hand_over_to_parent<T: 'static, R: 'static>(
-    child: &NodeRef,
+pub(crate) fn switch_to_parent_of<T: 'static, R: 'static>(
+    child: &InnerRc,
     value: &mut ManuallyDrop<T>,
     at: &'static Location<'static>,
 ) -> Result<R, Error> {
-    let hub = Hub::get();
+    let thread = ThreadState::current();
     let parent = child.parent.as_ptr();
-    let unsent = if !hub.is_current(child) || parent.is_null() {
-        Parcel::new(value)
+    let unsent = if !thread.is_current(child) || parent.is_null() {
+        Payload::new(value)
     } else {
         // SAFETY: L1: the link is a handle, and it is not changed before control has left; the child is current.
-        match unsafe { try_to_hand_over(hub, child.as_ptr(), parent, value, at) } {
+        match unsafe { try_switch(thread, child.as_ptr(), parent, value, at) } {
             Ok(back) => return back.receive(),
             Err(unsent) => unsent,
         }
     };
-    apart(move || {
+    cold_path(move || {
         let Some(parent) = child.parent_greenlet() else {
-            drop(unsent.take_value());
+            drop(unsent.into_value());
             return Err(ParentError::main().into());
         };
-        let back = transfer(parent.node(), Content::Parcel(unsent), at, Manners::Polite)?;
+        let back = switch_slow(parent.inner(), Delivery::Payload(unsent), at, Manners::Polite)?;
         receive_any(let_go(parent, back))
     })
 }
@@ -325,25 +333,25 @@ pub(crate) enum Manners {
 ///
 /// # Safety
 ///
-/// - `origin` is the current greenlet. Both live, and the pointers come from their [`NodeRef`]s (K3).
+/// - `origin` is the current greenlet. Both live, and the pointers come from their [`InnerRc`]s (K3).
 /// - The target is suspended, its gate open (S1); or it is `origin`, if the backend echoes.
-/// - What the parcel points to stays in place until the other side has taken it (P1).
+/// - What the payload points to stays in place until the other side has taken it (P1).
 #[inline(always)]
-unsafe fn depart(
-    origin: *const Node,
-    target: *const Node,
-    parcel: Parcel,
+unsafe fn switch_stacks(
+    origin: *const Inner,
+    target: *const Inner,
+    payload: Payload,
     at: &'static Location<'static>,
-) -> Arrival {
-    let (word, data) = parcel.into_words();
-    // SAFETY: S1, S2, S3; the words that come back are those of a parcel, since every switch of the
+) -> Resumed {
+    let (word, data) = payload.into_words();
+    // SAFETY: S1, S2, S3; the words that come back are those of a payload, since every switch of the
     // library carries one.
     unsafe {
-        let (from, to) = (&raw const (*origin).seat, &raw const (*target).seat);
+        let (from, to) = (&raw const (*origin).context, &raw const (*target).context);
         let left = asan::leave_seat(from, to);
         let (own, word, data) = backend::switch(from, at, to, word, data);
         asan::arrive(left);
-        Arrival::new(Node::of_seat(own), Parcel::from_words(word, data))
+        Resumed::new(Inner::of_context(own), Payload::from_words(word, data))
     }
 }
 
@@ -352,14 +360,14 @@ unsafe fn depart(
 /// # Safety
 ///
 /// - The greenlet that runs is dead, and its stack has been retired; the target is suspended (S1), and lives.
-/// - What the parcel points to may stand on the retired stack: the other side takes it first (S4).
+/// - What the payload points to may stand on the retired stack: the other side takes it first (S4).
 #[inline(always)]
-unsafe fn depart_for_good(target: *const Node, parcel: Parcel) -> ! {
-    let (word, data) = parcel.into_words();
+unsafe fn exit_to(target: *const Inner, payload: Payload) -> ! {
+    let (word, data) = payload.into_words();
     // SAFETY: S1, S2, S3.
     unsafe {
-        asan::leave_for_good((*target).seat.sp.get());
-        backend::switch_final(&raw const (*target).seat, word, data)
+        asan::leave_for_good((*target).context.sp.get());
+        backend::switch_and_exit(&raw const (*target).context, word, data)
     }
 }
 
@@ -370,87 +378,87 @@ unsafe fn depart_for_good(target: *const Node, parcel: Parcel) -> ! {
 /// Why it was refused: then control has not left.
 #[cold]
 #[inline(never)]
-pub(crate) fn transfer(
-    target: &NodeRef,
-    content: Content,
+pub(crate) fn switch_slow(
+    target: &InnerRc,
+    delivery: Delivery,
     at: &'static Location<'static>,
     manners: Manners,
-) -> Result<Parcel, Error> {
-    let hub = Hub::get();
+) -> Result<Payload, Error> {
+    let thread = ThreadState::current();
     if manners == Manners::Polite {
-        if let Some(refuse) = refusal(hub) {
-            return Err(refuse(unsent(content)));
+        if let Some(refuse) = refusal(thread) {
+            return Err(refuse(unsent(delivery)));
         }
     }
-    let content = if manners == Manners::Polite {
+    let delivery = if manners == Manners::Polite {
         // Before anything is staged, so that what these run cannot get between (rule XD-5).
-        let waiting = Waiting::new(content);
-        if hub.has_flag(slow::ERRAND) {
-            all_threads::run(hub);
+        let guard = DropGuard::new(delivery);
+        if thread.has_flag(flag::REMOTE_CALL) {
+            all_threads::run(thread);
         }
         // CAUTION: runs foreign code, which may unwind.
-        hub.settle_debts();
-        waiting.over()
+        thread.run_deferred();
+        guard.into_inner()
     } else {
-        content
+        delivery
     };
 
-    let content = match content {
+    let delivery = match delivery {
         // A dead greenlet eats an exit and passes it up as a value (rule TH-8).
         // CAUTION: runs foreign code (the exit's contexts are dropped): so it comes first.
-        Content::Message(Message::Error(error)) if target.standing.is_dead() => {
-            Content::Message(exit_to_value(error))
+        Delivery::Message(Message::Error(error)) if target.status.is_dead() => {
+            Delivery::Message(exit_to_value(error))
         }
-        content => content,
+        delivery => delivery,
     };
     let Some(living) = target.nearest_living() else {
-        let error = ThreadExiting::new(unsent(content)).into();
+        let error = ThreadExiting::new(unsent(delivery)).into();
         return Err(error);
     };
 
-    if hub.is_current(&living) {
-        return Ok(echo(hub, living, content));
+    if thread.is_current(&living) {
+        return Ok(echo(thread, living, delivery));
     }
     if manners == Manners::Polite {
-        let gate = if living.standing.is_pending() || hub.has_flag(slow::GATES) {
-            living.closed_gate()
+        let locked = if living.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
+            living.await_locked_ancestor()
         } else {
             None
         };
         // G2; and G1: nothing may be between a greenlet and where it ends.
-        let is_hidden = living.standing.is_active() && living.seat.sp.get().is_null();
-        let gate = gate.or_else(|| is_hidden.then(|| living.clone()));
-        if let Some(gate) = gate {
-            let error = Awaiting::new(gate.label(), unsent(content)).into();
-            drop((gate, living));
+        let is_hidden = living.status.is_active() && living.context.sp.get().is_null();
+        let locked = locked.or_else(|| is_hidden.then(|| living.clone()));
+        if let Some(locked) = locked {
+            let error = AwaitInProgress::new(locked.label(), unsent(delivery)).into();
+            drop((locked, living));
             teardown::count_refusal();
             return Err(error);
         }
-    } else if living.seat.sp.get().is_null() {
-        living.seat.sp.set(living.held.replace(ptr::null_mut()));
+    } else if living.context.sp.get().is_null() {
+        living.context.sp.set(living.hidden_sp.replace(ptr::null_mut()));
     }
-    if living.standing.is_pending() {
-        if let Err(error) = start(hub, &living, &content) {
-            return Err(error.with(unsent(content)));
+    if living.status.is_pending() {
+        if let Err(error) = start(thread, &living, &delivery) {
+            return Err(error.with(unsent(delivery)));
         }
     }
-    Ok(send(hub, living, content, at))
+    Ok(send(thread, living, delivery, at))
 }
 
 /// Lets go of a handle that a transfer was by, when control is back.
 ///
 /// That may run foreign code: the handle may be the last one of a greenlet, and the end of that can even use the stack that
 /// what arrived still stands on. So that is taken first (S4).
-pub(crate) fn let_go(handle: Greenlet, back: Parcel) -> Parcel {
-    if handle.node().count() > COUNT_OF_LAST_HANDLE {
+pub(crate) fn let_go(handle: Greenlet, back: Payload) -> Payload {
+    if handle.inner().strong_count() > COUNT_OF_LAST_HANDLE {
         return back; // there are others, so the end of this one is nothing
     }
     let message = open(back);
     // Should it unwind, the message goes as well.
-    let waiting = Waiting::new(Content::Message(message));
+    let guard = DropGuard::new(Delivery::Message(message));
     // CAUTION: runs foreign code.
     drop(handle);
-    Control::local(waiting.over().into_message())
+    Envelope::local(guard.into_inner().into_message())
 }
 
 /// Throws an error at `target`.
@@ -460,88 +468,93 @@ pub(crate) fn let_go(handle: Greenlet, back: Parcel) -> Parcel {
 /// Why it was refused.
 #[inline(always)] // a return after a switch is one that the processor does not predict
 pub(crate) fn throw_at(
-    target: &NodeRef,
+    target: &InnerRc,
     error: Error,
     at: &'static Location<'static>,
     manners: Manners,
-) -> Result<Parcel, Error> {
-    let hub = Hub::get();
+) -> Result<Payload, Error> {
+    let thread = ThreadState::current();
     // No tracer is to see it, and the one who leaves has a handle.
-    if !has_way_aside(hub, target) {
-        return transfer(target, Content::Message(Message::Error(error)), at, manners);
+    if !has_way_aside(thread, target) {
+        return switch_slow(target, Delivery::Message(Message::Error(error)), at, manners);
     }
-    let parcel = Thrown(error).into_parcel();
+    let payload = Thrown(error).into_payload();
     // SAFETY: T1: the target has a handle, so the hub is set up; S1; S3.
-    Ok(unsafe { depart(hub.current(), target.as_ptr(), parcel, at) }.enter())
+    Ok(unsafe { switch_stacks(thread.current_ptr(), target.as_ptr(), payload, at) }.make_current())
 }
 
 /// What is to be sent, or has arrived, while foreign code runs: should that unwind, it is dropped.
-struct Waiting(Option<Content>);
+struct DropGuard(Option<Delivery>);
 
-impl Waiting {
-    fn new(content: Content) -> Waiting {
-        Waiting(Some(content))
+impl DropGuard {
+    fn new(delivery: Delivery) -> DropGuard {
+        DropGuard(Some(delivery))
     }
 
-    fn over(mut self) -> Content {
+    fn into_inner(mut self) -> Delivery {
         self.0.take().expect("it is taken once")
     }
 }
 
-impl Drop for Waiting {
+impl Drop for DropGuard {
     fn drop(&mut self) {
-        drop(self.0.take().map(Content::into_message));
+        drop(self.0.take().map(Delivery::into_message));
     }
 }
 
 /// Switches to the active greenlet `target`.
-fn send(hub: &Hub, target: NodeRef, content: Content, at: &'static Location<'static>) -> Parcel {
-    let origin = hub.current();
-    let traced = hub.has_flag(slow::TRACED);
+fn send(
+    thread: &ThreadState,
+    target: InnerRc,
+    delivery: Delivery,
+    at: &'static Location<'static>,
+) -> Payload {
+    let origin = thread.current_ptr();
+    let traced = thread.has_flag(flag::TRACED);
     // SAFETY: T1.
-    let is_last_moment = unsafe { count_of(origin) } == 1;
-    let mut control;
-    let parcel = match content {
-        Content::Parcel(parcel) if !traced && !is_last_moment => parcel,
-        content => {
-            control = ManuallyDrop::new(Control {
-                content,
-                origin: (traced || is_last_moment).then(|| Greenlet::from_node(hub.current_node())),
+    let is_last_moment = unsafe { strong_count(origin) } == 1;
+    let mut envelope;
+    let payload = match delivery {
+        Delivery::Payload(payload) if !traced && !is_last_moment => payload,
+        delivery => {
+            envelope = ManuallyDrop::new(Envelope {
+                delivery,
+                origin: (traced || is_last_moment).then(|| Greenlet::from_inner(thread.current_inner())),
                 traced,
             });
-            Parcel::new(&mut control)
+            Payload::new(&mut envelope)
         }
     };
     let place = target.as_ptr();
-    prepare_for(hub, target);
+    prepare_for(thread, target);
     // SAFETY: T1; S1: `target` is suspended, or was just prepared by `start`; S3.
-    unsafe { depart(origin, place, parcel, at) }.enter()
+    unsafe { switch_stacks(origin, place, payload, at) }.make_current()
 }
 
 /// The answer to a switch or throw that reaches the greenlet that does it: nothing moves (rules SW-8,
 /// SW-21, TH-10).
-fn echo(hub: &Hub, current: NodeRef, content: Content) -> Parcel {
+fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
     // A handle, so that it is noticed if all others go meanwhile.
-    let current = Greenlet::from_node(current);
-    if !hub.has_flag(slow::TRACED) {
-        return match content {
-            Content::Parcel(parcel) => parcel,
-            Content::Message(message) => Control::local(message),
+    let current = Greenlet::from_inner(current);
+    if !thread.has_flag(flag::TRACED) {
+        return match delivery {
+            Delivery::Payload(payload) => payload,
+            Delivery::Message(message) => Envelope::local(message),
         };
     }
-    let message = trace::call(&current, content.into_message());
-    Control::local(message)
+    let message = trace::call(&current, delivery.into_message());
+    Envelope::local(message)
 }
 
 /// Why the current greenlet may not switch, if so: makes the error from the value that stays.
-fn refusal(hub: &Hub) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
+fn refusal(thread: &ThreadState) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
     if std::thread::panicking() {
         return Some(Box::new(|value| Unwinding::new(value).into()));
     }
-    if hub.has_flag(slow::EXITING) {
+    if thread.has_flag(flag::EXITING) {
         return Some(Box::new(|value| ThreadExiting::new(value).into()));
     }
-    let since = hub.forbidden_since.get()?;
+    let since = thread.no_switch_since.get()?;
     Some(Box::new(move |value| SwitchForbidden::new(since, value).into()))
 }
 
@@ -554,26 +567,26 @@ fn refusal(hub: &Hub) -> Option<Box<dyn FnOnce(Option<Value>) -> Error>> {
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{may_switch, no_switch};
+/// use greenlet_core::{check_switch_allowed, no_switch};
 ///
-/// assert!(may_switch().is_ok());
-/// assert!(no_switch(may_switch).is_err());
+/// assert!(check_switch_allowed().is_ok());
+/// assert!(no_switch(check_switch_allowed).is_err());
 /// ```
 #[inline]
-pub fn may_switch() -> Result<(), Error> {
-    let hub = Hub::get();
-    if hub.is_free() && !std::thread::panicking() {
+pub fn check_switch_allowed() -> Result<(), Error> {
+    let thread = ThreadState::current();
+    if thread.allows_switch() && !std::thread::panicking() {
         return Ok(());
     }
-    refusal(hub).map_or(Ok(()), |refuse| Err(refuse(None)))
+    refusal(thread).map_or(Ok(()), |refuse| Err(refuse(None)))
 }
 
 /// The value of a transfer that does not take place, to be put into the error that says so.
-fn unsent(content: Content) -> Option<Value> {
-    match content.into_message() {
+fn unsent(delivery: Delivery) -> Option<Value> {
+    match delivery.into_message() {
         Message::Value(value) => Some(value),
         Message::Error(error) => Some(Value::new(error)),
-        Message::Panic(_) | Message::Force => None,
+        Message::Panic(_) | Message::ForcedUnwind => None,
     }
 }
 
@@ -602,14 +615,14 @@ impl StartError {
 }
 
 /// Gives a pending greenlet its stack, so that it can be switched to. On an error nothing has changed.
-fn start(hub: &Hub, node: &NodeRef, content: &Content) -> Result<(), StartError> {
-    let calls = node.calls.get().expect("a pending greenlet has its function");
-    if let Err(expected) = content.fits(calls.takes) {
+fn start(thread: &ThreadState, node: &InnerRc, delivery: &Delivery) -> Result<(), StartError> {
+    let vtable = node.vtable.get().expect("a pending greenlet has its function");
+    if let Err(expected) = delivery.fits(vtable.takes) {
         return Err(StartError::Type { expected });
     }
-    let stack = hub.take_stack(node.stack_size()).map_err(StartError::Stack)?;
+    let stack = thread.take_stack(node.stack_size()).map_err(StartError::Stack)?;
     // SAFETY: the reference counts it.
-    unsafe { begin(node.as_ptr(), calls, stack) };
+    unsafe { activate(node.as_ptr(), vtable, stack) };
     Ok(())
 }
 
@@ -617,17 +630,17 @@ fn start(hub: &Hub, node: &NodeRef, content: &Content) -> Result<(), StartError>
 ///
 /// # Safety
 ///
-/// - The node lives, and the pointer comes from its [`NodeRef`] (K3).
+/// - The node lives, and the pointer comes from its [`InnerRc`] (K3).
 #[inline(always)] // the call would be a tenth of it
-unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
+unsafe fn activate(node: *const Inner, vtable: &ClosureVTable, stack: Stack) {
     // SAFETY: the contract. An active greenlet counts itself, until it finishes: it needs no handle to exist.
     let node = unsafe {
-        count(node);
+        increment_strong(node);
         &*node
     };
-    node.standing.begin();
+    node.status.activate();
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours. Y1: the entry uses the function up.
-    unsafe { backend::init(stack.entry(), calls.entry, &node.seat) };
+    unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
     node.stack.set(Some(stack));
 }
 
@@ -637,32 +650,32 @@ unsafe fn begin(node: *const Node, calls: &Calls, stack: Stack) {
 ///
 /// # Safety
 ///
-/// - The node is the current one, and the pointer comes from its [`NodeRef`] (K3).
+/// - The node is the current one, and the pointer comes from its [`InnerRc`] (K3).
 #[inline(always)] // the call would be a quarter of it
-pub(crate) unsafe fn finish_with_value(node: *const Node, parcel: Parcel) -> ! {
-    let hub = Hub::get();
-    debug_assert!(ptr::eq(node, hub.current()));
-    if !hub.has_any_flag() && !hub.has_retired_stack() {
+pub(crate) unsafe fn finish_with_value(node: *const Inner, payload: Payload) -> ! {
+    let thread = ThreadState::current();
+    debug_assert!(ptr::eq(node, thread.current_ptr()));
+    if !thread.has_any_flag() && !thread.has_last_stack() {
         // SAFETY: the contract; and just looked.
         unsafe {
-            if let Some(parent) = waiting_parent(node) {
-                finish_into(hub, node, parent, parcel, Hub::retire_first)
+            if let Some(parent) = suspended_parent(node) {
+                finish_into(thread, node, parent, payload, ThreadState::keep_only_stack)
             }
         }
     }
-    finish_with_value_apart(parcel)
+    finish_with_value_slow(payload)
 }
 
 /// [`finish_with_value`], where there is more to do.
 #[inline(never)]
-fn finish_with_value_apart(parcel: Parcel) -> ! {
-    let hub = Hub::get();
-    let node = hub.current();
+fn finish_with_value_slow(payload: Payload) -> ! {
+    let thread = ThreadState::current();
+    let node = thread.current_ptr();
     // SAFETY: T1; and just looked.
     unsafe {
-        match waiting_parent(node).filter(|_| hub.is_free()) {
-            Some(parent) => finish_into(hub, node, parent, parcel, Hub::retire),
-            None => finish(Content::Parcel(parcel)),
+        match suspended_parent(node).filter(|_| thread.allows_switch()) {
+            Some(parent) => finish_into(thread, node, parent, payload, ThreadState::keep_last_stack),
+            None => finish(Delivery::Payload(payload)),
         }
     }
 }
@@ -671,13 +684,13 @@ fn finish_with_value_apart(parcel: Parcel) -> ! {
 ///
 /// # Safety
 ///
-/// - The node lives, and the pointer comes from its [`NodeRef`] (K3).
+/// - The node lives, and the pointer comes from its [`InnerRc`] (K3).
 #[inline(always)] // as `finish_with_value`
-unsafe fn waiting_parent(node: *const Node) -> Option<*const Node> {
+unsafe fn suspended_parent(node: *const Inner) -> Option<*const Inner> {
     // SAFETY: the contract.
-    let (parent, has_handle) = unsafe { ((*node).parent.as_ptr(), count_of(node) > 1) };
+    let (parent, has_handle) = unsafe { ((*node).parent.as_ptr(), strong_count(node) > 1) };
     // SAFETY: L1.
-    let is_suspended = unsafe { !parent.is_null() && !(*parent).seat.sp.get().is_null() };
+    let is_suspended = unsafe { !parent.is_null() && !(*parent).context.sp.get().is_null() };
     (has_handle && is_suspended).then_some(parent) // as it is in the link (K3)
 }
 
@@ -685,72 +698,72 @@ unsafe fn waiting_parent(node: *const Node) -> Option<*const Node> {
 ///
 /// # Safety
 ///
-/// - [`waiting_parent`] has just said that this is the one. The rules have nothing to say about it ([`Hub::is_free`]).
+/// - [`suspended_parent`] has just said that this is the one. The rules have nothing to say about it ([`ThreadState::allows_switch`]).
 #[inline(always)] // as `finish_with_value`
 unsafe fn finish_into(
-    hub: &Hub,
-    node: *const Node,
-    parent: *const Node,
-    parcel: Parcel,
-    retire: impl FnOnce(&Hub, Option<Stack>),
+    thread: &ThreadState,
+    node: *const Inner,
+    parent: *const Inner,
+    payload: Payload,
+    keep_last_stack: impl FnOnce(&ThreadState, Option<Stack>),
 ) -> ! {
     // SAFETY: T1; `begin` gave the count away, and it is not the last one: somebody has a handle.
     unsafe {
         (*node).finish();
-        retire(hub, (*node).stack.take());
-        uncount(node);
+        keep_last_stack(thread, (*node).stack.take());
+        decrement_strong(node);
     }
     // SAFETY: just finished and retired; the parent is suspended, so active, so alive (S1, S3).
-    unsafe { depart_for_good(parent, parcel) }
+    unsafe { exit_to(parent, payload) }
 }
 
 /// Ends the current greenlet: delivers to its nearest living ancestor what it leaves.
 #[cold]
 #[inline(never)]
-pub(crate) fn finish(content: Content) -> ! {
-    let hub = Hub::get();
+pub(crate) fn finish(delivery: Delivery) -> ! {
+    let thread = ThreadState::current();
     // While the greenlet still is active, so that nothing gets between its end and its outcome (UD-5).
-    settle_before_the_end(hub);
-    let node = hub.current_node();
+    run_deferred_before_end(thread);
+    let node = thread.current_inner();
     node.finish();
-    let mut content = content;
-    let mut target = living_parent(&node);
-    while target.standing.is_pending() {
-        match start(hub, &target, &content) {
+    let mut delivery = delivery;
+    let mut target = nearest_live_ancestor(&node);
+    while target.status.is_pending() {
+        match start(thread, &target, &delivery) {
             Ok(()) => break,
             // The parent dies of the mistake, as a Python function does that is called with the wrong
             // arguments (rule RT-5); its own parent learns of it, with the value.
             Err(error @ StartError::Type { .. }) => {
-                content = Content::Message(Message::Error(error.with(unsent(content))));
+                delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
             }
             // It cannot be entered at all: it stays pending, and the next one gets the error (RT-6).
             Err(error @ StartError::Stack(_)) => {
-                content = Content::Message(Message::Error(error.with(unsent(content))));
-                target = living_parent(&target);
+                delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
+                target = nearest_live_ancestor(&target);
             }
         }
     }
-    let traced = hub.has_flag(slow::TRACED);
-    hub.retire(node.stack.take());
+    let traced = thread.has_flag(flag::TRACED);
+    thread.keep_last_stack(node.stack.take());
     // SAFETY: `begin` gave it away; not the last one: `node`.
-    unsafe { uncount(node.as_ptr()) };
-    let mut control = ManuallyDrop::new(Control {
-        content,
-        origin: Some(Greenlet::from_node(node)),
+    unsafe { decrement_strong(node.as_ptr()) };
+    let mut envelope = ManuallyDrop::new(Envelope {
+        delivery,
+        origin: Some(Greenlet::from_inner(node)),
         traced,
     });
     let place = target.as_ptr();
-    prepare_for(hub, target);
+    prepare_for(thread, target);
     // SAFETY: finished and retired; `target` is an active greenlet that is suspended (S1, S3).
-    unsafe { depart_for_good(place, Parcel::new(&mut control)) }
+    unsafe { exit_to(place, Payload::new(&mut envelope)) }
 }
 
 /// What there is to do right before the switch to the suspended greenlet `target`.
-fn prepare_for(hub: &Hub, target: NodeRef) {
-    if hub.has_flag(slow::UNHELD) {
-        hub.lower_flag(slow::UNHELD); // that was about the one who leaves
+fn prepare_for(thread: &ThreadState, target: InnerRc) {
+    if thread.has_flag(flag::NO_HANDLES) {
+        thread.lower_flag(flag::NO_HANDLES); // that was about the one who leaves
     }
-    if target.seat.sp.get().is_null() {
+    if target.context.sp.get().is_null() {
         // What is behind a closed gate was refused; nothing below a closed gate runs (see `gate.rs`).
         unwind::abort("a switch to a greenlet that is not suspended");
     }
@@ -759,16 +772,16 @@ fn prepare_for(hub: &Hub, target: NodeRef) {
 }
 
 /// Settles what is owed in the last frames of a greenlet, which nothing may unwind (B3).
-fn settle_before_the_end(hub: &Hub) {
-    let settled = catch_unwind(AssertUnwindSafe(|| hub.settle_debts()));
+fn run_deferred_before_end(thread: &ThreadState) {
+    let settled = catch_unwind(AssertUnwindSafe(|| thread.run_deferred()));
     // The outcome of the greenlet goes before. That it is to be unwound by force is no news to it: it
     // is about to end.
     let Err(payload) = settled else { return };
-    let greenlet = Greenlet::from_node(hub.current_node());
-    let report = match unwind::caught_in_place(payload) {
+    let greenlet = Greenlet::from_inner(thread.current_inner());
+    let report = match unwind::own_message(payload) {
         Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
         Message::Error(error) => Unraisable::of_error(greenlet, error),
-        Message::Force | Message::Value(_) => return,
+        Message::ForcedUnwind | Message::Value(_) => return,
     };
     unraisable::call(&report);
     // CAUTION: runs foreign code (the destructor of what was reported).
@@ -776,8 +789,8 @@ fn settle_before_the_end(hub: &Hub) {
     std::mem::forget(dropped); // what even that leaves is leaked, or there were no end
 }
 
-fn living_parent(node: &NodeRef) -> NodeRef {
-    let parent = node.parent.node();
+fn nearest_live_ancestor(node: &InnerRc) -> InnerRc {
+    let parent = node.parent.get();
     parent
         .and_then(|parent| parent.nearest_living())
         .expect("while a greenlet runs, the main greenlet of its thread is active")

@@ -1,26 +1,26 @@
 //! The arrival: what a receiver makes of what a switch brings it.
 //!
 //! ```text
-//!   parcel of the type that is asked for      the value: one comparison
-//!   parcel of another type                    an error that has the value
+//!   payload of the type that is asked for      the value: one comparison
+//!   payload of another type                    an error that has the value
 //!   an error that was thrown                  the error
-//!   a Control                                 opened (`open`): what it says is done first, then delivered
+//!   a Envelope                                 opened (`open`): what it says is done first, then delivered
 //! ```
 //!
-//! Whoever arrives takes the parcel out of the sender's frame before it calls foreign code (P2 in `transfer.rs`, S4 in
-//! `switch.rs`): each function here does, and whoever has a parcel and something else to do calls [`open`] first.
+//! Whoever arrives takes the payload out of the sender's frame before it calls foreign code (P2 in `transfer.rs`, S4 in
+//! `switch.rs`): each function here does, and whoever has a payload and something else to do calls [`open`] first.
 
 use anyhow::Error;
 
 use crate::greenlet::backtrace;
-use crate::node::Node;
+use crate::node::Inner;
 use crate::payload::error::TypeMismatch;
 use crate::payload::exit::GreenletExit;
 use crate::payload::value::Value;
-use crate::payload::{Control, Message, Parcel, Thrown};
+use crate::payload::{Envelope, Message, Payload, Thrown};
 use crate::switch::trace;
 use crate::switch::unwind;
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// Who is back from a switch, and what it brought.
 ///
@@ -28,47 +28,47 @@ use crate::thread::Hub;
 /// the fast path is the last thing. So the compiler knows at the next switch who switches, and need not read what
 /// was just written: a switch takes 1.54 ns where that is so, and else 1.85.
 #[must_use = "who is back is to be current"]
-pub(crate) struct Arrival {
-    own: *const Node,
-    parcel: Parcel,
+pub(crate) struct Resumed {
+    own: *const Inner,
+    payload: Payload,
 }
 
-impl Arrival {
+impl Resumed {
     /// # Safety
     ///
-    /// - `own` is the greenlet that runs from now on, and the parcel is what the switch brought it.
+    /// - `own` is the greenlet that runs from now on, and the payload is what the switch brought it.
     #[inline(always)] // nothing
-    pub(crate) unsafe fn new(own: *const Node, parcel: Parcel) -> Arrival {
-        Arrival { own, parcel }
+    pub(crate) unsafe fn new(own: *const Inner, payload: Payload) -> Resumed {
+        Resumed { own, payload }
     }
 
     /// Makes who is back the current greenlet.
     #[inline(always)] // one store
-    pub(crate) fn enter(self) -> Parcel {
-        Hub::get().set_current(self.own);
-        self.parcel
+    pub(crate) fn make_current(self) -> Payload {
+        ThreadState::current().set_current(self.own);
+        self.payload
     }
 
     /// Takes what arrived as a value of the type that is asked for.
     #[inline(always)] // the fast path: one comparison
     pub(crate) fn receive<R: 'static>(self) -> Result<R, Error> {
-        if self.parcel.is_likely::<R>() {
+        if self.payload.is_fast::<R>() {
             // SAFETY: just looked.
-            return Ok(unsafe { self.enter().take() });
+            return Ok(unsafe { self.make_current().take() });
         }
-        let parcel = self.enter();
-        apart(move || receive_other(parcel))
+        let payload = self.make_current();
+        cold_path(move || receive_slow(payload))
     }
 }
 
-/// [`Arrival::receive`], where the greenlet is current already.
+/// [`Resumed::receive`], where the greenlet is current already.
 #[inline(always)] // the fast path: one comparison
-pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
-    if parcel.is_likely::<R>() {
+pub(crate) fn receive<R: 'static>(payload: Payload) -> Result<R, Error> {
+    if payload.is_fast::<R>() {
         // SAFETY: just looked.
-        return Ok(unsafe { parcel.take() });
+        return Ok(unsafe { payload.take() });
     }
-    apart(move || receive_other(parcel))
+    cold_path(move || receive_slow(payload))
 }
 
 /// Does what there is to do on a rare path that meets the fast one again.
@@ -76,10 +76,10 @@ pub(crate) fn receive<R: 'static>(parcel: Parcel) -> Result<R, Error> {
 /// What the two have to say would be one value, and the compiler would look at that again, every time; so of this path it is
 /// left in a place. What the fast one has just written of who runs would be unknown again; so this path writes it as well.
 #[inline(always)] // for that
-pub(crate) fn apart<M>(cold: impl FnOnce() -> Result<M, Error>) -> Result<M, Error> {
+pub(crate) fn cold_path<M>(cold: impl FnOnce() -> Result<M, Error>) -> Result<M, Error> {
     let mut place = None;
     let error = leave_in(&mut place, cold);
-    Hub::get().repeat_current();
+    ThreadState::current().repeat_current();
     match error {
         None => Ok(place.expect("there is no error")),
         Some(error) => Err(error),
@@ -99,12 +99,12 @@ fn leave_in<M>(place: &mut Option<M>, cold: impl FnOnce() -> Result<M, Error>) -
 }
 
 /// Takes what arrived when it is not a plain value of the type asked for.
-fn receive_other<R: 'static>(parcel: Parcel) -> Result<R, Error> {
-    if parcel.is_thrown() {
+fn receive_slow<R: 'static>(payload: Payload) -> Result<R, Error> {
+    if payload.is_thrown() {
         // SAFETY: just looked.
-        return Err(unsafe { parcel.take::<Thrown>() }.0);
+        return Err(unsafe { payload.take::<Thrown>() }.0);
     }
-    let value = deliver(open(parcel))?;
+    let value = deliver(open(payload))?;
     value
         .downcast()
         .map_err(|value| TypeMismatch::of::<R>(value).into())
@@ -116,52 +116,52 @@ pub(crate) fn deliver(message: Message) -> Result<Value, Error> {
         Message::Value(value) => Ok(value),
         Message::Error(error) => Err(error),
         Message::Panic(payload) => std::panic::resume_unwind(payload),
-        Message::Force => unwind::force(),
+        Message::ForcedUnwind => unwind::force(),
     }
 }
 
 /// [`receive`], on a rare path.
-pub(crate) fn receive_any<R: 'static>(parcel: Parcel) -> Result<R, Error> {
-    if parcel.is::<R>() {
+pub(crate) fn receive_any<R: 'static>(payload: Payload) -> Result<R, Error> {
+    if payload.is::<R>() {
         // SAFETY: just looked.
-        return Ok(unsafe { parcel.take() });
+        return Ok(unsafe { payload.take() });
     }
-    receive_other(parcel)
+    receive_slow(payload)
 }
 
 /// As [`open`], but an exit that left a greenlet as a value is dropped, without a box for it: that is how
 /// nearly all greenlets answer to being ended.
 #[inline]
-pub(crate) fn open_unless_exit(parcel: Parcel) -> Option<Message> {
-    if parcel.is::<GreenletExit>() {
+pub(crate) fn open_unless_exit(payload: Payload) -> Option<Message> {
+    if payload.is::<GreenletExit>() {
         // SAFETY: just looked.
-        drop(unsafe { parcel.take::<GreenletExit>() });
+        drop(unsafe { payload.take::<GreenletExit>() });
         return None;
     }
-    Some(open(parcel))
+    Some(open(payload))
 }
 
 /// Takes what arrived, and does what there is to do before it is delivered. First it is taken out of the sender's frame (S4), and
 /// what is no message is answered.
-pub(crate) fn open(parcel: Parcel) -> Message {
-    let parcel = backtrace::answer(parcel);
-    if parcel.is::<Thrown>() {
+pub(crate) fn open(payload: Payload) -> Message {
+    let payload = backtrace::serve(payload);
+    if payload.is::<Thrown>() {
         // SAFETY: just looked.
-        return Message::Error(unsafe { parcel.take::<Thrown>() }.0);
+        return Message::Error(unsafe { payload.take::<Thrown>() }.0);
     }
-    let control = match Control::open(parcel) {
-        Ok(control) => control,
-        Err(parcel) => return Message::Value(parcel.take_value()),
+    let envelope = match Envelope::open(payload) {
+        Ok(envelope) => envelope,
+        Err(payload) => return Message::Value(payload.into_value()),
     };
-    let mut message = control.content.into_message();
-    if control.traced {
-        let origin = control
+    let mut message = envelope.delivery.into_message();
+    if envelope.traced {
+        let origin = envelope
             .origin
             .as_ref()
             .expect("a traced transfer names its origin");
         message = trace::call(origin, message);
     }
     // CAUTION: runs foreign code: where it was the last handle, the greenlet is ended (rule DE-15).
-    drop(control.origin);
+    drop(envelope.origin);
     message
 }

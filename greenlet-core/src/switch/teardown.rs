@@ -4,7 +4,7 @@
 //! returns and its clean-up may switch. If control comes back and the greenlet has not ended, it is
 //! unwound by force. A function that stops even that is reported, and its stack is never used again.
 //!
-//! The end of a thread ends nothing: it marks the suspended greenlets as dead (`Node::leave`).
+//! The end of a thread ends nothing: it marks the suspended greenlets as dead (`Inner::leave`).
 
 #![forbid(unsafe_code)]
 
@@ -15,37 +15,37 @@ use anyhow::Error;
 use crate::greenlet::Greenlet;
 use crate::greenlet::await_lock;
 use crate::node::lineage;
-use crate::node::record::NodeRef;
-use crate::node::status::Kept;
+use crate::node::record::InnerRc;
+use crate::node::status::Hold;
 use crate::payload::exit::reason;
 use crate::payload::value::Value;
-use crate::payload::{Content, Message, Parcel};
+use crate::payload::{Delivery, Message, Payload};
 use crate::switch::receive;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
 use crate::switch::{self, Manners};
-use crate::thread::{self, Debt, Hub, slow};
+use crate::thread::{self, Deferred, ThreadState, flag};
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
 #[cold]
 #[inline(never)]
 pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
-    let hub = Hub::get();
-    let node = greenlet.node();
+    let thread = ThreadState::current();
+    let node = greenlet.inner();
     // Main ends with its thread.
-    if node.standing.is_main() || node.standing.is_abandoned() {
+    if node.status.is_main() || node.status.is_abandoned() {
         return;
     }
-    if hub.is_current(node) {
+    if thread.is_current(node) {
         // It ends when it switches away (rule DE-15).
-        hub.raise_flag(slow::UNHELD);
+        thread.raise_flag(flag::NO_HANDLES);
         return;
     }
-    if !hub.can_end_greenlets() {
-        hub.owe(Debt::LetGo(greenlet.clone()));
+    if !thread.can_end_greenlets() {
+        thread.defer(Deferred::HandleDropped(greenlet.clone()));
         return;
     }
-    let is_resurrected = || node.count() > COUNT_OF_LAST_HANDLE;
+    let is_resurrected = || node.strong_count() > COUNT_OF_LAST_HANDLE;
     end(greenlet, reason::ABANDONED, is_resurrected);
 }
 
@@ -55,8 +55,8 @@ pub(crate) const COUNT_OF_LAST_HANDLE: u32 = 2;
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
 /// current, not main, and that nothing unwinds.
 pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
-    if greenlet.node().standing.kept() == Kept::No {
-        step_out_of(greenlet.node());
+    if greenlet.inner().status.hold() == Hold::None {
+        detach_current_branch(greenlet.inner());
     }
     end(greenlet, reason, || false);
 }
@@ -64,34 +64,36 @@ pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
 /// Ends a greenlet in the context of the current one, which is its parent meanwhile (rule DE-3).
 /// Between the stages, `spare` says whether it is to live on.
 #[inline(always)] // a return after a switch is one that the processor does not predict
-fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
-    let node = greenlet.node();
-    if node.standing.kept() != Kept::No {
-        node.standing.set_kept(Kept::YesThenEnd);
+fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool) {
+    let node = greenlet.inner();
+    if node.status.hold() != Hold::None {
+        node.status.set_hold(Hold::HeldThenEnd);
         return;
     }
     // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
     // known who has a handle.
-    let hub = Hub::get();
-    let exit = hub.spare_exit.error(reason);
-    let refusals = hub.refusals.replace(0);
-    let mut is_forced = stage(greenlet, |at| switch::throw_at(node, exit, at, Manners::Firm));
-    if node.standing.kept() != Kept::No {
+    let thread = ThreadState::current();
+    let exit = thread.exit_cache.error(reason);
+    let refusals = thread.refusals.replace(0);
+    let mut is_forced = deliver_stage(greenlet, |at| switch::throw_at(node, exit, at, Manners::Firm));
+    if node.status.hold() != Hold::None {
         // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
-        node.standing.set_kept(Kept::YesThenEnd);
-    } else if node.standing.is_active() && !spare() {
+        node.status.set_hold(Hold::HeldThenEnd);
+    } else if node.status.is_active() && !is_revived() {
         if cfg!(panic = "unwind") {
             // Again: the clean-up may have hung the current greenlet below it.
-            step_out_of(node);
-            let force = || Content::Message(Message::Force);
-            is_forced |= stage(greenlet, |at| switch::transfer(node, force(), at, Manners::Firm));
+            detach_current_branch(node);
+            let force = || Delivery::Message(Message::ForcedUnwind);
+            is_forced |= deliver_stage(greenlet, |at| {
+                switch::switch_slow(node, force(), at, Manners::Firm)
+            });
         }
-        if node.standing.is_active() && !spare() {
-            node.standing.abandon();
+        if node.status.is_active() && !is_revived() {
+            node.status.abandon();
             unraisable::call(&Unraisable::of_refusal(greenlet.clone()));
         }
     }
-    hub.refusals.set(refusals);
+    thread.refusals.set(refusals);
     if is_forced {
         // While this went on, the same was done to the current greenlet.
         unwind::force();
@@ -101,29 +103,29 @@ fn end(greenlet: &Greenlet, reason: &'static str, spare: impl Fn() -> bool) {
 /// Delivers one message, with the current greenlet as the parent meanwhile. Says whether the current
 /// greenlet was itself told to unwind while that went on.
 #[inline(always)] // as `end`
-fn stage(
+fn deliver_stage(
     greenlet: &Greenlet,
-    deliver: impl FnOnce(&'static Location<'static>) -> Result<Parcel, Error>,
+    deliver: impl FnOnce(&'static Location<'static>) -> Result<Payload, Error>,
 ) -> bool {
-    let _meanwhile = ParentMeanwhile::new(greenlet.node());
-    await_lock::forget(Hub::get(), greenlet.node());
+    let _meanwhile = TemporaryParent::new(greenlet.inner());
+    await_lock::forget(ThreadState::current(), greenlet.inner());
     let message = match deliver(Location::caller()) {
         Ok(back) => receive::open_unless_exit(back),
         Err(refused) => Some(Message::Error(refused)),
     };
-    message.is_some_and(|message| dispose(greenlet, message))
+    message.is_some_and(|message| report_discarded(greenlet, message))
 }
 
 /// What comes back has nowhere to go (rules DE-5, DE-6, DE-19). Says whether it was the second stage of the end of the
 /// current greenlet.
 #[cold]
 #[inline(never)]
-fn dispose(greenlet: &Greenlet, message: Message) -> bool {
+fn report_discarded(greenlet: &Greenlet, message: Message) -> bool {
     match message {
         Message::Value(value) => drop(value),
         Message::Error(error) => unraisable::call(&Unraisable::of_error(greenlet.clone(), error)),
         Message::Panic(payload) => unraisable::call(&Unraisable::of_panic(greenlet.clone(), payload)),
-        Message::Force => return true,
+        Message::ForcedUnwind => return true,
     }
     false
 }
@@ -131,11 +133,11 @@ fn dispose(greenlet: &Greenlet, message: Message) -> bool {
 /// Where the current greenlet is below `node`, which it is about to end: moves the branch that it stands
 /// on to the parent of `node`. The current greenlet becomes the parent of `node` meanwhile, and a lineage
 /// is no ring. What the branch leaves would go there anyway: the dead are transparent.
-fn step_out_of(node: &NodeRef) {
-    let current = Hub::get().current_node();
-    let is_child = |below: &NodeRef| {
+fn detach_current_branch(node: &InnerRc) {
+    let current = ThreadState::current().current_inner();
+    let is_child = |below: &InnerRc| {
         let parent = below.parent_greenlet();
-        parent.is_some_and(|parent| parent.node().is(node))
+        parent.is_some_and(|parent| parent.inner().is(node))
     };
     let branch = lineage(&current).find(is_child);
     if let Some(branch) = branch {
@@ -145,34 +147,36 @@ fn step_out_of(node: &NodeRef) {
 }
 
 /// Makes the current greenlet the parent of one that is being ended, until this is dropped.
-struct ParentMeanwhile<'a> {
-    node: &'a NodeRef,
+struct TemporaryParent<'a> {
+    node: &'a InnerRc,
     before: Option<Greenlet>,
 }
 
-impl<'a> ParentMeanwhile<'a> {
-    fn new(node: &'a NodeRef) -> ParentMeanwhile<'a> {
+impl<'a> TemporaryParent<'a> {
+    fn new(node: &'a InnerRc) -> TemporaryParent<'a> {
         // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
         let before = node.parent.replace(Some(thread::current_greenlet()));
-        node.standing.set_ending(true);
-        ParentMeanwhile { node, before }
+        node.status.set_ending(true);
+        TemporaryParent { node, before }
     }
 }
 
-impl Drop for ParentMeanwhile<'_> {
+impl Drop for TemporaryParent<'_> {
     #[inline]
     fn drop(&mut self) {
         let node = self.node;
-        node.standing.set_ending(false); // where ends of one node nest, the inner one is the last
+        node.status.set_ending(false); // where ends of one node nest, the inner one is the last
         let before = self.before.take();
         let has_other_handles =
-            node.count() > COUNT_OF_LAST_HANDLE || node.standing.is_dead() && node.count() > 1;
+            node.strong_count() > COUNT_OF_LAST_HANDLE || node.status.is_dead() && node.strong_count() > 1;
         if let Some(before) = before.as_ref().filter(|_| has_other_handles) {
-            if before.node().has_in_lineage(node) {
+            if before.inner().has_in_lineage(node) {
                 // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
                 return;
             }
-            if before.node().closed_gate().is_some() && Hub::get().current_node().has_in_lineage(node) {
+            if before.inner().await_locked_ancestor().is_some()
+                && ThreadState::current().current_inner().has_in_lineage(node)
+            {
                 // It hung the current greenlet there, which must not run below a closed gate (G1).
                 return;
             }
@@ -217,23 +221,23 @@ const REFUSALS: u32 = 100;
 /// ```
 #[cold]
 pub fn count_refusal() {
-    let hub = Hub::get();
-    let ended = lineage(&hub.current_node()).find(|node| node.standing.is_ending());
+    let thread = ThreadState::current();
+    let ended = lineage(&thread.current_inner()).find(|node| node.status.is_ending());
     // During a stage the parent is the greenlet that ends it.
     let Some(ender) = ended.and_then(|node| node.parent_greenlet()) else {
         return;
     };
-    hub.refusals.set(hub.refusals.get().saturating_add(1));
-    if hub.refusals.get() > REFUSALS && switch::may_switch().is_ok() {
+    thread.refusals.set(thread.refusals.get().saturating_add(1));
+    if thread.refusals.get() > REFUSALS && switch::check_switch_allowed().is_ok() {
         // Returns when the greenlet is resumed after all. By value: its stack may be left for good.
         drop(ender.switch_owned::<Value>(()));
     }
 }
 
 /// The suspended greenlets of the thread, without main.
-pub(crate) fn suspended(hub: &'static Hub) -> impl Iterator<Item = Greenlet> {
+pub(crate) fn suspended(thread: &'static ThreadState) -> impl Iterator<Item = Greenlet> {
     let is_suspended = |greenlet: &Greenlet| !greenlet.is_main() && greenlet.is_suspended();
-    hub.all_greenlets().filter(is_suspended)
+    thread.all_greenlets().filter(is_suspended)
 }
 
 /// How often [`end_suspended`] looks for greenlets that clean-up has created.
@@ -266,12 +270,12 @@ const ROUNDS: u32 = 100;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn end_suspended() -> Result<(), Error> {
-    let hub = Hub::get();
-    switch::may_switch()?;
+    let thread = ThreadState::current();
+    switch::check_switch_allowed()?;
     for _ in 0..ROUNDS {
-        hub.settle_debts();
+        thread.run_deferred();
         let mut has_ended_one = false;
-        for greenlet in suspended(hub).filter(|greenlet| !greenlet.node().standing.is_abandoned()) {
+        for greenlet in suspended(thread).filter(|greenlet| !greenlet.inner().status.is_abandoned()) {
             end_owned(&greenlet, reason::ENDED);
             has_ended_one |= greenlet.is_dead();
         }

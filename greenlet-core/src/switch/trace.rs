@@ -13,7 +13,7 @@ use crate::greenlet::Greenlet;
 use crate::payload::Message;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
-use crate::thread::{self, Hub, slow};
+use crate::thread::{self, ThreadState, flag};
 
 /// What kind of message a transfer brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,28 +110,28 @@ impl fmt::Debug for Tracer {
 /// Installs the tracer of this thread, or removes it, and returns the one that was there before.
 ///
 /// All greenlets of the thread share it; other threads are not affected. It is called in the target of
-/// each transfer, before the target's `switch` returns or its function begins. It may switch, and
+/// each switch_slow, before the target's `switch` returns or its function begins. It may switch, and
 /// change or remove itself. While none is installed, tracing costs nothing.
 pub fn settrace(tracer: Option<Tracer>) -> Option<Tracer> {
-    let hub = Hub::get();
-    if hub.current().is_null() {
+    let thread = ThreadState::current();
+    if thread.current_ptr().is_null() {
         // The thread's end is what releases the tracer: see that it is noticed.
         drop(thread::current_greenlet());
     }
     if tracer.is_some() {
-        hub.raise_flag(slow::TRACED);
+        thread.raise_flag(flag::TRACED);
     } else {
-        hub.lower_flag(slow::TRACED);
+        thread.lower_flag(flag::TRACED);
     }
-    hub.tracer.replace(tracer)
+    thread.tracer.replace(tracer)
 }
 
 /// The tracer of this thread, if one is installed.
 pub fn gettrace() -> Option<Tracer> {
-    Hub::get().tracer.borrow().clone()
+    ThreadState::current().tracer.borrow().clone()
 }
 
-/// Tells the tracer of a transfer, and returns what is to be delivered.
+/// Tells the tracer of a switch_slow, and returns what is to be delivered.
 pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     let Some(tracer) = gettrace() else {
         return message;
@@ -145,7 +145,9 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
         },
         origin: origin.clone(),
         // Who has never switched away has not been come back to.
-        is_start: !target.is_main() && *origin != target && target.node().seat.note.get().is_none(),
+        is_start: !target.is_main()
+            && *origin != target
+            && target.inner().context.suspended_at.get().is_none(),
         target,
     };
     // CAUTION: runs foreign code: the tracer may switch, throw, panic, and replace itself.
@@ -154,10 +156,10 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     let replacement = match outcome {
         Ok(Ok(())) => return message,
         Ok(Err(error)) => Message::Error(error),
-        Err(payload) => unwind::caught_in_place(payload),
+        Err(payload) => unwind::own_message(payload),
     };
     drop(settrace(None));
-    if let Message::Force = message {
+    if let Message::ForcedUnwind = message {
         // The greenlet is being unwound in any case.
         if let Message::Error(error) = replacement {
             unraisable::call(&Unraisable::of_error(thread::current_greenlet(), error));

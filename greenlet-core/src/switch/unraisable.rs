@@ -87,7 +87,7 @@ impl Unraisable {
 
     /// One report for all that are left suspended, except those that were reported when they refused to end.
     pub(crate) fn of_left(all: &[Greenlet]) -> Option<Unraisable> {
-        let is_unreported = |greenlet: &&Greenlet| !greenlet.node().standing.is_abandoned();
+        let is_unreported = |greenlet: &&Greenlet| !greenlet.inner().status.is_abandoned();
         let left: Vec<&Greenlet> = all.iter().filter(is_unreported).collect();
         let named = left.iter().take(NAMED).map(|greenlet| format!("{greenlet:?}"));
         let mut text = named.collect::<Vec<_>>().join(", ");
@@ -104,9 +104,9 @@ impl Unraisable {
     }
 
     /// The same, of a generator that the greenlet ended.
-    pub(crate) fn in_generator(self, made_at: &'static Location<'static>) -> Unraisable {
+    pub(crate) fn in_generator(self, created_at: &'static Location<'static>) -> Unraisable {
         Unraisable {
-            generator: Some(made_at),
+            generator: Some(created_at),
             ..self
         }
     }
@@ -159,9 +159,9 @@ impl Unraisable {
 
 impl fmt::Display for Unraisable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut who = self.greenlet.node().label();
-        if let Some(made_at) = self.generator {
-            who = format!("a generator made at {made_at}, in {who},");
+        let mut who = self.greenlet.inner().label();
+        if let Some(created_at) = self.generator {
+            who = format!("a generator created at {created_at}, in {who},");
         }
         match &self.what {
             What::Error(error) => write!(f, "{who} was ended, and this was ignored: {error:#}"),

@@ -14,7 +14,7 @@ use anyhow::Error;
 use crate::payload::Message;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
-use crate::thread::Hub;
+use crate::thread::ThreadState;
 
 /// The payload of [`raise`].
 struct Raised(Error);
@@ -54,7 +54,7 @@ pub(crate) fn force() -> ! {
 }
 
 /// What a caught unwinding leaves for the parent.
-pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
+pub(crate) fn parent_message(payload: Box<dyn Any + Send>) -> Message {
     let payload = match payload.downcast::<Raised>() {
         Ok(raised) => {
             return match exit_of(raised.0) {
@@ -75,29 +75,32 @@ pub(crate) fn caught(payload: Box<dyn Any + Send>) -> Message {
 /// The contexts of the exit are dropped here, in the greenlet's last frames, which nothing may unwind.
 #[inline]
 pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
-    Hub::get().spare_exit.exit_of(error).or_else(exit_below)
+    ThreadState::current()
+        .exit_cache
+        .exit_of(error)
+        .or_else(exit_slow)
 }
 
 /// [`exit_of`], where the error has contexts.
 #[cold]
 #[inline(never)]
-fn exit_below(error: Error) -> Result<GreenletExit, Message> {
+fn exit_slow(error: Error) -> Result<GreenletExit, Message> {
     // CAUTION: runs foreign code.
     match catch_unwind(AssertUnwindSafe(|| error.downcast::<GreenletExit>())) {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(error)) => Err(Message::Error(error)),
-        Err(payload) => Err(caught(payload)),
+        Err(payload) => Err(parent_message(payload)),
     }
 }
 
 /// What a caught unwinding delivers in place of something else, to whom it was caught in.
-pub(crate) fn caught_in_place(payload: Box<dyn Any + Send>) -> Message {
+pub(crate) fn own_message(payload: Box<dyn Any + Send>) -> Message {
     let payload = match payload.downcast::<Raised>() {
         Ok(raised) => return Message::Error(raised.0),
         Err(payload) => payload,
     };
     match payload.downcast::<Forced>() {
-        Ok(_) => Message::Force,
+        Ok(_) => Message::ForcedUnwind,
         Err(payload) => Message::Panic(payload),
     }
 }
@@ -125,7 +128,7 @@ mod tests {
         let output = crate::tests::this_binary()
             .args([
                 "--exact",
-                "unwind::tests::a_doubtful_stack_ends_the_process",
+                "switch::unwind::tests::a_doubtful_stack_ends_the_process",
                 "--nocapture",
             ])
             .env(CHILD, "1")

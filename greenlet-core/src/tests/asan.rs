@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use anyhow::Result;
 
+use crate::backend::asan;
 use crate::tests::this_binary;
-use crate::{Greenlet, asan, getparent};
+use crate::{Greenlet, getparent};
 
 const CHILD: &str = "GREENLET_TEST_ASAN_CHILD";
 
@@ -77,7 +78,7 @@ fn an_overrun_on_the_stack_of_a_greenlet_is_reported() {
     assert!(report.contains("writes_behind_an_array"), "{report}");
     // The variable, and the way to the greenlet's first frame, and not to who switched to it.
     assert!(report.contains("'array'"), "{report}");
-    assert!(report.contains("body::run"), "{report}");
+    assert!(report.contains("closure::run"), "{report}");
 }
 
 #[test]

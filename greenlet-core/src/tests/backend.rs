@@ -7,15 +7,15 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
 use crate::backend::asan;
-use crate::backend::{self, Seat, Word};
+use crate::backend::{self, SavedContext, Word};
 use crate::stack::{Stack, StackCache};
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
 /// its place.
 struct Coroutine {
     stack: Cell<Option<Stack>>,
-    inside: Seat,
-    outside: Seat,
+    inside: SavedContext,
+    outside: SavedContext,
     body: RefCell<Option<Body>>,
     is_done: Cell<bool>,
 }
@@ -27,7 +27,7 @@ type Body = Box<dyn FnOnce(&Coroutine)>;
 /// # Safety
 ///
 /// - Of an [`backend::Entry`]; and it is a coroutine that is resumed.
-unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const Seat) -> ! {
+unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const SavedContext) -> ! {
     asan::enter();
     assert_eq!(word.addr(), 1);
     // SAFETY: `resume` passes the coroutine, which outlives its run.
@@ -38,19 +38,19 @@ unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const Se
     coroutine.is_done.set(true);
     asan::leave_for_good(coroutine.outside.sp.get());
     // SAFETY: B1: `resume` wrote it, and is suspended there.
-    unsafe { backend::switch_final(&coroutine.outside, ptr::without_provenance(3), Word::uninit()) }
+    unsafe { backend::switch_and_exit(&coroutine.outside, ptr::without_provenance(3), Word::uninit()) }
 }
 
 impl Coroutine {
     fn new(cache: &mut StackCache, size: usize, body: impl FnOnce(&Coroutine) + 'static) -> Box<Coroutine> {
         let stack = cache.fetch(size).unwrap();
-        let inside = Seat::new();
+        let inside = SavedContext::new();
         // SAFETY: the stack is fresh and ours.
         unsafe { backend::init(stack.base(), enter_coroutine, &inside) };
         Box::new(Coroutine {
             stack: Cell::new(Some(stack)),
             inside,
-            outside: Seat::new(),
+            outside: SavedContext::new(),
             body: RefCell::new(Some(Box::new(body))),
             is_done: Cell::new(false),
         })

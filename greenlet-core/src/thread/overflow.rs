@@ -6,7 +6,7 @@
 //!
 //! - **O1** Nothing is allocated, locked or waited for. The text goes into a fixed buffer, and from there
 //!   to standard error by `write`.
-//! - **O2** Records are only read, and a record that may be half-written is only compared. While
+//! - **O2** NodePool are only read, and a record that may be half-written is only compared. While
 //!   the list of them is being changed, it is not looked at.
 //! - **O3** A touch of a guard page is an overflow only if the thread was running on that stack.
 //!   Anything else is a stray pointer, and goes to the handler that was there before.
@@ -15,17 +15,17 @@ use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::node::Node;
+use crate::node::Inner;
 use crate::segment::Header;
 use crate::stack::{self, GuardHit};
-use crate::thread::{Hub, slow};
+use crate::thread::{ThreadState, flag};
 
 /// Prepares the process and the calling thread for a greenlet that overflows its stack.
 #[cold]
-pub(crate) fn watch(hub: &Hub) {
+pub(crate) fn watch(thread: &ThreadState) {
     stack::install_fault_handler(report);
-    if !hub.has_flag(slow::EXITING) {
-        hub.signal_stack.provide(); // until the thread ends
+    if !thread.has_flag(flag::EXITING) {
+        thread.signal_stack.provide(); // until the thread ends
     }
 }
 
@@ -37,7 +37,7 @@ static mut TEXT: Text = Text {
 
 fn report(hit: &GuardHit) {
     static REPORTING: AtomicBool = AtomicBool::new(false);
-    let Some(culprit) = Culprit::of(Hub::get(), hit) else {
+    let Some(culprit) = Culprit::of(ThreadState::current(), hit) else {
         return; // O3
     };
     if REPORTING.swap(true, Ordering::Acquire) {
@@ -58,17 +58,17 @@ fn report(hit: &GuardHit) {
 
 /// Who overflowed. A generator's body runs in the current greenlet.
 enum Culprit<'a> {
-    Greenlet(&'a Node),
-    Generator(&'a Header, Option<&'a Node>),
+    Greenlet(&'a Inner),
+    Generator(&'a Header, Option<&'a Inner>),
     /// It was about to finish, and its record is no longer to be had.
     Unknown,
 }
 
 impl Culprit<'_> {
     /// The greenlet that runs on the stack that was hit. `None` if nothing of this thread does.
-    fn of<'a>(hub: &'a Hub, hit: &GuardHit) -> Option<Culprit<'a>> {
+    fn of<'a>(thread: &'a ThreadState, hit: &GuardHit) -> Option<Culprit<'a>> {
         // SAFETY: T1.
-        let current = unsafe { hub.current().as_ref() };
+        let current = unsafe { thread.current_ptr().as_ref() };
         if let Some(header) = Header::at(hit.base.wrapping_sub(1)).filter(|_| hit.is_on_its_stack) {
             // SAFETY: the process does not outlive the use of the reference, and nothing else runs on this thread.
             return Some(Culprit::Generator(unsafe { header.as_ref() }, current));
@@ -77,7 +77,7 @@ impl Culprit<'_> {
         if is_on(current, hit) {
             return Some(Culprit::Greenlet(current));
         }
-        if hub.retired_base() == hit.base {
+        if thread.last_stack_base() == hit.base {
             return Some(Culprit::Unknown);
         }
         // Who arrives becomes current: the first frame of a greenlet right after its prologue, the others when they have looked at
@@ -85,8 +85,8 @@ impl Culprit<'_> {
         if !hit.is_on_its_stack {
             return None;
         }
-        let leaving = hub
-            .records
+        let leaving = thread
+            .pool
             .find_from_handler(|node| is_on(node, hit).then_some(&raw const *node))?;
         // SAFETY: the process does not outlive the use of the reference, and nothing else runs on this thread.
         Some(Culprit::Greenlet(unsafe { &*leaving }))
@@ -113,13 +113,13 @@ impl Culprit<'_> {
             " has overflowed its stack\n  = its stack has {} bytes",
             hit.size
         )?;
-        let made_at = match self {
-            Culprit::Greenlet(node) => Some(node.made_at),
-            Culprit::Generator(header, _) => header.made_at(),
+        let created_at = match self {
+            Culprit::Greenlet(node) => Some(node.created_at),
+            Culprit::Generator(header, _) => header.created_at(),
             Culprit::Unknown => None,
         };
-        if let Some(made_at) = made_at {
-            write!(text, "; it was made at {made_at}")?;
+        if let Some(created_at) = created_at {
+            write!(text, "; it was created at {created_at}")?;
         }
         let builder = match self {
             Culprit::Generator(..) => "GeneratorBuilder",
@@ -129,7 +129,7 @@ impl Culprit<'_> {
     }
 }
 
-fn write_greenlet(node: &Node, text: &mut Text) -> fmt::Result {
+fn write_greenlet(node: &Inner, text: &mut Text) -> fmt::Result {
     match node.name() {
         Some(name) => write!(text, "greenlet '{}'", shortened(name)),
         None => write!(text, "greenlet {}", node.id),
@@ -137,7 +137,7 @@ fn write_greenlet(node: &Node, text: &mut Text) -> fmt::Result {
 }
 
 /// Says whether the stack that was hit is the one that the node has.
-fn is_on(node: &Node, hit: &GuardHit) -> bool {
+fn is_on(node: &Inner, hit: &GuardHit) -> bool {
     // SAFETY: nobody writes to it while this handler runs, on the thread that the node belongs to (O2).
     let stack = unsafe { &*node.stack.as_ptr() };
     stack

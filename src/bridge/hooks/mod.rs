@@ -23,7 +23,7 @@ use greenlet_core::Greenlet;
 /// last to be suspended.
 ///
 /// The hooks get the greenlet that is resumed, or that awaits: the function's own, or one that the
-/// function has created. [`parked_at`](Greenlet::parked_at) returns the place where it awaits.
+/// function has created. [`suspended_at`](Greenlet::suspended_at) returns the place where it awaits.
 ///
 /// Hooks must not panic.
 ///

@@ -57,7 +57,7 @@ struct Shared {
 /// One watched function.
 struct Watched {
     greenlet: String,
-    made_at: &'static Location<'static>,
+    created_at: &'static Location<'static>,
     running: Mutex<Option<Running>>,
 }
 
@@ -88,7 +88,7 @@ pub struct Overrun {
     /// The name of the greenlet, or its id if it has none.
     pub greenlet: String,
     /// Where the greenlet was created.
-    pub made_at: &'static Location<'static>,
+    pub created_at: &'static Location<'static>,
     /// Where it last awaited. `None` if it has not awaited yet.
     pub after: Option<&'static Location<'static>>,
     /// How long it has been running since then.
@@ -109,8 +109,8 @@ pub enum Stop {
 
 impl fmt::Display for Overrun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (who, made_at, time) = (&self.greenlet, self.made_at, self.time);
-        write!(f, "greenlet {who}, made at {made_at}, ")?;
+        let (who, created_at, time) = (&self.greenlet, self.created_at, self.time);
+        write!(f, "greenlet {who}, created at {created_at}, ")?;
         f.write_str(if self.stop.is_some() {
             "ran"
         } else {
@@ -216,7 +216,7 @@ impl Watched {
         // CAUTION: runs arbitrary user code.
         (shared.report)(&Overrun {
             greenlet: self.greenlet.clone(),
-            made_at: self.made_at,
+            created_at: self.created_at,
             after: running.after,
             time: running.since.elapsed(),
             stop,
@@ -237,7 +237,7 @@ impl SpawnHooks for WatchdogHooks {
                     Some(name) => format!("'{name}'"),
                     None => greenlet.id().to_string(),
                 },
-                made_at: greenlet.made_at(),
+                created_at: greenlet.created_at(),
                 running: Mutex::default(),
             });
             lock(&self.shared.watched).push(Arc::downgrade(&watched));
@@ -245,7 +245,7 @@ impl SpawnHooks for WatchdogHooks {
         });
         *lock(&watched.running) = Some(Running {
             since: Instant::now(),
-            after: greenlet.parked_at(),
+            after: greenlet.suspended_at(),
             is_reported: false,
         });
     }
@@ -256,7 +256,7 @@ impl SpawnHooks for WatchdogHooks {
             return;
         };
         if running.since.elapsed() > self.shared.bound {
-            let stop = greenlet.parked_at().map_or(Stop::End, Stop::Await);
+            let stop = greenlet.suspended_at().map_or(Stop::End, Stop::Await);
             watched.report(&self.shared, running, Some(stop));
         }
     }

@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 
 use anyhow::{Error, Result};
 use greenlet_core::{
-    Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, getcurrent, getmain, may_switch,
+    Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, check_switch_allowed,
+    getcurrent, getmain,
 };
 
 use crate::bridge::driver::{Driver, Event, Phase, Polled, Ready};
@@ -32,7 +33,7 @@ pub(super) struct Drive<T: 'static> {
 enum Stage {
     New,
     /// The greenlet waits for a future. `None` is the root.
-    Awaiting(Option<Greenlet>),
+    AwaitInProgress(Option<Greenlet>),
     Over,
 }
 
@@ -105,7 +106,7 @@ impl<T: 'static> Drive<T> {
 
     pub(super) fn awaits_at(&self) -> Option<&'static Location<'static>> {
         match &self.stage {
-            Stage::Awaiting(waiter) => waiter.as_ref().unwrap_or(&self.root).parked_at(),
+            Stage::AwaitInProgress(waiter) => waiter.as_ref().unwrap_or(&self.root).suspended_at(),
             Stage::New | Stage::Over => None,
         }
     }
@@ -113,11 +114,11 @@ impl<T: 'static> Drive<T> {
     /// Polls the awaited future, and resumes the function if that is ready.
     #[inline]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        may_switch()?; // refuse before anything has changed
+        check_switch_allowed()?; // refuse before anything has changed
         let action = match &self.stage {
             Stage::New => Action::Start,
             Stage::Over => panic!("a spawned function was polled after it had ended"),
-            Stage::Awaiting(waiter) => {
+            Stage::AwaitInProgress(waiter) => {
                 let polled = self
                     .driver
                     .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
@@ -125,7 +126,7 @@ impl<T: 'static> Drive<T> {
                     return Poll::Pending;
                 }
                 match std::mem::replace(&mut self.stage, Stage::Over) {
-                    Stage::Awaiting(waiter) if polled == Polled::Ready => Action::Resume(waiter),
+                    Stage::AwaitInProgress(waiter) if polled == Polled::Ready => Action::Resume(waiter),
                     _ => self.waiter_gone()?,
                 }
             }
@@ -145,7 +146,7 @@ impl<T: 'static> Drive<T> {
                 self.root.end();
                 Poll::Ready(Err(exit.into()))
             }
-            Stage::Awaiting(_) => {
+            Stage::AwaitInProgress(_) => {
                 self.cancelled = self.lineage_of_waiter();
                 self.run(Action::Cancel(exit), cx)
             }
@@ -187,7 +188,7 @@ impl<T: 'static> Drive<T> {
                     Ok(Event::Await(Some(waiter))) => {
                         // The poll keeps only the waiter suspended. The gate keeps other code out
                         // of the root.
-                        self.root.close_gate();
+                        self.root.lock_for_await();
                         let polled = self.poll_first(&waiter, cx);
                         break (Some(waiter), polled);
                     }
@@ -203,8 +204,8 @@ impl<T: 'static> Drive<T> {
             action = match polled {
                 Polled::Ready => Action::Resume(waiter),
                 Polled::Pending => {
-                    self.root.close_gate();
-                    self.stage = Stage::Awaiting(waiter);
+                    self.root.lock_for_await();
+                    self.stage = Stage::AwaitInProgress(waiter);
                     self.unbind();
                     return Poll::Pending;
                 }
@@ -217,7 +218,7 @@ impl<T: 'static> Drive<T> {
     /// frequent case.
     #[inline(always)] // see `run`
     fn resume_root(&self) -> Result<Event<T>> {
-        self.root.open_gate();
+        self.root.unlock();
         let running = self.driver.enter_running();
         let event = self.root.switch(Ready);
         drop(running);
@@ -237,7 +238,7 @@ impl<T: 'static> Drive<T> {
     /// Resumes the function. Returns the message with which it leaves.
     #[inline]
     fn resume(&mut self, action: Action) -> Result<Event<T>> {
-        self.root.open_gate();
+        self.root.unlock();
         let hooks = self.hooks.run(&self.root, action.target());
         let running = self.driver.enter_running();
         let event = match action {
@@ -261,7 +262,7 @@ impl<T: 'static> Drive<T> {
     /// Each of them must be ended explicitly: a child on the stack of its parent keeps a handle of
     /// it.
     fn lineage_of_waiter(&self) -> Vec<Greenlet> {
-        let Stage::Awaiting(Some(waiter)) = &self.stage else {
+        let Stage::AwaitInProgress(Some(waiter)) = &self.stage else {
             return Vec::new();
         };
         std::iter::successors(Some(waiter.clone()), Greenlet::parent)
@@ -357,7 +358,7 @@ impl<T: 'static> Drive<T> {
             panic!(
                 "the function spawned at {} returned without awaiting anything: check whether it uses a \
                  driver that blocks",
-                self.root.made_at()
+                self.root.created_at()
             );
         }
         output
@@ -423,7 +424,7 @@ impl<T: 'static> fmt::Debug for Drive<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.stage {
             Stage::New => "not started",
-            Stage::Awaiting(_) => "waiting",
+            Stage::AwaitInProgress(_) => "waiting",
             Stage::Over => "ended",
         };
         write!(f, "Spawn({state}, {:?})", self.root)

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use anyhow::{Error, Result};
-use greenlet_core::{Greenlet, may_switch};
+use greenlet_core::{Greenlet, check_switch_allowed};
 
 use super::drive::Drive;
 
@@ -180,7 +180,7 @@ impl<T: 'static> Future for SpawnResult<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        may_switch()?; // if refused, the next poll cancels
+        check_switch_allowed()?; // if refused, the next poll cancels
         if std::mem::take(&mut self.cancels) {
             self.drive.cancel(cx)
         } else {

@@ -206,7 +206,7 @@ impl Log {
             is_throw,
             origin: self.name(&event.origin),
             target: self.name(&event.target),
-            place: event.origin.parked_at(),
+            place: event.origin.suspended_at(),
             text: None,
             time: self.since.elapsed(),
         };

@@ -19,7 +19,7 @@ impl SpawnHooks for Logged {
     }
 
     fn suspend(&mut self, greenlet: &Greenlet) {
-        let place = greenlet.parked_at().map_or("end", |place| place.file());
+        let place = greenlet.suspended_at().map_or("end", |place| place.file());
         self.1.add(format!(
             "{} suspends {} at {place}",
             self.0,

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Awaiting, Generator, Greenlet, GreenletExit, NoDriver, ParentError, Spawn, StrayMessage, Tracer,
+    AwaitInProgress, Generator, Greenlet, GreenletExit, NoDriver, ParentError, Spawn, StrayMessage, Tracer,
     WeakGreenlet, await_, end_suspended, getcurrent, getmain, getparent, greenlet_spawn, no_switch, scope,
     settrace, stacks_in_use, try_await_,
 };
@@ -79,7 +79,7 @@ fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll()
     let _no_leaks = NoLeaks::watch();
     let (mut spawned, drops) = attack_a_waiting_child(|_, child| {
         assert!(child.set_parent(&getmain()).unwrap_err().is_awaiting());
-        assert!(child.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+        assert!(child.switch::<()>(1_u8).unwrap_err().is::<AwaitInProgress>());
     });
     assert!(poll(&mut spawned).is_pending());
     assert_eq!(drops.count(), 0);
@@ -91,9 +91,9 @@ fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll()
 fn an_open_gate_does_not_let_anybody_in_during_a_poll() {
     let _no_leaks = NoLeaks::watch();
     let (mut spawned, drops) = attack_a_waiting_child(|root, child| {
-        root.open_gate();
-        child.open_gate();
-        assert!(child.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+        root.unlock();
+        child.unlock();
+        assert!(child.switch::<()>(1_u8).unwrap_err().is::<AwaitInProgress>());
     });
     assert!(poll(&mut spawned).is_pending());
     drop(spawned);
@@ -109,12 +109,12 @@ fn an_open_gate_does_not_let_anybody_into_the_root_during_a_poll() {
         let root = getcurrent().downgrade();
         try_await_(attacking(&watched, move || {
             let root = root.upgrade().unwrap();
-            root.open_gate();
-            assert!(root.switch::<()>(1_u8).unwrap_err().is::<Awaiting>());
+            root.unlock();
+            assert!(root.switch::<()>(1_u8).unwrap_err().is::<AwaitInProgress>());
             assert!(
                 root.throw::<()>(GreenletExit::new())
                     .unwrap_err()
-                    .is::<Awaiting>()
+                    .is::<AwaitInProgress>()
             );
         }))
         .is_ok()
@@ -143,9 +143,19 @@ fn ending_the_parent_of_who_waits_does_not_lead_into_who_waits_during_its_poll()
             let stopped = inner.switch::<()>(());
             // This is the clean-up of the end; who waits is below.
             let refused = inner.switch::<()>(()).unwrap_err();
-            written.add(format!("{} {}", stopped.is_err(), refused.is::<Awaiting>()));
+            written.add(format!(
+                "{} {}",
+                stopped.is_err(),
+                refused.is::<AwaitInProgress>()
+            ));
             let below = Greenlet::builder().parent(&inner).build(|(): ()| Ok(()));
-            written.add(below.switch::<()>(()).unwrap_err().is::<Awaiting>().to_string());
+            written.add(
+                below
+                    .switch::<()>(())
+                    .unwrap_err()
+                    .is::<AwaitInProgress>()
+                    .to_string(),
+            );
             stopped
         });
         middle.switch::<()>(()).is_ok()

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, NoDriver, StrayMessage, SwitchForbidden, Unwinding, await_, getcurrent,
-    getparent, greenlet_spawn, no_switch, try_await_,
+    AwaitInProgress, Greenlet, GreenletExit, NoDriver, StrayMessage, SwitchForbidden, Unwinding, await_,
+    getcurrent, getparent, greenlet_spawn, no_switch, try_await_,
 };
 
 use crate::support::{Drops, Log, Witness};
@@ -320,7 +320,7 @@ fn a_switch_to_a_waiting_greenlet_is_refused_and_returns_the_value() {
     assert!(poll(&mut spawned).is_pending());
     for weak in inside.borrow().iter() {
         let error = weak.upgrade().unwrap().switch::<()>(1_u8).unwrap_err();
-        let refused = error.downcast::<Awaiting>().unwrap();
+        let refused = error.downcast::<AwaitInProgress>().unwrap();
         assert_eq!(refused.into_value().unwrap().downcast::<u8>().unwrap(), 1);
     }
     handle.ready.set(true);

@@ -452,7 +452,7 @@ fn a_leaked_greenlet_is_named() {
         "{text}"
     );
     assert!(
-        text.contains("\n  <Greenlet 'never run', pending>, made at "),
+        text.contains("\n  <Greenlet 'never run', pending>, created at "),
         "{text}"
     );
     greenlet::end_suspended().unwrap();

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use greenlet::{
-    Greenlet, ThreadId, ask_all_threads, dump, dump_all_threads, end_suspended, getcurrent, getparent,
-    greenlets, keep_ages, no_switch, run_errands, stacks_in_use, tree,
+    Greenlet, ThreadId, dump, dump_all_threads, end_suspended, getcurrent, getparent, greenlets, no_switch,
+    run_on_all_threads, run_pending_broadcasts, stacks_in_use, track_ages, tree,
 };
 
 fn named(name: &str) -> Greenlet {
@@ -48,7 +48,7 @@ fn the_tree_has_each_greenlet_below_its_parent() {
     let b = named("b");
     let awaiting = named("io");
     awaiting.switch::<()>(()).unwrap();
-    awaiting.close_gate();
+    awaiting.lock_for_await();
     let done = named("done");
     done.switch::<()>(()).unwrap();
     done.switch::<()>(()).unwrap();
@@ -69,13 +69,13 @@ fn the_tree_has_each_greenlet_below_its_parent() {
         text.ends_with("\nand 1 dead greenlets that still have handles\n"),
         "{text}"
     );
-    awaiting.open_gate();
+    awaiting.unlock();
     drop(b);
 }
 
 #[test]
 fn a_line_tells_where_it_is_parked_and_made_and_how_old_it_is() {
-    keep_ages(true);
+    track_ages(true);
     let made = line!() + 1;
     let a = Greenlet::builder().name("a").build(|(): ()| {
         getparent().unwrap().switch::<()>(()) // parked: the line after the next
@@ -84,7 +84,7 @@ fn a_line_tells_where_it_is_parked_and_made_and_how_old_it_is() {
     let text = tree().to_string();
     let line = text.lines().nth(1).unwrap();
     let (made, parked) = (
-        format!("made at {}:{made}", file!()),
+        format!("created at {}:{made}", file!()),
         format!("{}:{}", file!(), made + 1),
     );
     assert!(
@@ -99,7 +99,7 @@ fn a_line_tells_where_it_is_parked_and_made_and_how_old_it_is() {
     assert!(a.age().unwrap() < Duration::from_secs(60));
     drop(a);
     // What has gone is forgotten; what was made before is not known.
-    keep_ages(false);
+    track_ages(false);
     assert!(named("b").age().is_none());
 }
 
@@ -267,7 +267,7 @@ fn an_errand_cannot_switch_and_its_panic_is_contained() {
     let _main = getcurrent();
     let me = thread::current().id();
     let (send, receive) = mpsc::channel();
-    let refused = ask_all_threads(move || {
+    let refused = run_on_all_threads(move || {
         if thread::current().id() == me {
             send.send(getcurrent().switch::<()>(()).is_err()).unwrap();
             std::panic::resume_unwind(Box::new("gone"));
@@ -275,7 +275,7 @@ fn an_errand_cannot_switch_and_its_panic_is_contained() {
     });
     named("asked").switch::<()>(()).unwrap();
     assert_eq!(receive.try_recv(), Ok(true));
-    run_errands();
+    run_pending_broadcasts();
     assert!(receive.try_recv().is_err(), "it ran twice");
     drop(refused);
     end_suspended().unwrap();
@@ -291,7 +291,7 @@ fn a_thread_that_ends_is_not_waited_for() {
         stopped.recv().unwrap_err();
     });
     let id = is_ready.recv().unwrap();
-    let errand = ask_all_threads(|| ());
+    let errand = run_on_all_threads(|| ());
     assert!(errand.wait(Duration::from_millis(10)).contains(&id));
     drop(stop);
     ends.join().unwrap();

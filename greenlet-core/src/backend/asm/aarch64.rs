@@ -2,9 +2,9 @@
 //!
 //! # Operations
 //!
-//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_final` leaves
+//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_and_exit` leaves
 //! it for good. `trampoline` is the first code on a fresh stack. For segments: `init_segment`, `step`, `step_back`,
-//! `step_final` and `trampoline_segment`.
+//! `step_and_exit` and `trampoline_segment`.
 //!
 //! # The stack at each moment
 //!
@@ -13,11 +13,11 @@
 //!
 //!   base ─►├──────────────────┤      │ frame that switched │
 //!          │ not written      │      ├─────────────────────┤
-//!          │ address of entry │◄─ seat.sp      │ x19       │
-//!          └──────────────────┘      │ x29                 │◄─ seat.sp
+//!          │ address of entry │◄─ context.sp      │ x19       │
+//!          └──────────────────┘      │ x29                 │◄─ context.sp
 //!                                    └─────────────────────┘
 //!
-//!   seat.code: the trampoline        seat.code: label 2 of the switch that left
+//!   context.pc: the trampoline        context.pc: label 2 of the switch that left
 //!
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
@@ -38,7 +38,7 @@
 //!
 //! # What is saved, and what is not
 //!
-//! Saved: `sp`, `x29`, `x19`, the address to go on at (in the seat). The compiler does not let us
+//! Saved: `sp`, `x29`, `x19`, the address to go on at (in the context). The compiler does not let us
 //! name `x29` and `x19` as clobbered, so they are stored. Every other register is declared clobbered:
 //! the compiler saves those that are live. Not saved: FPCR (see `backend`), `x18` (the platform's),
 //! `tpidr_el0` (it belongs to the thread).
@@ -53,10 +53,10 @@ use std::cell::Cell;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
 
-use crate::backend::{Entry, Seat, SegmentEntry, Word, Words};
+use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
 // The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
-// x0 and x1 hold the two words of the switch, x2 the seat. At its start, [sp] is the address of the entry, sp is aligned to 16.
+// x0 and x1 hold the two words of the switch, x2 the context. At its start, [sp] is the address of the entry, sp is aligned to 16.
 global_asm!(
     ".text",
     ".balign 16",
@@ -78,12 +78,12 @@ global_asm!(
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `entry` on it.
+/// Prepares a fresh stack, whose context is `context`: a switch there calls `entry` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -94,16 +94,16 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    seat.code.set(trampoline);
+    context.pc.set(trampoline);
     // SAFETY: the two words below `base` are inside the stack, by the contract of this function.
     unsafe {
         let top = base.cast::<usize>().as_ptr();
         top.sub(2).write(entry as usize);
-        seat.sp.set(top.sub(2).cast());
+        context.sp.set(top.sub(2).cast());
     }
 }
 
-/// Leaves this stack for the one whose seat `to` is; returns its own seat, and what the next switch back brings. To
+/// Leaves this stack for the one whose context `to` is; returns its own context, and what the next switch back brings. To
 /// itself, it comes right back.
 ///
 /// # Safety
@@ -111,22 +111,22 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
 /// - B1 for `to`, B2 for this stack.
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
-    from: *const Seat,
+    from: *const SavedContext,
     note: &'static Location<'static>,
-    to: *const Seat,
+    to: *const SavedContext,
     word: *const (),
     data: Word,
-) -> (*const Seat, *const (), Word) {
+) -> (*const SavedContext, *const (), Word) {
     let (own, word_back, data_back);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `SavedContext` is three words in
     // the order in which they are declared.
     unsafe {
         asm!(
             "stp x29, x19, [sp, #-16]!",
             "adr x9, 2f", // where to come back
             "mov x10, sp",
-            "stp x10, x9, [x3]",  // from.sp: the resume point; from.code
-            "str x4, [x3, #16]",  // from.note
+            "stp x10, x9, [x3]",  // from.sp: the resume point; from.pc
+            "str x4, [x3, #16]",  // from.suspended_at
             // Not looked up before: where `to` is `from`, this is what was just written.
             "ldp x10, x9, [x2]",
             "mov sp, x10", // from here on, the other stack
@@ -151,14 +151,14 @@ pub(crate) unsafe fn switch(
     (own, word_back, data_back)
 }
 
-/// Leaves this stack for the one whose seat `to` is, for good.
+/// Leaves this stack for the one whose context `to` is, for good.
 ///
 /// # Safety
 ///
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
@@ -338,7 +338,7 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   consumer has taken it.
 #[inline(always)]
-pub(crate) unsafe fn step_final(to: *mut u8, word: *const (), data: Words) -> ! {
+pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
     // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(

@@ -24,11 +24,11 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
-pub(crate) use arch::{init, init_segment, step, step_back, step_final, switch, switch_final};
+pub(crate) use arch::{init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit};
 
 /// What this backend is called in reports.
 pub(crate) const NAME: &str = "asm";
 
 /// A stack that switches to itself gets what it sends: the resume point that the switch goes to is the one that it has
 /// just written.
-pub(crate) const ECHOES: bool = true;
+pub(crate) const SELF_SWITCH_IS_NOOP: bool = true;

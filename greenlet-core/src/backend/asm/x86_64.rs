@@ -2,9 +2,9 @@
 //!
 //! # Operations
 //!
-//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_final` leaves
+//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_and_exit` leaves
 //! it for good. `trampoline` is the first code on a fresh stack. For segments: `init_segment`, `step`, `step_back`,
-//! `step_final` and `trampoline_segment`.
+//! `step_and_exit` and `trampoline_segment`.
 //!
 //! # The stack at each moment
 //!
@@ -14,10 +14,10 @@
 //!   base ─►├──────────────────┤      │ frame that switched │
 //!          │ not written      │      ├─────────────────────┤
 //!          │ not written      │      │ rbp                 │
-//!          │ address of entry │◄─ seat.sp      │ rbx       │◄─ seat.sp
+//!          │ address of entry │◄─ context.sp      │ rbx       │◄─ context.sp
 //!          └──────────────────┘      └─────────────────────┘
 //!
-//!   seat.code: the trampoline        seat.code: label 2 of the switch that left
+//!   context.pc: the trampoline        context.pc: label 2 of the switch that left
 //!
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
@@ -37,7 +37,7 @@
 //!
 //! # What is saved, and what is not
 //!
-//! Saved: `rsp`, `rbp`, `rbx`, the address to go on at (in the seat). The compiler does not let us
+//! Saved: `rsp`, `rbp`, `rbx`, the address to go on at (in the context). The compiler does not let us
 //! name `rbp` and `rbx` as clobbered, so they are pushed. Every other register is declared clobbered:
 //! the compiler saves those that are live, which in a small loop is none of them.
 //! Not saved: MXCSR and the x87 control word (see `backend`), segment bases (they belong to the thread),
@@ -54,10 +54,10 @@ use std::cell::Cell;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
 
-use crate::backend::{Entry, Seat, SegmentEntry, Word, Words};
+use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
 // The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
-// rdi and rsi hold the two words of the switch, rdx the seat. At its start, [rsp] is the address of the entry, rsp + 8 is aligned to 16.
+// rdi and rsi hold the two words of the switch, rdx the context. At its start, [rsp] is the address of the entry, rsp + 8 is aligned to 16.
 global_asm!(
     ".text",
     ".balign 16",
@@ -79,12 +79,12 @@ global_asm!(
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Prepares a fresh stack, whose seat is `seat`: a switch there calls `entry` on it.
+/// Prepares a fresh stack, whose context is `context`: a switch there calls `entry` on it.
 ///
 /// # Safety
 ///
 /// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
     let trampoline: *const u8;
     // SAFETY: computes an address, touches nothing.
     unsafe {
@@ -94,17 +94,17 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    seat.code.set(trampoline);
+    context.pc.set(trampoline);
     // SAFETY: the three words below `base` are inside the stack, by the contract of this function. Two of them only keep
     // the alignment.
     unsafe {
         let top = base.cast::<usize>().as_ptr();
         top.sub(3).write(entry as usize);
-        seat.sp.set(top.sub(3).cast());
+        context.sp.set(top.sub(3).cast());
     }
 }
 
-/// Leaves this stack for the one whose seat `to` is; returns its own seat, and what the next switch back brings. To
+/// Leaves this stack for the one whose context `to` is; returns its own context, and what the next switch back brings. To
 /// itself, it comes right back.
 ///
 /// # Safety
@@ -112,14 +112,14 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, seat: &Seat) {
 /// - B1 for `to`, B2 for this stack.
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
-    from: *const Seat,
+    from: *const SavedContext,
     note: &'static Location<'static>,
-    to: *const Seat,
+    to: *const SavedContext,
     word: *const (),
     data: Word,
-) -> (*const Seat, *const (), Word) {
+) -> (*const SavedContext, *const (), Word) {
     let (own, word_back, data_back);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `Seat` is three words in
+    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `SavedContext` is three words in
     // the order in which they are declared.
     unsafe {
         asm!(
@@ -127,8 +127,8 @@ pub(crate) unsafe fn switch(
             "push rbx",
             "lea rax, [rip + 2f]",       // where to come back
             "mov [{from}], rsp",         // from.sp: the resume point
-            "mov [{from} + 8], rax",     // from.code
-            "mov [{from} + 16], {note}", // from.note
+            "mov [{from} + 8], rax",     // from.pc
+            "mov [{from} + 16], {at}", // from.suspended_at
             // Not looked up before: where `to` is `from`, this is what was just written.
             "mov rsp, [rdx]",            // from here on, the other stack
             "jmp [rdx + 8]",             // to label 2 of the switch that left it, or to the trampoline
@@ -137,7 +137,7 @@ pub(crate) unsafe fn switch(
             "pop rbp",
             // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
             from = in(reg) from,
-            note = in(reg) ptr::from_ref(note),
+            at = in(reg) ptr::from_ref(note),
             inlateout("rdx") to => own,
             out("rax") _, // written before they are read
             inlateout("rdi") word => word_back,
@@ -152,14 +152,14 @@ pub(crate) unsafe fn switch(
     (own, word_back, data_back)
 }
 
-/// Leaves this stack for the one whose seat `to` is, for good.
+/// Leaves this stack for the one whose context `to` is, for good.
 ///
 /// # Safety
 ///
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   other side has taken it.
 #[inline(always)]
-pub(crate) unsafe fn switch_final(to: *const Seat, word: *const (), data: Word) -> ! {
+pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
     // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(
@@ -331,7 +331,7 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 /// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
 ///   consumer has taken it.
 #[inline(always)]
-pub(crate) unsafe fn step_final(to: *mut u8, word: *const (), data: Words) -> ! {
+pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
     // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
     unsafe {
         asm!(

@@ -6,7 +6,9 @@ use std::hint::black_box;
 use std::rc::Rc;
 
 use anyhow::Result;
-use greenlet::{Greenlet, Tracer, Unwinding, getcurrent, getparent, may_switch, no_switch, settrace, stack};
+use greenlet::{
+    Greenlet, Tracer, Unwinding, check_switch_allowed, getcurrent, getparent, no_switch, settrace, stack,
+};
 
 use crate::support::Log;
 
@@ -153,7 +155,7 @@ fn main_and_other_ancestors_can_be_asked_about() {
 #[test]
 fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
     let greenlet = suspended(1);
-    let (parked, state) = (greenlet.parked_at().unwrap(), greenlet.state());
+    let (parked, state) = (greenlet.suspended_at().unwrap(), greenlet.state());
     let events = Rc::new(Cell::new(0));
     let counted = events.clone();
     let before = settrace(Some(Tracer::new(move |_| {
@@ -163,25 +165,28 @@ fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
     drop(greenlet.backtrace().unwrap());
     settrace(before);
     assert_eq!(events.get(), 0, "a tracer sees the backtrace");
-    assert_eq!((greenlet.parked_at().unwrap(), greenlet.state()), (parked, state));
+    assert_eq!(
+        (greenlet.suspended_at().unwrap(), greenlet.state()),
+        (parked, state)
+    );
     assert!(getcurrent().is_main());
-    assert!(may_switch().is_ok());
+    assert!(check_switch_allowed().is_ok());
 }
 
 #[test]
 fn a_greenlet_with_a_closed_gate_has_a_backtrace() {
     let greenlet = suspended(1);
-    greenlet.close_gate();
+    greenlet.lock_for_await();
     let text = greenlet.backtrace().unwrap().to_string();
     assert!(text.contains("waits_deep"), "{text}");
     assert!(
         greenlet
             .switch::<u32>(1_u32)
             .unwrap_err()
-            .is::<greenlet::Awaiting>()
+            .is::<greenlet::AwaitInProgress>()
     );
     drop(greenlet.backtrace().unwrap());
-    greenlet.open_gate();
+    greenlet.unlock();
     assert_eq!(greenlet.switch::<u32>(5_u32).unwrap(), 5);
 }
 
@@ -190,9 +195,9 @@ fn a_backtrace_can_be_taken_in_a_no_switch_section() {
     let greenlet = suspended(1);
     no_switch(|| {
         drop(greenlet.backtrace().unwrap());
-        assert!(may_switch().is_err(), "the section is left too early");
+        assert!(check_switch_allowed().is_err(), "the section is left too early");
     });
-    assert!(may_switch().is_ok());
+    assert!(check_switch_allowed().is_ok());
 }
 
 #[test]

@@ -1570,7 +1570,7 @@ fn a_greenlet_in_a_function_is_as_any_suspended_one() {
     greenlet.switch::<()>(()).unwrap();
     assert_eq!(greenlet.state(), State::Active);
     assert!(!greenlet.is_current());
-    assert_eq!(greenlet.parked_at().unwrap().file(), file!());
+    assert_eq!(greenlet.suspended_at().unwrap().file(), file!());
     let error = greenlet.switch::<String>(()).unwrap_err();
     assert!(error.is::<TypeMismatch>(), "{error}");
 }

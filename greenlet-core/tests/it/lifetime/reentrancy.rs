@@ -116,7 +116,7 @@ fn an_end_leaves_no_greenlet_running_below_a_closed_gate() {
     });
     gated.switch::<()>(()).unwrap();
     let victim = child.take().unwrap();
-    gated.close_gate();
+    gated.lock_for_await();
     let to_end = victim.clone();
     let ending = Greenlet::new(move |(): ()| {
         to_end.end();
@@ -127,7 +127,7 @@ fn an_end_leaves_no_greenlet_running_below_a_closed_gate() {
     ending.switch::<()>(()).unwrap();
     assert!(ending.is_dead());
     victim.end();
-    gated.open_gate();
+    gated.unlock();
     gated.end();
 }
 

@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::mpsc::{self, Sender};
 
 use greenlet::{
-    Greenlet, ThreadExiting, ThreadId, Tracer, ask_all_threads, end_suspended, getcurrent, getmain,
-    greenlet_local, settrace,
+    Greenlet, ThreadExiting, ThreadId, Tracer, end_suspended, getcurrent, getmain, greenlet_local,
+    run_on_all_threads, settrace,
 };
 
 use crate::support::{OnDrop, ThreadEnd, on_drop, reports, up};
@@ -189,7 +189,7 @@ fn what_other_threads_ask_of_the_thread_is_answered() {
     let (sender, receiver) = mpsc::channel();
     log_of(move |log| {
         std::mem::forget(suspended("left", &log));
-        let errand = ask_all_threads(|| ());
+        let errand = run_on_all_threads(|| ());
         sender.send((errand, ThreadId::current())).unwrap();
     });
     let (errand, thread) = receiver.recv().unwrap();

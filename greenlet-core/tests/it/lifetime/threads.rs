@@ -128,12 +128,12 @@ fn what_is_known_of_a_greenlet_may_be_sent() {
     let facts = (
         greenlet.state(),
         greenlet.name().map(String::from),
-        greenlet.parked_at(),
+        greenlet.suspended_at(),
         format!("{greenlet:?}"),
     );
-    let (state, name, parked_at, text) = std::thread::spawn(move || facts).join().unwrap();
+    let (state, name, suspended_at, text) = std::thread::spawn(move || facts).join().unwrap();
     assert_eq!((state, name.as_deref()), (greenlet::State::Active, Some("g")));
-    assert!(parked_at.is_some() && text.contains("suspended"), "{text}");
+    assert!(suspended_at.is_some() && text.contains("suspended"), "{text}");
 }
 
 // TE-1, TE-2: the end of a thread ends what its variables hold, as these are dropped. Greenlets that are

@@ -58,15 +58,15 @@ fn getcurrent_is_right_during_the_end_of_other_greenlets() {
 #[test]
 fn only_a_suspended_greenlet_is_parked_at_a_place() {
     let greenlet = Greenlet::new(|(): ()| {
-        assert!(getcurrent().parked_at().is_none());
+        assert!(getcurrent().suspended_at().is_none());
         up::<()>(())
     });
-    assert!(greenlet.parked_at().is_none() && greenlet.stack_usage().is_none());
+    assert!(greenlet.suspended_at().is_none() && greenlet.stack_usage().is_none());
     greenlet.switch::<()>(()).unwrap();
-    assert!(greenlet.parked_at().unwrap().file().ends_with(".rs"));
+    assert!(greenlet.suspended_at().unwrap().file().ends_with(".rs"));
     assert!(greenlet.stack_usage().unwrap().used > 0);
     greenlet.switch::<()>(()).unwrap();
-    assert!(greenlet.parked_at().is_none() && greenlet.stack_usage().is_none());
+    assert!(greenlet.suspended_at().is_none() && greenlet.stack_usage().is_none());
 }
 
 // CA-6: reparented to the running greenlet and switched to, it comes back there when it switches to its

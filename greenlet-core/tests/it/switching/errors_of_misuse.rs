@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use anyhow::{Result, anyhow};
 use greenlet::{
-    Awaiting, Greenlet, ParentError, StackError, State, SwitchForbidden, TypeMismatch, Unwinding, Value,
-    end_suspended, getcurrent, no_switch, stack, stacks_in_use,
+    AwaitInProgress, Greenlet, ParentError, StackError, State, SwitchForbidden, TypeMismatch, Unwinding,
+    Value, end_suspended, getcurrent, no_switch, stack, stacks_in_use,
 };
 
 use crate::support::{Drops, Log, catch_reports, take_reports, up};
@@ -157,12 +157,12 @@ fn switching_into_a_closed_greenlet_is_refused() {
     dead_below.switch::<()>(()).unwrap();
     dead_below.set_parent(&suspended_below).unwrap();
 
-    waiting.close_gate();
+    waiting.lock_for_await();
     for target in [&waiting, &below, &suspended_below, &dead_below] {
         let before = target.state();
-        let awaiting: Awaiting = target.switch::<u32>(9_u32).unwrap_err().downcast().unwrap();
+        let awaiting: AwaitInProgress = target.switch::<u32>(9_u32).unwrap_err().downcast().unwrap();
         assert_eq!(awaiting.into_value().unwrap().downcast::<u32>().unwrap(), 9);
-        let awaiting: Awaiting = target
+        let awaiting: AwaitInProgress = target
             .throw::<u32>(anyhow!("no"))
             .unwrap_err()
             .downcast()
@@ -173,10 +173,10 @@ fn switching_into_a_closed_greenlet_is_refused() {
             .downcast::<anyhow::Error>()
             .unwrap();
         assert_eq!(thrown.to_string(), "no");
-        assert!(target.kill().unwrap_err().is::<Awaiting>());
+        assert!(target.kill().unwrap_err().is::<AwaitInProgress>());
         assert_eq!(target.state(), before);
     }
-    waiting.open_gate();
+    waiting.unlock();
     assert_eq!(suspended_below.switch::<u32>(1_u32).unwrap(), 1);
     assert!(
         waiting.is_dead() && suspended_below.is_dead(),
@@ -196,13 +196,13 @@ fn nothing_gets_below_a_closed_gate() {
     let runs = Greenlet::new({
         let (pending, dead, waiting) = (pending.clone(), dead.clone(), waiting.clone());
         move |between: bool| {
-            waiting.close_gate();
+            waiting.lock_for_await();
             let between = if between { &pending } else { &dead };
             getcurrent().set_parent(between)?;
             let refused: ParentError = between.set_parent(&waiting).unwrap_err();
             assert!(refused.is_awaiting());
             assert!(getcurrent().set_parent(&waiting).unwrap_err().is_awaiting());
-            waiting.open_gate();
+            waiting.unlock();
             Ok(())
         }
     });
@@ -387,9 +387,9 @@ fn an_end_does_not_wait_for_code_that_switches_to_a_closed_one_again_and_again()
             Ok(())
         });
         greenlet.switch::<()>(()).unwrap();
-        closed.close_gate();
+        closed.lock_for_await();
         greenlet.end();
-        closed.open_gate();
+        closed.unlock();
         assert_eq!(greenlet.is_dead(), !stops_unwinding);
         let expected: &[&str] = if stops_unwinding {
             &["tries: refused to end"]

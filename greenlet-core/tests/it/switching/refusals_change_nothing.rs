@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::anyhow;
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, StackError, State, SwitchForbidden, Tracer, TypeMismatch, Unwinding,
-    getcurrent, no_switch, settrace, stack,
+    AwaitInProgress, Greenlet, GreenletExit, StackError, State, SwitchForbidden, Tracer, TypeMismatch,
+    Unwinding, getcurrent, no_switch, settrace, stack,
 };
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
@@ -234,12 +234,12 @@ fn a_start_is_refused_also_where_a_stack_is_at_hand() {
 
     let closed = Greenlet::new(|(): ()| up::<()>(()));
     closed.switch::<()>(()).unwrap();
-    closed.close_gate(); // nobody else has it, so the thread is not told
+    closed.lock_for_await(); // nobody else has it, so the thread is not told
     let below = Greenlet::builder().parent(&closed).build(|(): ()| Ok(()));
     leave_a_stack(stack::DEFAULT_SIZE);
-    assert!(below.switch::<()>(()).unwrap_err().is::<Awaiting>());
+    assert!(below.switch::<()>(()).unwrap_err().is::<AwaitInProgress>());
     assert_eq!(below.state(), State::Pending);
-    closed.open_gate();
+    closed.unlock();
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::mem::size_of;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
 use greenlet::{
-    Awaiting, Greenlet, GreenletExit, ParentError, StackError, State, SwitchForbidden, ThreadExiting, Tracer,
-    TypeMismatch, Unwinding, Value, WeakGreenlet,
+    AwaitInProgress, Greenlet, GreenletExit, ParentError, StackError, State, SwitchForbidden, ThreadExiting,
+    Tracer, TypeMismatch, Unwinding, Value, WeakGreenlet,
 };
 
 #[test]
@@ -32,7 +32,7 @@ fn a_result_of_a_switch_needs_no_room_for_its_error() {
 #[test]
 fn errors_go_to_any_thread() {
     fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
-    is_error::<Awaiting>();
+    is_error::<AwaitInProgress>();
     is_error::<GreenletExit>();
     is_error::<ParentError>();
     is_error::<StackError>();

@@ -189,7 +189,7 @@ fn main_is_suspended_while_a_child_runs() {
     let main = getcurrent();
     let child = Greenlet::new(move |(): ()| {
         *seen_inside.borrow_mut() = format!("{main:?}");
-        Ok(main.is_active() && !main.is_current() && main.parked_at().is_some())
+        Ok(main.is_active() && !main.is_current() && main.suspended_at().is_some())
     });
     assert!(child.switch::<bool>(()).unwrap());
     assert!(

@@ -481,7 +481,7 @@ impl Refused for Greenlet {
     /// Neither its gate can be closed nor can it be kept suspended, for it runs.
     fn close_gate_is_refused(&self) {
         let refused = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
-        assert!(refused(&|| self.close_gate()));
+        assert!(refused(&|| self.lock_for_await()));
         assert!(refused(&|| self.keep_suspended(|| ())));
     }
 }
@@ -510,7 +510,7 @@ fn a_greenlet_is_parked_where_it_switched_the_last_time() {
     let mut lines = Vec::new();
     for _ in 0..11 {
         child.switch::<()>(()).unwrap();
-        lines.push(child.parked_at().unwrap().line() - first);
+        lines.push(child.suspended_at().unwrap().line() - first);
     }
     assert_eq!(lines, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0]);
 }
