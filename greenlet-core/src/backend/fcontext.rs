@@ -106,7 +106,7 @@ unsafe fn fresh(base: *mut u8, start: extern "C" fn(Transfer) -> !) -> *mut u8 {
 #[inline(always)]
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
-    note: &'static Location<'static>,
+    at: &'static Location<'static>,
     to: *const SavedContext,
     word: *const (),
     data: Word,

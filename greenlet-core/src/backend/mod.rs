@@ -10,8 +10,8 @@
 //!
 //! ```text
 //!   init(base, entry, context)         a fresh stack, with its context; the first switch there calls entry(w, d, context)
-//!   switch(from, note, to, w, d)    leaves for the context `to`; where to come back is written to the context `from`, with
-//!                                   the note; returns that context, and what the next switch there brings
+//!   switch(from, at, to, w, d)    leaves for the context `to`; where to come back is written to the context `from`, with
+//!                                   `at`; returns that context, and what the next switch there brings
 //!   switch_and_exit(to, w, d)          leaves for the context `to` for good; this stack is never come back to
 //! ```
 //!

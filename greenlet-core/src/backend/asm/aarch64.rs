@@ -112,7 +112,7 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContex
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
-    note: &'static Location<'static>,
+    at: &'static Location<'static>,
     to: *const SavedContext,
     word: *const (),
     data: Word,
@@ -137,7 +137,7 @@ pub(crate) unsafe fn switch(
             inlateout("x1") data => data_back,
             inlateout("x2") to => own,
             inlateout("x3") from => _,
-            inlateout("x4") ptr::from_ref(note) => _,
+            inlateout("x4") ptr::from_ref(at) => _,
             out("x9") _, // written before the others are read
             out("x10") _,
             lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _,

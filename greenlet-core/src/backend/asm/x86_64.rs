@@ -113,7 +113,7 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContex
 #[inline(always)] // a call here would cost more than the switch
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
-    note: &'static Location<'static>,
+    at: &'static Location<'static>,
     to: *const SavedContext,
     word: *const (),
     data: Word,
@@ -137,7 +137,7 @@ pub(crate) unsafe fn switch(
             "pop rbp",
             // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
             from = in(reg) from,
-            at = in(reg) ptr::from_ref(note),
+            at = in(reg) ptr::from_ref(at),
             inlateout("rdx") to => own,
             out("rax") _, // written before they are read
             inlateout("rdi") word => word_back,
