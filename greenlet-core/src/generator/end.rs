@@ -4,7 +4,7 @@
 
 use std::panic::Location;
 
-use crate::payload::Message;
+use crate::payload::message::Message;
 use crate::segment::{Failure, Segment};
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;

@@ -141,12 +141,12 @@ fn request(thread: &ThreadState, node: &InnerRc) -> Option<Backtrace> {
 /// Answers inquiries until a message comes, and returns that. For whoever receives a payload.
 #[inline]
 pub(crate) fn serve(mut payload: Payload) -> Payload {
-    while payload.is::<Ask>() {
-        // SAFETY: just looked.
-        let Ask(request) = unsafe { payload.take() };
-        payload = serve_one(request);
+    loop {
+        match payload.downcast::<Ask>() {
+            Ok(Ask(request)) => payload = serve_one(request),
+            Err(message) => return message,
+        }
     }
-    payload
 }
 
 #[cold]

@@ -27,9 +27,9 @@ use crate::payload::Payload;
 use crate::payload::error::ParentError;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
+use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown::{self, COUNT_OF_LAST_HANDLE};
-use crate::switch::{self, Manners};
 use crate::thread::{self, Deferred, ThreadState};
 
 /// A handle of a greenlet: a coroutine on a stack of its own.
@@ -205,9 +205,9 @@ impl Greenlet {
         at: &'static Location<'static>,
     ) -> Result<Result<R>> {
         let mut value = ManuallyDrop::new(value);
-        match switch::switch_to_in(place, &mut value, at) {
-            Ok(received) => Ok(received),
-            Err(unsent) => Ok(Greenlet::switch_in_otherwise(place, unsent, at)?.and_then(receive::receive)),
+        match switch::try_switch_in(place, &mut value, at) {
+            Ok(back) => Ok(receive::receive(back)),
+            Err(unsent) => Ok(Greenlet::switch_in_slow(place, unsent, at)?.and_then(receive::receive)),
         }
     }
 
@@ -236,12 +236,16 @@ impl Greenlet {
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        switch::switch_to_parent_of(&self.inner, &mut value, at)
+        let back = match switch::try_switch_to_parent(&self.inner, &mut value, at) {
+            Ok(back) => back,
+            Err(unsent) => switch::switch_to_parent_slow(&self.inner, unsent, at)?,
+        };
+        receive::receive(back)
     }
 
     #[cold]
     #[inline(never)]
-    fn switch_in_otherwise(
+    fn switch_in_slow(
         place: &RefCell<Option<Greenlet>>,
         unsent: Payload,
         at: &'static Location<'static>,
@@ -250,10 +254,7 @@ impl Greenlet {
             drop(unsent.into_value());
             return Err(refused);
         }
-        let target = place
-            .borrow()
-            .clone()
-            .expect("somebody to switch to is in `place`");
+        let target = place.borrow().clone().expect("`place` has a greenlet");
         Ok(switch::switch_to_owned(target, unsent, at))
     }
 
@@ -288,7 +289,7 @@ impl Greenlet {
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
         let at = Location::caller();
-        receive::receive(switch::throw_at(&self.inner, error.into(), at, Manners::Polite)?)
+        receive::receive(switch::throw(&self.inner, error.into(), at)?)
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.

@@ -85,7 +85,7 @@ where
     unsafe {
         let (node, first) = first_frame::enter(own, word, data);
         let function = closure_storage(node).cast::<F>().read();
-        first_frame::run_and_finish::<A, R, F>(node, function, first)
+        first_frame::run_and_finish::<A, R, F>(function, first)
     }
 }
 
@@ -117,7 +117,7 @@ where
         // is never left.
         unsafe {
             let function = *closure_storage(node).cast::<Box<F>>().read();
-            first_frame::run_and_finish::<A, R, F>(node, function, first)
+            first_frame::run_and_finish::<A, R, F>(function, first)
         }
     }
     // SAFETY: the contract.

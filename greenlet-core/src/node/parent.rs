@@ -44,6 +44,15 @@ impl ParentCell {
         true
     }
 
+    /// Runs `look` with the parent, uncounted. `look` must not run user code.
+    #[inline]
+    pub(crate) fn peek<T>(&self, look: impl FnOnce(&InnerRc) -> T) -> Option<T> {
+        // SAFETY: L1.
+        unsafe { &*self.0.as_ptr() }
+            .as_ref()
+            .map(|parent| look(parent.inner()))
+    }
+
     /// The node that the link leads to. It lives as long as the link is not changed; null if there is none.
     #[inline(always)] // part of the fast path of a generator: one load
     pub(crate) fn as_ptr(&self) -> *const Inner {

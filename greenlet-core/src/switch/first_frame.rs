@@ -20,8 +20,9 @@ use anyhow::Result;
 use crate::backend::asan;
 use crate::backend::{SavedContext, Word};
 use crate::node::Inner;
-use crate::payload::{Delivery, Payload};
-use crate::switch;
+use crate::payload::Payload;
+use crate::payload::message::Delivery;
+use crate::switch::finish::{finish, finish_with_value};
 use crate::switch::receive;
 use crate::switch::unwind;
 use crate::thread::ThreadState;
@@ -48,7 +49,7 @@ use crate::thread::ThreadState;
     )),
     inline(never)
 )]
-pub(crate) unsafe fn run_and_finish<A, R, F>(node: *const Inner, function: F, first: Payload) -> !
+pub(crate) unsafe fn run_and_finish<A, R, F>(function: F, first: Payload) -> !
 where
     A: 'static,
     R: 'static,
@@ -64,19 +65,17 @@ where
     match outcome {
         Ok(Ok(value)) => {
             let mut value = ManuallyDrop::new(value); // E1
-            // SAFETY: the contract.
-            unsafe { switch::finish_with_value(node, Payload::new(&mut value)) }
+            finish_with_value(Payload::new(&mut value))
         }
         // An exit becomes an ordinary value where it leaves a greenlet (rule EX-2).
         Ok(Err(error)) => match unwind::exit_of(error) {
             Ok(exit) => {
                 let mut exit = ManuallyDrop::new(exit); // E1
-                // SAFETY: the contract.
-                unsafe { switch::finish_with_value(node, Payload::new(&mut exit)) }
+                finish_with_value(Payload::new(&mut exit))
             }
-            Err(message) => switch::finish(Delivery::Message(message)),
+            Err(message) => finish(Delivery::Message(message)),
         },
-        Err(payload) => switch::finish(Delivery::Message(unwind::parent_message(payload))),
+        Err(payload) => finish(Delivery::Message(unwind::parent_message(payload))),
     }
 }
 

@@ -18,12 +18,12 @@ use crate::node::lineage;
 use crate::node::record::InnerRc;
 use crate::node::status::Hold;
 use crate::payload::exit::reason;
+use crate::payload::message::Message;
 use crate::payload::value::Value;
-use crate::payload::{Delivery, Message, Payload};
+use crate::switch;
 use crate::switch::receive;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
-use crate::switch::{self, Manners};
 use crate::thread::{self, Deferred, ThreadState, flag};
 
 /// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
@@ -75,7 +75,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
     let thread = ThreadState::current();
     let exit = thread.exit_cache.error(reason);
     let refusals = thread.refusals.replace(0);
-    let mut is_forced = deliver_stage(greenlet, |at| switch::throw_at(node, exit, at, Manners::Firm));
+    let mut is_forced = deliver_stage(greenlet, Message::Error(exit));
     if node.status.hold() != Hold::None {
         // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
         node.status.set_hold(Hold::HeldThenEnd);
@@ -83,10 +83,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
         if cfg!(panic = "unwind") {
             // Again: the clean-up may have hung the current greenlet below it.
             detach_current_branch(node);
-            let force = || Delivery::Message(Message::ForcedUnwind);
-            is_forced |= deliver_stage(greenlet, |at| {
-                switch::switch_slow(node, force(), at, Manners::Firm)
-            });
+            is_forced |= deliver_stage(greenlet, Message::ForcedUnwind);
         }
         if node.status.is_active() && !is_revived() {
             node.status.abandon();
@@ -103,16 +100,11 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
 /// Delivers one message, with the current greenlet as the parent meanwhile. Says whether the current
 /// greenlet was itself told to unwind while that went on.
 #[inline(always)] // as `end`
-fn deliver_stage(
-    greenlet: &Greenlet,
-    deliver: impl FnOnce(&'static Location<'static>) -> Result<Payload, Error>,
-) -> bool {
+fn deliver_stage(greenlet: &Greenlet, stage: Message) -> bool {
     let _meanwhile = TemporaryParent::new(greenlet.inner());
     await_lock::forget(ThreadState::current(), greenlet.inner());
-    let message = match deliver(Location::caller()) {
-        Ok(back) => receive::open_unless_exit(back),
-        Err(refused) => Some(Message::Error(refused)),
-    };
+    let back = switch::deliver_stage(greenlet.inner(), stage, Location::caller());
+    let message = receive::open_unless_exit(back);
     message.is_some_and(|message| report_discarded(greenlet, message))
 }
 

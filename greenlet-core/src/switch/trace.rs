@@ -10,7 +10,7 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use crate::greenlet::Greenlet;
-use crate::payload::Message;
+use crate::payload::message::Message;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
 use crate::thread::{self, ThreadState, flag};

@@ -11,8 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::payload::Message;
 use crate::payload::exit::{GreenletExit, reason};
+use crate::payload::message::Message;
 use crate::payload::value::Value;
 use crate::thread::ThreadState;
 

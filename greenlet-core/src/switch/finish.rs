@@ -1,0 +1,108 @@
+//! The end of a greenlet, seen from inside: delivers its outcome to the parent, or to the nearest ancestor that lives.
+
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::greenlet::Greenlet;
+use crate::node::record::{InnerRc, decrement_strong, strong_count};
+use crate::payload::Payload;
+use crate::payload::message::{Delivery, Message};
+use crate::switch::envelope::Envelope;
+use crate::switch::unraisable::{self, Unraisable};
+use crate::switch::{StartError, Target, exit_to, into_target, start, unsent, unwind};
+use crate::thread::{ThreadState, flag};
+
+/// Ends the running greenlet with a value for its parent.
+#[inline]
+pub(crate) fn finish_with_value(payload: Payload) -> ! {
+    let thread = ThreadState::current();
+    let Some(parent) = suspended_parent(thread) else {
+        finish(Delivery::Payload(payload));
+    };
+    // SAFETY: the running greenlet's node lives: it counts itself, until `decrement_strong`. That is not the last
+    // count, since it has a handle. The parent was just found suspended, and nothing ran since ([ready-now]).
+    unsafe {
+        let node = thread.current_ptr();
+        (*node).finish();
+        thread.keep_last_stack((*node).stack.take());
+        decrement_strong(node);
+        exit_to(parent, payload)
+    }
+}
+
+/// Returns the parent of the running greenlet if a bare stack switch can deliver a value there: the parent is
+/// suspended, the thread has no flag, and the running greenlet has a handle, so its node outlives it.
+#[inline]
+fn suspended_parent(thread: &ThreadState) -> Option<Target> {
+    let node = thread.current_ptr();
+    // SAFETY: the running greenlet's node lives.
+    let (has_handle, parent) = unsafe { (strong_count(node) > 1, &(*node).parent) };
+    if !has_handle || !thread.allows_switch() {
+        return None;
+    }
+    let is_suspended = |parent: &InnerRc| !parent.context.sp.get().is_null();
+    parent.peek(|parent| is_suspended(parent).then(|| Target(parent.as_ptr())))?
+}
+
+/// Ends the running greenlet: delivers its outcome to the nearest ancestor that lives, which may have to be started.
+#[cold]
+#[inline(never)]
+pub(crate) fn finish(delivery: Delivery) -> ! {
+    let thread = ThreadState::current();
+    // While the greenlet is still active, so that nothing gets between its end and its outcome (rule UD-5).
+    run_deferred_before_end(thread);
+    let node = thread.current_inner();
+    node.finish();
+    let mut delivery = delivery;
+    let mut target = nearest_live_ancestor(&node);
+    while target.status.is_pending() {
+        match start(thread, &target, &delivery) {
+            Ok(()) => break,
+            // The ancestor dies of the wrong type, as a Python function dies of wrong arguments (rule RT-5). Its own
+            // parent gets the error, with the value.
+            Err(error @ StartError::Type { .. }) => {
+                delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
+            }
+            // Without a stack the ancestor stays pending, and the next one gets the error (rule RT-6).
+            Err(error @ StartError::Stack(_)) => {
+                delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
+                target = nearest_live_ancestor(&target);
+            }
+        }
+    }
+    thread.keep_last_stack(node.stack.take());
+    // SAFETY: `activate` gave this count away, and `node` is another one.
+    unsafe { decrement_strong(node.as_ptr()) };
+    let mut envelope = ManuallyDrop::new(Envelope {
+        delivery,
+        origin: Some(Greenlet::from_inner(node)),
+        traced: thread.has_flag(flag::TRACED),
+    });
+    let target = into_target(thread, target);
+    // SAFETY: the greenlet has ended and its stack is the last stack. The target is suspended ([suspended-sp]).
+    unsafe { exit_to(target, Payload::new(&mut envelope)) }
+}
+
+/// Runs deferred ends in the last frames of a greenlet, which nothing may unwind.
+fn run_deferred_before_end(thread: &ThreadState) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| thread.run_deferred()));
+    let Err(payload) = outcome else { return };
+    let greenlet = Greenlet::from_inner(thread.current_inner());
+    let report = match unwind::own_message(payload) {
+        Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
+        Message::Error(error) => Unraisable::of_error(greenlet, error),
+        // The greenlet ends anyway, so an order to unwind changes nothing.
+        Message::ForcedUnwind | Message::Value(_) => return,
+    };
+    unraisable::call(&report);
+    // CAUTION: runs arbitrary user code (destructors of the report).
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(report)));
+    std::mem::forget(dropped); // leaked, since its destructor could panic again
+}
+
+fn nearest_live_ancestor(node: &InnerRc) -> InnerRc {
+    let parent = node.parent.get();
+    parent
+        .and_then(|parent| parent.nearest_living())
+        .expect("while a greenlet runs, the main greenlet of its thread is active")
+}
