@@ -10,7 +10,7 @@
 It needs the program's debug information (`debug = true` in the profile), and x86_64. It runs nothing in
 the program, and writes nothing to it: so it works on a core file, and whatever state the program is in.
 
-How it works. The threads that have greenlets are in `greenlet_core::greenlet::all_threads::REGISTRY`, each with a
+How it works. The threads that have greenlets are in `greenlet_core::thread::inbox::REGISTRY`, each with a
 pointer into its state, which has a list of all nodes. A suspended node has a resume point in its context: the address on
 its stack where its registers are (see `greenlet-core/src/backend`). An unwinder, asked about the innermost frame
 of the thread, answers with those registers: so what gdb takes for the caller of that frame is the greenlet.
@@ -150,9 +150,9 @@ class Greenlet:
 
 def greenlets():
     """All greenlets of all threads."""
-    register = gdb.lookup_static_symbol("greenlet_core::greenlet::all_threads::REGISTRY")
+    register = gdb.lookup_static_symbol("greenlet_core::thread::inbox::REGISTRY")
     if register is None:
-        symbol = gdb.lookup_global_symbol("greenlet_core::greenlet::all_threads::REGISTRY")
+        symbol = gdb.lookup_global_symbol("greenlet_core::thread::inbox::REGISTRY")
         if symbol is None:
             raise gdb.GdbError(
                 "no greenlets: the program does not use the `greenlet` crate, or has no debug information"

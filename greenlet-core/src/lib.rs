@@ -55,7 +55,7 @@ mod tests;
 mod thread;
 
 pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
-pub use greenlet::all_threads::{Broadcast, ThreadId, run_on_all_threads, run_pending_broadcasts};
+pub use greenlet::all_threads::{Broadcast, run_on_all_threads, run_pending_broadcasts};
 pub use greenlet::builder::Builder;
 pub use greenlet::introspect::{StackUsage, greenlets, stacks_in_use, track_ages};
 pub use greenlet::local::{LocalKey, Locals};
@@ -70,9 +70,11 @@ pub use payload::exit::GreenletExit;
 pub use payload::value::Value;
 pub use switch::check_switch_allowed;
 pub use switch::teardown::{count_refusal, end_suspended, run_to_end};
-pub use switch::trace::{TraceEvent, TraceKind, Tracer, gettrace, settrace};
+pub use switch::trace::{gettrace, settrace};
 pub use switch::unraisable::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use switch::unwind::raise;
+pub use thread::ThreadId;
+pub use thread::tracer::{TraceEvent, TraceKind, Tracer};
 
 /// The name of the stack-switching backend that this build uses: `"asm"` or `"fcontext"`.
 pub const BACKEND: &str = backend::NAME;

@@ -1,23 +1,26 @@
-//! Tells AddressSanitizer of every switch: on which stack the thread goes on, and where that stack's fake
-//! stack is.
+//! Tells AddressSanitizer about every switch: which stack the thread continues on, and its fake
+//! stack.
 //!
-//! What it does not know, it gets wrong: it takes a stack switch for a frame of gigabytes, so a panic leaves
-//! marks of dead frames behind, and sound code is reported. (It keeps address-taken locals on a *fake stack*,
-//! one for each stack, to find uses after return.)
+//! Without this, the sanitizer sees a stack switch as one frame of gigabytes: a panic leaves marks
+//! of dead frames behind, and correct code is reported. (The sanitizer keeps locals whose address
+//! is taken on a *fake stack*, one for each stack, to find uses after a return.)
 //!
 //! ```text
-//!   leaves                                   arrives
-//!     leave: start_switch_fiber ── switch ──►  the first time: enter ─┐
-//!            (its fake stack is kept in        else:          arrive ─┴► finish_switch_fiber
-//!             its frame)                                                 (its own fake stack is back)
+//!   the side that switches away                 the side that is resumed
+//!     leave: start_switch_fiber ─── switch ───►   on a new stack: enter  ─┐
+//!            (its fake stack is kept in           otherwise:      arrive ─┴► finish_switch_fiber
+//!             its frame)                                                    (restores its own fake stack)
 //!
-//!   leaves for good
-//!     leave_for_good: keeps its fake stack, since what it sends may stand there (P1);
-//!     bury: frees it when the next one ends, as the stack itself (`ThreadState::retire`)
+//!   a greenlet that finishes
+//!     leave_for_good: keeps its fake stack in `Fibers`, because the value it sends may be there;
+//!     release_finished: frees it when the next greenlet finishes
 //! ```
 //!
-//! The sanitizer's functions are looked up as weak symbols, so a program that has the feature and is not
-//! built with the sanitizer links, and runs as without it.
+//! The sanitizer's functions are weak symbols. A program that enables the feature but is not built
+//! with the sanitizer links, and behaves as without the feature.
+
+/// The lowest address and the length of a stack; `None` for the thread's own stack.
+pub(crate) type Bounds = Option<(*const u8, usize)>;
 
 #[cfg(all(
     feature = "asan",
@@ -30,9 +33,7 @@ mod imp {
     use std::ffi::c_void;
     use std::ptr;
 
-    use crate::backend::{self, SavedContext};
-    use crate::stack::Around;
-    use crate::thread::ThreadState;
+    use super::Bounds;
 
     type StartSwitch = unsafe extern "C" fn(save: *mut *mut c_void, bottom: *const c_void, size: usize);
     type FinishSwitch =
@@ -46,11 +47,11 @@ mod imp {
         end: *mut *mut c_void,
     ) -> *mut c_void;
 
-    /// A function of the sanitizer; `None` if the program is built without it.
+    /// A function of the sanitizer. `None` if the program is built without it.
     macro_rules! function {
         ($name:literal as $kind:ty) => {{
             let address: *const ();
-            // SAFETY: it reads a word that the linker wrote. The function of that name has that type.
+            // SAFETY: the instructions read one word that the linker has written.
             unsafe {
                 #[cfg(target_arch = "x86_64")]
                 asm!(
@@ -67,8 +68,10 @@ mod imp {
                     out(reg) address,
                     options(pure, readonly, nostack, preserves_flags)
                 );
-                std::mem::transmute::<*const (), Option<$kind>>(address)
             }
+            // SAFETY: the word is null or the address of the sanitizer's function of that name,
+            // which has this type.
+            unsafe { std::mem::transmute::<*const (), Option<$kind>>(address) }
         }};
     }
 
@@ -80,20 +83,18 @@ mod imp {
         function!("__sanitizer_finish_switch_fiber" as FinishSwitch)
     }
 
-    /// Whether the program is built with the sanitizer.
+    /// Returns `true` if the program is built with the sanitizer.
     #[cfg(test)]
     pub(crate) fn is_present() -> bool {
         start_switch().is_some()
     }
 
-    /// The lowest address of a stack, and its length.
-    type Bounds = (*const c_void, usize);
-
-    /// What is known of a thread.
+    /// What the sanitizer's functions need to know about a thread.
     pub(crate) struct Fibers {
-        /// The thread's own stack, known when it is left for the first time.
-        own: Cell<Bounds>,
-        /// The fake stack of the greenlet that finished last; null if there is none.
+        /// The lowest address and the length of the thread's own stack. The length is 0 until the
+        /// thread has left that stack for the first time.
+        own: Cell<(*const c_void, usize)>,
+        /// The fake stack of the greenlet that finished last, or null.
         finished: Cell<*mut c_void>,
     }
 
@@ -106,99 +107,90 @@ mod imp {
         }
 
         /// Frees the fake stack of the greenlet that finished last.
-        pub(crate) fn bury(&self) {
+        pub(crate) fn release_finished(&self) {
             let finished = self.finished.replace(ptr::null_mut());
             let (Some(start), Some(finish), false) = (start_switch(), finish_switch(), finished.is_null())
             else {
                 return;
             };
-            let mut fake = ptr::null_mut();
+            let mut own = ptr::null_mut();
             let (mut bottom, mut size) = (ptr::null(), 0);
-            // Only the current one can be freed. So it is made the current one, by two switches to where we are.
-            // SAFETY: each start has its finish, nothing runs in between, and it ends as it began. Nobody
-            // else has the finished one's.
-            unsafe {
-                start(&raw mut fake, ptr::null(), 0);
-                finish(finished, &raw mut bottom, &raw mut size);
-                start(ptr::null_mut(), bottom, size);
-                finish(fake, ptr::null_mut(), ptr::null_mut());
-            }
+            // The sanitizer frees only a fake stack that is current. So the finished one becomes
+            // current, by two pretended switches that stay on this stack.
+            // SAFETY: `finish` follows, and nothing runs in between. The pointer is that of a
+            // local.
+            unsafe { start(&raw mut own, ptr::null(), 0) };
+            // SAFETY: `start` was called. Only `self` had `finished`, and the pointers are those of
+            // locals.
+            unsafe { finish(finished, &raw mut bottom, &raw mut size) };
+            // SAFETY: `finish` follows, and nothing runs in between. Null frees the current fake
+            // stack.
+            unsafe { start(ptr::null_mut(), bottom, size) };
+            // SAFETY: `start` was called, and `own` is the fake stack of this stack.
+            unsafe { finish(own, ptr::null_mut(), ptr::null_mut()) };
+        }
+
+        fn resolve(&self, stack: Bounds) -> (*const c_void, usize) {
+            stack.map_or(self.own.get(), |(start, len)| (start.cast(), len))
         }
     }
 
-    /// The bounds of the stack that a resume point is on.
-    fn bounds(to: *const u8) -> Bounds {
-        match Around::of(to).map(Around::pages) {
-            Some((start, len)) => (start.cast_const().cast(), len),
-            None => ThreadState::current().fibers.own.get(),
-        }
-    }
-
-    /// What a stack that was left needs when it is come back to.
+    /// The fake stack of a stack that the thread has left.
     pub(crate) struct Left(*mut c_void);
 
-    /// Says that the stack whose context is `own` is left for another, or that control stays there.
+    /// Tells the sanitizer that the thread leaves this stack for another.
     #[inline]
-    pub(crate) fn leave_seat(own: *const SavedContext, to: *const SavedContext) -> Left {
-        if ptr::eq(own, to) {
-            return leave(backend::stack_pointer());
-        }
-        // SAFETY: both sides of a switch have their seats.
-        leave(unsafe { (*to).sp.get() })
-    }
-
-    /// Says that this stack is left for the one that a resume point is on.
-    pub(crate) fn leave(to: *const u8) -> Left {
+    pub(crate) fn leave(fibers: &Fibers, to: impl FnOnce() -> Bounds) -> Left {
         let mut fake = ptr::null_mut();
         if let Some(start) = start_switch() {
-            let (bottom, size) = bounds(to);
-            // SAFETY: the switch follows, and `arrive` or `enter` is the first thing on the other side.
+            let (bottom, size) = fibers.resolve(to());
+            // SAFETY: the switch follows, and the other side first calls `arrive` or `enter`.
             unsafe { start(&raw mut fake, bottom, size) };
         }
         Left(fake)
     }
 
-    /// Says that a stack has been come back to.
+    /// Tells the sanitizer that the thread is back on a stack that it left.
     #[inline]
     pub(crate) fn arrive(left: Left) {
         if let Some(finish) = finish_switch() {
-            // SAFETY: the other side has started it; the fake stack is that of this stack.
+            // SAFETY: the other side called `leave`, and the fake stack is that of this stack.
             unsafe { finish(left.0, ptr::null_mut(), ptr::null_mut()) };
         }
     }
 
-    /// Says that a fresh stack has been entered.
-    pub(crate) fn enter() {
+    /// Tells the sanitizer that the thread has entered a new stack.
+    pub(crate) fn enter(fibers: &Fibers) {
         let Some(finish) = finish_switch() else { return };
         let (mut bottom, mut size) = (ptr::null(), 0);
-        // SAFETY: the other side has started it; a fresh stack has no fake stack yet.
+        // SAFETY: the other side called `leave`. A new stack has no fake stack yet.
         unsafe { finish(ptr::null_mut(), &raw mut bottom, &raw mut size) };
-        let own = &ThreadState::current().fibers.own;
-        if own.get().1 == 0 {
-            own.set((bottom, size)); // the first switch of a thread leaves its own stack for a fresh one
+        if fibers.own.get().1 == 0 {
+            // The first switch of a thread leaves its own stack for a new one.
+            fibers.own.set((bottom, size));
         }
     }
 
-    /// Says that this stack is left for good for the one that a resume point is on.
-    pub(crate) fn leave_for_good(to: *const u8) {
+    /// Tells the sanitizer that the thread leaves this stack for another and never returns to its
+    /// frames.
+    pub(crate) fn leave_for_good(fibers: &Fibers, to: impl FnOnce() -> Bounds) {
         let (Some(start), Some(handle_no_return)) = (
             start_switch(),
             function!("__asan_handle_no_return" as HandleNoReturn),
         ) else {
             return;
         };
-        let (bottom, size) = bounds(to);
-        let fibers = &ThreadState::current().fibers;
-        fibers.bury();
-        // SAFETY: the frames that stand on this stack are never returned to: its next user is to find no
-        // marks of them. Then as in `leave_for`.
-        unsafe {
-            handle_no_return();
-            start(fibers.finished.as_ptr(), bottom, size);
-        }
+        let (bottom, size) = fibers.resolve(to());
+        fibers.release_finished();
+        // SAFETY: it only removes the marks of this stack's frames. Nothing returns to them, and
+        // the next user of the stack must not find any.
+        unsafe { handle_no_return() };
+        // SAFETY: the switch follows, and the other side first calls `arrive` or `enter`.
+        unsafe { start(fibers.finished.as_ptr(), bottom, size) };
     }
 
-    /// Where on the stack the frame stands that has a local at `address`, which may be on the fake stack.
+    /// Returns the address of the frame that has a local at `address`, which may be on the fake
+    /// stack.
     pub(crate) fn on_stack(address: *const u8) -> *const u8 {
         let (Some(current), Some(find)) = (
             function!("__asan_get_current_fake_stack" as CurrentFakeStack),
@@ -206,19 +198,18 @@ mod imp {
         ) else {
             return address;
         };
-        // SAFETY: both only look; null asks for nothing more.
-        let found = unsafe {
-            let fake = current();
-            if fake.is_null() {
-                return address;
-            }
-            find(fake, address.cast_mut().cast(), ptr::null_mut(), ptr::null_mut())
-        };
-        if found.is_null() { address } else { found.cast() }
+        // SAFETY: it only reads.
+        let fake = unsafe { current() };
+        if fake.is_null() {
+            return address;
+        }
+        // SAFETY: it only reads, and null pointers ask for no other result.
+        let frame = unsafe { find(fake, address.cast_mut().cast(), ptr::null_mut(), ptr::null_mut()) };
+        if frame.is_null() { address } else { frame.cast() }
     }
 }
 
-/// Does nothing: the feature is off, or the sanitizer is not looked for here. Not even calls are left.
+/// Does nothing: the feature is off, or this system has no support for it. `to` is not called.
 #[cfg(not(all(
     feature = "asan",
     target_os = "linux",
@@ -227,6 +218,8 @@ mod imp {
 mod imp {
     #![forbid(unsafe_code)]
 
+    use super::Bounds;
+
     pub(crate) struct Fibers;
 
     impl Fibers {
@@ -234,35 +227,27 @@ mod imp {
             Fibers
         }
 
-        #[inline(always)]
-        pub(crate) fn bury(&self) {}
+        #[inline]
+        pub(crate) fn release_finished(&self) {}
     }
 
     pub(crate) struct Left;
 
-    #[inline(always)]
-    pub(crate) fn leave_seat(
-        _own: *const crate::backend::SavedContext,
-        _to: *const crate::backend::SavedContext,
-    ) -> Left {
+    #[inline]
+    pub(crate) fn leave(_fibers: &Fibers, _to: impl FnOnce() -> Bounds) -> Left {
         Left
     }
 
-    #[inline(always)]
-    pub(crate) fn leave(_to: *const u8) -> Left {
-        Left
-    }
-
-    #[inline(always)]
+    #[inline]
     pub(crate) fn arrive(_left: Left) {}
 
-    #[inline(always)]
-    pub(crate) fn enter() {}
+    #[inline]
+    pub(crate) fn enter(_fibers: &Fibers) {}
 
-    #[inline(always)]
-    pub(crate) fn leave_for_good(_to: *const u8) {}
+    #[inline]
+    pub(crate) fn leave_for_good(_fibers: &Fibers, _to: impl FnOnce() -> Bounds) {}
 
-    #[inline(always)]
+    #[inline]
     pub(crate) fn on_stack(address: *const u8) -> *const u8 {
         address
     }
@@ -275,4 +260,4 @@ mod imp {
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 pub(crate) use imp::is_present;
-pub(crate) use imp::{Fibers, arrive, enter, leave, leave_for_good, leave_seat, on_stack};
+pub(crate) use imp::{Fibers, arrive, enter, leave, leave_for_good, on_stack};

@@ -157,18 +157,6 @@ pub(crate) fn stack_pointer() -> *const u8 {
     std::hint::black_box(&raw const here)
 }
 
-/// Keeps what follows where it is: what two branches have in common, the compiler would else do before it branches, and tear
-/// apart the comparison and its jump, which are one operation where they stand side by side: a switch took 1.15 ns then,
-/// and takes 1.11.
-#[inline(always)] // nothing
-pub(crate) fn keep_apart() {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    // SAFETY: it does nothing.
-    unsafe {
-        std::arch::asm!("", options(nostack, preserves_flags));
-    }
-}
-
 /// Asks for the memory at an address, which may be any at all, without waiting for it.
 #[inline(always)] // one instruction, or nothing
 pub(crate) fn prefetch(address: *const u8) {

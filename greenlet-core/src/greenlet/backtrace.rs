@@ -35,6 +35,7 @@ use crate::node::record::InnerRc;
 use crate::node::status::State;
 use crate::payload::Payload;
 use crate::payload::error::NoBacktrace;
+use crate::stack;
 use crate::switch::unwind;
 use crate::thread::ThreadState;
 
@@ -126,7 +127,7 @@ fn request(thread: &ThreadState, node: &InnerRc) -> Option<Backtrace> {
     // what every suspended greenlet waits for; what comes back are no words of a payload, and not looked at.
     unsafe {
         let to = &raw const (*node.as_ptr()).context;
-        let left = asan::leave((*to).sp.get());
+        let left = asan::leave(&thread.fibers, || stack::bounds_at((*to).sp.get()));
         backend::switch(&raw const (*request).back, Location::caller(), to, word, data);
         asan::arrive(left);
         thread.set_current((*request).asker);
@@ -171,7 +172,9 @@ fn serve_one(request: *mut BacktraceRequest) -> Payload {
             .suspended_at
             .get()
             .expect("a suspended greenlet has switched away");
-        let left = asan::leave((*back).sp.get());
+        let left = asan::leave(&ThreadState::current().fibers, || {
+            stack::bounds_at((*back).sp.get())
+        });
         let (own, word, data) =
             backend::switch(own, suspended_at, back, ptr::null(), backend::Word::uninit());
         asan::arrive(left);

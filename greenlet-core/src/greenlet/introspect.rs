@@ -2,13 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::backend;
 use crate::greenlet::Greenlet;
 use crate::stack::{self, Around};
-use crate::thread::{KEEP_AGES, ThreadState};
+use crate::thread::{ThreadState, ages};
 
 /// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
 ///
@@ -73,7 +72,7 @@ pub struct StackUsage {
 ///
 /// Off at first: to read the clock and to note the time takes nearly as long as to make a greenlet.
 pub fn track_ages(keep: bool) {
-    KEEP_AGES.store(keep, Ordering::Relaxed);
+    ages::track_ages(keep);
 }
 
 impl Greenlet {

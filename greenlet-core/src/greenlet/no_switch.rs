@@ -5,7 +5,7 @@
 use std::panic::Location;
 
 use crate::backend::asan;
-use crate::thread::{self, ThreadState, flag};
+use crate::thread::{ThreadState, flag};
 
 /// Runs `section`; a switch, a throw or an await inside it is refused with
 /// [`SwitchForbidden`](crate::SwitchForbidden).
@@ -30,19 +30,19 @@ pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {
     let thread = ThreadState::current();
     let outer = thread.no_switch_since.get();
     if outer.is_none() {
-        if thread.current_ptr().is_null() {
-            // What is owed at the section's end wants the thread's end to be noticed.
-            drop(thread::current_greenlet());
-        }
+        // What is owed at the section's end wants the thread's end to be noticed.
+        thread.ensure_set_up();
         thread.no_switch_since.set(Some(Location::caller()));
         thread.raise_flag(flag::NO_SWITCH);
     }
     // Also when the section panics.
     let leave = Section {
         is_outermost: outer.is_none(),
-        outer_frame: thread.forbidden_in.get(),
+        outer_frame: thread.no_switch_frame.get(),
     };
-    thread.forbidden_in.set(asan::on_stack((&raw const leave).cast()));
+    thread
+        .no_switch_frame
+        .set(asan::on_stack((&raw const leave).cast()));
     section()
 }
 
@@ -54,7 +54,7 @@ struct Section {
 impl Drop for Section {
     fn drop(&mut self) {
         let thread = ThreadState::current();
-        thread.forbidden_in.set(self.outer_frame);
+        thread.no_switch_frame.set(self.outer_frame);
         if self.is_outermost {
             thread.no_switch_since.set(None);
             thread.lower_flag(flag::NO_SWITCH);

@@ -87,7 +87,7 @@ impl Inner {
         vtable: &'static ClosureVTable,
     ) -> InnerRc {
         let thread = ThreadState::current();
-        if thread.keeps_ages() {
+        if thread.tracks_ages() {
             return Inner::make_pending_slow(thread, parent, created_at, vtable);
         }
         let make = |parent| Inner::new(thread, Some(parent), Status::pending(), created_at, Some(vtable));
@@ -113,7 +113,7 @@ impl Inner {
     }
 
     fn record_creation_time(&self, thread: &ThreadState) {
-        if thread.keeps_ages() {
+        if thread.tracks_ages() {
             thread.record_creation(self);
             self.status.set_has_extras();
         }

@@ -53,7 +53,7 @@ struct Slot {
     strong: Cell<u32>,
     weak: Cell<u32>,
     chunk: *const Chunk,
-    /// Whose memory to fetch when the greenlet is switched to. That of the last greenlet here may be left (H2 in `ahead.rs`).
+    /// Whose memory to fetch when the greenlet is switched to. That of the last greenlet here may be left (see `prefetch.rs`).
     prefetch_hint: Cell<PrefetchHint>,
     content: SlotContent,
     /// Not a part of the node, for what is not initialised is copied all the same where a node is made.
@@ -418,10 +418,17 @@ impl InnerRc {
         self.slot().strong.get()
     }
 
+    #[inline]
     pub(crate) fn downgrade(&self) -> InnerWeak {
         let weak = &self.slot().weak;
         weak.set(incremented(weak.get()));
         InnerWeak(self.0)
+    }
+
+    /// The prefetch hint of the slot.
+    #[inline]
+    pub(crate) fn prefetch_hint(&self) -> &Cell<PrefetchHint> {
+        &self.slot().prefetch_hint
     }
 
     /// Gives the count away, to whoever takes it with [`InnerRc::from_raw`].
@@ -452,17 +459,6 @@ impl InnerRc {
         let borrowed = ManuallyDrop::new(unsafe { InnerRc::from_raw(node) });
         InnerRc::clone(&borrowed)
     }
-}
-
-/// What a node remembers for `ahead.rs`.
-///
-/// # Safety
-///
-/// - The slot of the node is not free, and the pointer comes from [`InnerRc::as_ptr`] (K3).
-#[inline]
-pub(crate) unsafe fn prefetch_hint_of<'a>(node: *const Inner) -> &'a Cell<PrefetchHint> {
-    // SAFETY: the contract; K2.
-    unsafe { &(*slot_of(node)).prefetch_hint }
 }
 
 /// Where a node keeps the function that it has not called yet.
@@ -640,6 +636,18 @@ impl InnerWeak {
     fn slot(&self) -> *const Slot {
         // SAFETY: K2, K3.
         unsafe { slot_of(self.0.as_ptr()) }
+    }
+
+    /// The prefetch hint of the slot, whether or not the node is alive.
+    #[inline]
+    pub(crate) fn prefetch_hint(&self) -> &Cell<PrefetchHint> {
+        // SAFETY: this reference keeps the slot from being free. K2.
+        unsafe { &(*self.slot()).prefetch_hint }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn as_ptr(&self) -> *const Inner {
+        self.0.as_ptr()
     }
 
     /// A reference to the node, if it still lives.

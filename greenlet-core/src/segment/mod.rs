@@ -44,6 +44,7 @@ use crate::backend::{self, Word, Words};
 use crate::payload::error::{StackError, Unwinding};
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
+use crate::stack;
 use crate::thread::{ThreadState, flag};
 
 pub(crate) use header::Header;
@@ -375,7 +376,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         // suspended at `to`, by the contract.
         unsafe {
             let outer = self.header.get().unwrap_unchecked().as_ptr().cast();
-            let left = asan::leave(to);
+            let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
             let back = backend::step(outer, to, word, data);
             asan::arrive(left);
             back
@@ -532,7 +533,7 @@ where
     S: 'static,
     F: FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static,
 {
-    asan::enter();
+    asan::enter(&ThreadState::current().fibers);
     // SAFETY: the backend passes what `init_segment` was given; `[header-alive]`.
     let header = unsafe { NonNull::new_unchecked(header.cast_mut().cast::<Header>()) };
     Header::of(&header).begin();
@@ -559,7 +560,7 @@ fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
     let mut value = ManuallyDrop::new(value);
     let to = Header::of(header).outer.get();
     let data = pack(&mut value);
-    asan::leave_for_good(to); // the last thing here: what is done on this stack afterwards would leave marks
+    asan::leave_for_good(&ThreadState::current().fibers, || stack::bounds_at(to)); // the last thing here: what is done on this stack afterwards would leave marks
     // SAFETY: `[outer-waits]`; `[outcome-taken]`.
     unsafe { backend::step_and_exit(to, word, data) }
 }

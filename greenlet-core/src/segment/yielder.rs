@@ -21,6 +21,7 @@ use crate::backend::asan;
 use crate::backend::{self, Words};
 use crate::payload::error::{SwitchForbidden, Unwinding};
 use crate::payload::value::Value;
+use crate::stack;
 use crate::thread::{ThreadState, flag};
 
 /// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
@@ -100,7 +101,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
         let to = self.held.header().outer.get();
         // SAFETY: `[outer-waits]`. The value stays in this frame until the consumer has taken it.
         let (word, data) = unsafe {
-            let left = asan::leave(to);
+            let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
             let back = backend::step_back(to, VALUE, pack(&mut value));
             asan::arrive(left);
             back
@@ -127,7 +128,7 @@ enum Look {
 #[inline(never)]
 fn look(held: &Held) -> Look {
     let thread = ThreadState::current();
-    let section = Header::at(thread.forbidden_in.get());
+    let section = Header::at(thread.no_switch_frame.get());
     let mut is_forbidden = false;
     let is_inside = Header::chain().any(|header| {
         is_forbidden |= section == Some(header);

@@ -141,6 +141,13 @@ fn entry_below(base: NonNull<u8>) -> NonNull<u8> {
     unsafe { base.byte_sub(HEADER_ROOM + line * LINE) }
 }
 
+/// Returns the lowest address and the length of the usable pages of the stack that an address is on. `None` if it is on
+/// none of ours.
+pub(crate) fn bounds_at(address: *const u8) -> Option<(*const u8, usize)> {
+    let (start, len) = Around::of(address)?.pages();
+    Some((start.cast_const(), len))
+}
+
 /// A stack that an address lies on, which somebody else owns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Around {
@@ -165,8 +172,7 @@ impl Around {
     }
 
     /// The usable pages: where they start, and their length in bytes.
-    #[cfg(feature = "asan")]
-    pub(crate) fn pages(self) -> (*mut u8, usize) {
+    fn pages(self) -> (*mut u8, usize) {
         let len = self.class.usable();
         (self.base.as_ptr().wrapping_sub(len), len)
     }

@@ -87,8 +87,9 @@ where
 #[inline(always)] // a few instructions
 pub(crate) unsafe fn enter(own: *const SavedContext, word: *const (), data: Word) -> (*const Inner, Payload) {
     let node = Inner::of_context(own);
-    ThreadState::current().set_current(node);
-    asan::enter();
+    let thread = ThreadState::current();
+    thread.set_current(node);
+    asan::enter(&thread.fibers);
     // SAFETY: every switch of the library carries the words of a payload.
     (node, unsafe { Payload::from_words(word, data) })
 }

@@ -25,6 +25,7 @@ pub(crate) mod finish;
 pub(crate) mod first_frame;
 pub(crate) mod receive;
 pub(crate) mod teardown;
+pub(crate) mod thread_exit;
 pub(crate) mod trace;
 pub(crate) mod unraisable;
 pub(crate) mod unwind;
@@ -49,7 +50,7 @@ use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
-use crate::stack::Stack;
+use crate::stack::{self, Stack};
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::{open, receive};
 use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
@@ -111,7 +112,14 @@ unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Payload {
             &raw const (*thread.current_ptr()).context,
             &raw const (*target.0).context,
         );
-        let left = asan::leave_seat(from, to);
+        let left = asan::leave(&thread.fibers, || {
+            let is_self = ptr::eq(from, to);
+            stack::bounds_at(if is_self {
+                backend::stack_pointer()
+            } else {
+                (*to).sp.get()
+            })
+        });
         let (own, word, data) = backend::switch(from, at, to, word, data);
         asan::arrive(left);
         thread.set_current(Inner::of_context(own));
@@ -131,7 +139,9 @@ unsafe fn exit_to(target: Target, payload: Payload) -> ! {
     let (word, data) = payload.into_words();
     // SAFETY: [suspended-sp], [target-alive].
     unsafe {
-        asan::leave_for_good((*target.0).context.sp.get());
+        asan::leave_for_good(&ThreadState::current().fibers, || {
+            stack::bounds_at((*target.0).context.sp.get())
+        });
         backend::switch_and_exit(&raw const (*target.0).context, word, data)
     }
 }
@@ -156,8 +166,7 @@ fn prepare_target(target: &InnerRc, carried: TypeTag) -> bool {
     if thread.is_current(target) {
         return false;
     }
-    // SAFETY: the reference counts the node.
-    unsafe { prefetch::record_and_prefetch(thread, target.as_ptr(), target.context.sp.get()) };
+    prefetch::record_and_prefetch(thread, target);
     true
 }
 

@@ -3,109 +3,14 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
-
-use anyhow::Result;
 
 use crate::greenlet::Greenlet;
 use crate::payload::message::Message;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
+use crate::thread::tracer::{TraceEvent, TraceKind, Tracer};
 use crate::thread::{self, ThreadState, flag};
-
-/// What kind of message a transfer brings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum TraceKind {
-    /// A value; also the one that an exit became on its way out.
-    Switch,
-    /// An error or a panic.
-    Throw,
-}
-
-/// One transfer of control, as a tracer sees it: it has just happened, and the target has not yet got
-/// what it brings.
-///
-/// # Examples
-///
-/// ```
-/// use std::{cell::Cell, rc::Rc};
-/// use greenlet_core::{Greenlet, TraceKind, Tracer, settrace};
-///
-/// let starts = Rc::new(Cell::new(0));
-/// let counted = starts.clone();
-/// settrace(Some(Tracer::new(move |event| {
-///     if event.is_start && event.kind == TraceKind::Switch {
-///         counted.set(counted.get() + 1);
-///     }
-///     Ok(())
-/// })));
-/// Greenlet::new(|(): ()| Ok(())).switch::<()>(())?;
-/// settrace(None);
-/// assert_eq!(starts.get(), 1);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct TraceEvent {
-    /// Whether a value or an error is delivered.
-    pub kind: TraceKind,
-    /// The greenlet that control left. Already dead if it has finished.
-    pub origin: Greenlet,
-    /// The greenlet that control reached; it is current.
-    pub target: Greenlet,
-    /// Whether this starts the target: its function begins after the tracer has returned.
-    pub is_start: bool,
-}
-
-/// The function that is told of the transfers.
-pub(crate) type Hook = dyn Fn(&TraceEvent) -> Result<()>;
-
-/// A function that is told of every transfer in its thread: see [`settrace`].
-///
-/// It can be cloned; clones are the same tracer, and compare equal.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Tracer, settrace};
-///
-/// let tracer = Tracer::new(|event| {
-///     println!("{:?} from {:?} to {:?}", event.kind, event.origin, event.target);
-///     Ok(())
-/// });
-/// let before = settrace(Some(tracer.clone()));
-/// assert!(before.is_none());
-/// assert_eq!(settrace(None), Some(tracer));
-/// ```
-#[derive(Clone)]
-pub struct Tracer(Rc<Hook>);
-
-impl Tracer {
-    /// Makes a tracer of a function.
-    ///
-    /// If the function returns an error or panics, it is removed, and the error or panic is delivered
-    /// in place of what the transfer brought (rule of Python's greenlet).
-    pub fn new(hook: impl Fn(&TraceEvent) -> Result<()> + 'static) -> Tracer {
-        Tracer(Rc::new(hook))
-    }
-}
-
-impl PartialEq for Tracer {
-    fn eq(&self, other: &Tracer) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl Eq for Tracer {}
-
-impl fmt::Debug for Tracer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tracer({:p})", Rc::as_ptr(&self.0))
-    }
-}
 
 /// Installs the tracer of this thread, or removes it, and returns the one that was there before.
 ///
@@ -114,10 +19,8 @@ impl fmt::Debug for Tracer {
 /// change or remove itself. While none is installed, tracing costs nothing.
 pub fn settrace(tracer: Option<Tracer>) -> Option<Tracer> {
     let thread = ThreadState::current();
-    if thread.current_ptr().is_null() {
-        // The thread's end is what releases the tracer: see that it is noticed.
-        drop(thread::current_greenlet());
-    }
+    // The thread's end is what releases the tracer: see that it is noticed.
+    thread.ensure_set_up();
     if tracer.is_some() {
         thread.raise_flag(flag::TRACED);
     } else {
@@ -151,7 +54,7 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
         target,
     };
     // CAUTION: runs foreign code: the tracer may switch, throw, panic, and replace itself.
-    let outcome = catch_unwind(AssertUnwindSafe(|| (tracer.0)(&event)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| tracer.call(&event)));
     drop(event);
     let replacement = match outcome {
         Ok(Ok(())) => return message,

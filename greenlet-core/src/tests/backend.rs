@@ -8,7 +8,8 @@ use std::ptr;
 
 use crate::backend::asan;
 use crate::backend::{self, SavedContext, Word};
-use crate::stack::{Stack, StackCache};
+use crate::stack::{self, Stack, StackCache};
+use crate::thread::ThreadState;
 
 /// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
 /// its place.
@@ -28,7 +29,7 @@ type Body = Box<dyn FnOnce(&Coroutine)>;
 ///
 /// - Of an [`backend::Entry`]; and it is a coroutine that is resumed.
 unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const SavedContext) -> ! {
-    asan::enter();
+    asan::enter(&ThreadState::current().fibers);
     assert_eq!(word.addr(), 1);
     // SAFETY: `resume` passes the coroutine, which outlives its run.
     let coroutine = unsafe { &*data.assume_init().cast_const().cast::<Coroutine>() };
@@ -36,7 +37,9 @@ unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const Sa
     let body = coroutine.body.borrow_mut().take().unwrap();
     body(coroutine);
     coroutine.is_done.set(true);
-    asan::leave_for_good(coroutine.outside.sp.get());
+    asan::leave_for_good(&ThreadState::current().fibers, || {
+        stack::bounds_at(coroutine.outside.sp.get())
+    });
     // SAFETY: B1: `resume` wrote it, and is suspended there.
     unsafe { backend::switch_and_exit(&coroutine.outside, ptr::without_provenance(3), Word::uninit()) }
 }
@@ -62,7 +65,9 @@ impl Coroutine {
         let data = Word::new((&raw const *self).cast_mut().cast());
         // SAFETY: B1: `new` or the last `pause` wrote it; B2: this stack waits.
         let (own, word, _) = unsafe {
-            let left = asan::leave(self.inside.sp.get());
+            let left = asan::leave(&ThreadState::current().fibers, || {
+                stack::bounds_at(self.inside.sp.get())
+            });
             let back = backend::switch(&self.outside, Location::caller(), &self.inside, word, data);
             asan::arrive(left);
             back
@@ -76,7 +81,9 @@ impl Coroutine {
         // SAFETY: as in `resume`.
         let (own, word, data) = unsafe {
             let word = ptr::without_provenance(word);
-            let left = asan::leave(self.outside.sp.get());
+            let left = asan::leave(&ThreadState::current().fibers, || {
+                stack::bounds_at(self.outside.sp.get())
+            });
             let back = backend::switch(
                 &self.inside,
                 Location::caller(),

@@ -1,102 +1,104 @@
-//! Stack overflow: says which greenlet ran into its guard page, and what to set.
+//! Reports a stack overflow: which greenlet hit the guard page of its stack, and what to set.
 //!
-//! This runs in a signal handler, on a thread that has been stopped anywhere: see G1 in `stack/fault.rs`.
+//! This runs in a signal handler that may interrupt the thread at any instruction: see
+//! `stack/fault.rs`.
 //!
 //! # Invariants
 //!
-//! - **O1** Nothing is allocated, locked or waited for. The text goes into a fixed buffer, and from there
-//!   to standard error by `write`.
-//! - **O2** NodePool are only read, and a record that may be half-written is only compared. While
-//!   the list of them is being changed, it is not looked at.
-//! - **O3** A touch of a guard page is an overflow only if the thread was running on that stack.
-//!   Anything else is a stray pointer, and goes to the handler that was there before.
+//! - **[signal-safe]** The handler does not allocate and waits for no lock. It formats the text in
+//!   a fixed buffer and writes it to standard error.
+//! - **[handler-reads]** While the handler runs, nothing else runs on the thread, so nothing else
+//!   changes its nodes. A node may be half-written when the handler interrupts the thread; the
+//!   handler only compares its stack. It does not walk the list of nodes while the thread changes
+//!   that.
+//! - **[own-stack]** A fault in a guard page is an overflow only if the thread was running on that
+//!   stack. Otherwise a stray pointer caused it, and the previous handler gets it.
 
 use std::fmt::{self, Write};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::node::Inner;
 use crate::segment::Header;
 use crate::stack::{self, GuardHit};
 use crate::thread::{ThreadState, flag};
 
-/// Prepares the process and the calling thread for a greenlet that overflows its stack.
+/// Prepares the process and the calling thread for an overflow.
 #[cold]
-pub(crate) fn watch(thread: &ThreadState) {
+pub(super) fn watch(thread: &ThreadState) {
     stack::install_fault_handler(report);
     if !thread.has_flag(flag::EXITING) {
         thread.signal_stack.provide(); // until the thread ends
     }
 }
 
-/// The text of a report. Not on the signal stack, which may be small.
-static mut TEXT: Text = Text {
-    bytes: [0; 2048],
-    len: 0,
-};
-
 fn report(hit: &GuardHit) {
-    static REPORTING: AtomicBool = AtomicBool::new(false);
-    let Some(culprit) = Culprit::of(ThreadState::current(), hit) else {
-        return; // O3
+    /// Not in the handler's frame: the signal stack may be small.
+    static TEXT: Mutex<Text> = Mutex::new(Text {
+        bytes: [0; 2048],
+        len: 0,
+    });
+    let Some(overflowed) = Overflowed::find(ThreadState::current(), hit) else {
+        return; // [own-stack]
     };
-    if REPORTING.swap(true, Ordering::Acquire) {
-        // Another thread overflowed at the same time: it is about to end the process.
+    // `try_lock` is one atomic operation. [signal-safe]
+    let Some(mut text) = TEXT.try_lock() else {
+        // Another thread has overflowed as well, and is about to abort the process.
         loop {
-            // SAFETY: waits for a signal, no more.
-            unsafe { libc::pause() };
+            std::thread::yield_now();
         }
-    }
-    let text = &raw mut TEXT;
-    // SAFETY: only the one thread that set `REPORTING` gets here.
-    let text = unsafe { &mut *text };
-    // A text that is too long is cut.
-    let _ = culprit.write(hit, text);
+    };
+    // The only error is that the text is too long. What fits is printed.
+    let _ = overflowed.write(hit, &mut text);
     text.flush();
     std::process::abort()
 }
 
-/// Who overflowed. A generator's body runs in the current greenlet.
-enum Culprit<'a> {
+/// What has overflowed its stack.
+enum Overflowed<'a> {
     Greenlet(&'a Inner),
+    /// A generator, and the greenlet that runs its body.
     Generator(&'a Header, Option<&'a Inner>),
-    /// It was about to finish, and its record is no longer to be had.
-    Unknown,
+    /// A greenlet that has finished but still runs on its stack. Its node may be gone.
+    Finished,
 }
 
-impl Culprit<'_> {
-    /// The greenlet that runs on the stack that was hit. `None` if nothing of this thread does.
-    fn of<'a>(thread: &'a ThreadState, hit: &GuardHit) -> Option<Culprit<'a>> {
-        // SAFETY: T1.
+impl Overflowed<'_> {
+    /// Finds what the thread was running on the stack that was hit. Returns `None` if nothing.
+    fn find<'a>(thread: &'a ThreadState, hit: &GuardHit) -> Option<Overflowed<'a>> {
+        // SAFETY: the node is alive, and the thread cannot drop it while the handler runs.
+        // [current-alive] [handler-reads]
         let current = unsafe { thread.current_ptr().as_ref() };
         if let Some(header) = Header::at(hit.base.wrapping_sub(1)).filter(|_| hit.is_on_its_stack) {
-            // SAFETY: the process does not outlive the use of the reference, and nothing else runs on this thread.
-            return Some(Culprit::Generator(unsafe { header.as_ref() }, current));
+            // SAFETY: the header is on the stack that the thread runs on. [handler-reads]
+            return Some(Overflowed::Generator(unsafe { header.as_ref() }, current));
         }
         let current = current?;
         if is_on(current, hit) {
-            return Some(Culprit::Greenlet(current));
+            return Some(Overflowed::Greenlet(current));
         }
         if thread.last_stack_base() == hit.base {
-            return Some(Culprit::Unknown);
+            return Some(Overflowed::Finished);
         }
-        // Who arrives becomes current: the first frame of a greenlet right after its prologue, the others when they have looked at
-        // what arrived. A greenlet in that place is known by where the thread's stack pointer is.
+        // The resumed side of a switch stores `current`: a new greenlet right after its prologue,
+        // others after checking the payload. In that window only the stack pointer identifies it.
         if !hit.is_on_its_stack {
             return None;
         }
-        let leaving = thread
+        let resumed = thread
             .pool
-            .find_from_handler(|node| is_on(node, hit).then_some(&raw const *node))?;
-        // SAFETY: the process does not outlive the use of the reference, and nothing else runs on this thread.
-        Some(Culprit::Greenlet(unsafe { &*leaving }))
+            .find_from_handler(|node| is_on(node, hit).then_some(ptr::from_ref(node)))?;
+        // SAFETY: the pool has just found the node alive, and the thread cannot drop it while the
+        // handler runs. [handler-reads]
+        Some(Overflowed::Greenlet(unsafe { &*resumed }))
     }
 
     fn write(&self, hit: &GuardHit, text: &mut Text) -> fmt::Result {
         text.write_str("\n")?;
         match self {
-            Culprit::Greenlet(node) => write_greenlet(node, text)?,
-            Culprit::Generator(header, current) => {
+            Overflowed::Greenlet(node) => write_greenlet(node, text)?,
+            Overflowed::Generator(header, current) => {
                 text.write_str("generator")?;
                 if let Some(name) = header.name() {
                     write!(text, " '{}'", shortened(name))?;
@@ -106,25 +108,21 @@ impl Culprit<'_> {
                     write_greenlet(node, text)?;
                 }
             }
-            Culprit::Unknown => text.write_str("a greenlet at its end")?,
+            Overflowed::Finished => text.write_str("a greenlet that was finishing")?,
         }
         write!(
             text,
             " has overflowed its stack\n  = its stack has {} bytes",
             hit.size
         )?;
-        let created_at = match self {
-            Culprit::Greenlet(node) => Some(node.created_at),
-            Culprit::Generator(header, _) => header.created_at(),
-            Culprit::Unknown => None,
+        let (created_at, builder) = match self {
+            Overflowed::Greenlet(node) => (Some(node.created_at), "Builder"),
+            Overflowed::Generator(header, _) => (header.created_at(), "GeneratorBuilder"),
+            Overflowed::Finished => (None, "Builder"),
         };
         if let Some(created_at) = created_at {
             write!(text, "; it was created at {created_at}")?;
         }
-        let builder = match self {
-            Culprit::Generator(..) => "GeneratorBuilder",
-            _ => "Builder",
-        };
         write!(text, "\n  = give it more with `{builder}::stack_size`\n")
     }
 }
@@ -136,16 +134,16 @@ fn write_greenlet(node: &Inner, text: &mut Text) -> fmt::Result {
     }
 }
 
-/// Says whether the stack that was hit is the one that the node has.
+/// Returns `true` if the node has the stack that was hit.
 fn is_on(node: &Inner, hit: &GuardHit) -> bool {
-    // SAFETY: nobody writes to it while this handler runs, on the thread that the node belongs to (O2).
+    // SAFETY: nothing writes to the field while the handler runs. [handler-reads]
     let stack = unsafe { &*node.stack.as_ptr() };
     stack
         .as_ref()
         .is_some_and(|stack| ptr::eq(stack.base().as_ptr(), hit.base))
 }
 
-/// As much of a name as leaves room for the rest.
+/// Shortens a name so that the rest of the text has room.
 fn shortened(name: &str) -> &str {
     let end = (0..=name.len().min(1024))
         .rev()
@@ -153,7 +151,7 @@ fn shortened(name: &str) -> &str {
     &name[..end.unwrap_or(0)]
 }
 
-/// Text in a fixed buffer.
+/// A text of limited length.
 struct Text {
     bytes: [u8; 2048],
     len: usize,
@@ -164,7 +162,7 @@ impl Text {
     fn flush(&self) {
         let mut rest = &self.bytes[..self.len];
         while !rest.is_empty() {
-            // SAFETY: the range is the slice's; `write` is async-signal-safe.
+            // SAFETY: the pointer and the length are those of one slice.
             let written = unsafe { libc::write(libc::STDERR_FILENO, rest.as_ptr().cast(), rest.len()) };
             let Ok(written @ 1..) = usize::try_from(written) else {
                 return;

@@ -1,48 +1,47 @@
-//! Fetching prefetcher: where a many of greenlets takes turns, asks the processor for the memory of one that is
-//! likely to run soon.
+//! Prefetches the memory of a greenlet that will probably run soon, on threads with many greenlets.
 //!
-//! A switch needs two places that nothing else has touched since the last turn: the record of its target, and
-//! the end of the target's stack. In a many neither is in the caches, and which they are is known only when
-//! the greenlet before has run: one chain of misses, hop after hop. But turns repeat. So each greenlet
-//! remembers who ran [`DISTANCE`] switches after it the last time, and as it is switched to, that one's memory
-//! is asked for.
+//! A switch needs two pieces of memory that have not been used since the target last ran: the
+//! target's slot (its counts and its node), and the end of its stack. With many greenlets, neither
+//! is in the caches, and their addresses are known only once the previous greenlet has run: one
+//! chain of cache misses. But most programs switch in the same order again. So each slot remembers
+//! the greenlet that was switched to [`DISTANCE`] switches later, and a switch prefetches the
+//! memory of that greenlet.
 //!
 //! ```text
-//!   the last lap    ..  a  b  c  d  e  f  g  h  i  ..     a.soon = i
-//!   this lap        ..  a ── fetches what i needs, which comes while b to h run
+//!   last round   ..  a  b  c  d  e  f  g  h  i  ..     the hint of a: slot and stack of i
+//!   this round   ..  a ── prefetches for i, whose memory arrives while b to h run
 //! ```
 //!
-//! A ring of 300 greenlets takes 3.4 ns a hop with this and 5.4 without, one of 100,000 takes 18 and 115
-//! (`docs/performance.md`). Where only a few greenlets switch, everything is in the caches anyway, and this
-//! would cost 1 ns: so it begins with [`MIN_STACKS`] suspended ones, behind a flag of `flag`.
-//!
-//! # Invariants
-//!
-//! - **H1** `Prefetcher::recent` holds null or living nodes of this thread: `ThreadState::forget_node` takes out a
-//!   node that goes, and nothing is left there when the flag is lowered.
-//! - **H2** What [`PrefetchHint`] holds are addresses, not references. They may be stale, and are only ever fetched.
+//! A ring of 300 greenlets takes 3.4 ns a switch with this and 5.4 without, one of 100,000 takes 18
+//! and 115 (`docs/performance.md`). With few greenlets all of this is in the caches, and recording
+//! would cost 1 ns a switch. So it starts with [`MIN_STACKS`] stacks, behind the flag `PREFETCH`.
+
+#![forbid(unsafe_code)]
 
 use std::cell::Cell;
 use std::ptr;
 
 use crate::backend;
-use crate::node::Inner;
-use crate::node::record::prefetch_hint_of;
+use crate::node::record::{InnerRc, InnerWeak};
 use crate::thread::{ThreadState, flag};
 
-/// How many switches prefetcher. What comes from memory takes as long as this many switches; more gained nothing.
+/// A load from memory takes as long as this many switches. A larger distance gained nothing.
 const DISTANCE: usize = 8;
 
-/// From how many stacks in use on. Fewer, with their pool, stay in the first-level cache.
+/// With fewer stacks in use, their ends and the slots stay in the first-level cache.
 const MIN_STACKS: usize = 256;
 
-/// Who switched last, in turn.
+/// The last [`DISTANCE`] greenlets that were switched to.
 pub(crate) struct Prefetcher {
-    recent: [Cell<*const Inner>; DISTANCE],
-    turn: Cell<usize>,
+    /// Weak references, so that the slots are not reused meanwhile. All `None` while `PREFETCH` is
+    /// clear.
+    recent: [Cell<Option<InnerWeak>>; DISTANCE],
+    switches: Cell<usize>,
 }
 
-/// What a greenlet remembers of the one that ran [`DISTANCE`] switches after it (H2).
+/// The memory of the greenlet that was switched to [`DISTANCE`] switches after another one.
+///
+/// May be stale, and is never dereferenced.
 #[derive(Clone, Copy)]
 pub(crate) struct PrefetchHint {
     slot: *const u8,
@@ -59,58 +58,40 @@ impl PrefetchHint {
 impl Prefetcher {
     pub(crate) const fn new() -> Prefetcher {
         Prefetcher {
-            recent: [const { Cell::new(ptr::null()) }; DISTANCE],
-            turn: Cell::new(0),
+            recent: [const { Cell::new(None) }; DISTANCE],
+            switches: Cell::new(0),
         }
     }
 
-    /// Forgets a node that is about to go.
-    #[inline(never)] // who is not in a many does not pay for its length
-    pub(crate) fn forget(&self, node: &Inner) {
+    pub(super) fn forget_all(&self) {
         for recent in &self.recent {
-            if ptr::eq(recent.get(), node) {
-                recent.set(ptr::null());
-            }
-        }
-    }
-
-    fn forget_all(&self) {
-        for recent in &self.recent {
-            recent.set(ptr::null());
+            recent.set(None);
         }
     }
 }
 
-/// Notes that control goes to `target`, which is suspended at `to`, and fetches what it foretells. Does nothing
-/// where there is no many.
-///
-/// # Safety
-///
-/// - The target lives, and the pointer comes from its `InnerRc` (K3 in `record.rs`).
+/// Records that the thread switches to `target`, and prefetches for the greenlet that its hint
+/// names.
 #[inline]
-pub(crate) unsafe fn record_and_prefetch(thread: &ThreadState, target: *const Inner, to: *mut u8) {
+pub(crate) fn record_and_prefetch(thread: &ThreadState, target: &InnerRc) {
     if !thread.has_flag(flag::PREFETCH) {
-        return; // it has just ended
+        return;
     }
-    let turn = thread.prefetcher.turn.get();
-    thread.prefetcher.turn.set(turn.wrapping_add(1));
-    let place = &thread.prefetcher.recent[turn % DISTANCE];
-    let before = place.replace(target);
-    if !before.is_null() {
-        let prefetch_hint = PrefetchHint {
-            slot: target.cast(),
-            stack: to,
-        };
-        // SAFETY: H1; it was a target here.
-        unsafe { prefetch_hint_of(before) }.set(prefetch_hint);
+    let switches = thread.prefetcher.switches.get();
+    thread.prefetcher.switches.set(switches.wrapping_add(1));
+    let recent = &thread.prefetcher.recent[switches % DISTANCE];
+    if let Some(earlier) = recent.replace(Some(target.downgrade())) {
+        earlier.prefetch_hint().set(PrefetchHint {
+            slot: target.as_ptr().cast(),
+            stack: target.context.sp.get(),
+        });
     }
-    // SAFETY: the contract.
-    let prefetch_hint = unsafe { prefetch_hint_of(target) }.get();
-    backend::prefetch(prefetch_hint.slot);
-    backend::prefetch(prefetch_hint.stack);
+    let hint = target.prefetch_hint().get();
+    backend::prefetch(hint.slot);
+    backend::prefetch(hint.stack);
 }
 
-/// Begins, or ends, according to how many stacks are in use. Called where that number has changed by much.
+/// Sets or clears `PREFETCH`. Called when the number of stacks in use has changed by much.
 #[cold]
 pub(crate) fn adapt(thread: &ThreadState, stacks_in_use: usize) {
     if stacks_in_use >= MIN_STACKS {
@@ -123,17 +104,19 @@ pub(crate) fn adapt(thread: &ThreadState, stacks_in_use: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::{Greenlet, getparent};
 
-    fn turns((): ()) -> anyhow::Result<()> {
+    fn switch_forever((): ()) -> anyhow::Result<()> {
         loop {
             getparent().unwrap().switch::<()>(())?;
         }
     }
 
     fn suspended() -> Greenlet {
-        let greenlet = Greenlet::new(turns);
+        let greenlet = Greenlet::new(switch_forever);
         greenlet.switch::<()>(()).unwrap();
         greenlet
     }
@@ -142,18 +125,35 @@ mod tests {
         ThreadState::current().has_flag(flag::PREFETCH)
     }
 
-    fn noted() -> usize {
-        let recent = ThreadState::current().prefetcher.recent.iter();
-        recent.filter(|recent| !recent.get().is_null()).count()
+    /// The number of recorded switches to `greenlet`, or to any if it is `None`.
+    fn recorded(greenlet: Option<*const u8>) -> usize {
+        let is_recorded = |recent: &&Cell<Option<InnerWeak>>| {
+            let weak = recent.take();
+            let found = weak
+                .as_ref()
+                .is_some_and(|weak| greenlet.is_none_or(|slot| ptr::eq(weak.as_ptr().cast(), slot)));
+            recent.set(weak);
+            found
+        };
+        ThreadState::current()
+            .prefetcher
+            .recent
+            .iter()
+            .filter(is_recorded)
+            .count()
     }
 
-    /// On a thread of its own: how many stacks a thread has in use is what this is about.
+    fn address(greenlet: &Greenlet) -> *const u8 {
+        greenlet.inner().as_ptr().cast()
+    }
+
+    /// On its own thread: the tests depend on how many stacks the thread has in use.
     fn on_a_thread(test: impl FnOnce() + Send + 'static) {
         std::thread::spawn(test).join().unwrap();
     }
 
     #[test]
-    fn a_crowd_begins_and_ends() {
+    fn prefetching_starts_with_many_stacks_and_stops_with_few() {
         on_a_thread(|| {
             let few: Vec<Greenlet> = (0..MIN_STACKS / 2).map(|_| suspended()).collect();
             assert!(!is_prefetching());
@@ -162,54 +162,33 @@ mod tests {
             for greenlet in few.iter().chain(&more) {
                 greenlet.switch::<()>(()).unwrap();
             }
-            assert_eq!(noted(), DISTANCE);
+            assert_eq!(recorded(None), DISTANCE);
             drop(more);
             drop(few);
             assert!(!is_prefetching());
-            assert_eq!(noted(), 0);
+            assert_eq!(recorded(None), 0);
         });
     }
 
     #[test]
-    fn who_is_remembered_ran_so_many_switches_later() {
+    fn the_hint_names_the_greenlet_that_ran_eight_switches_later() {
         on_a_thread(|| {
             let many: Vec<Greenlet> = (0..2 * MIN_STACKS).map(|_| suspended()).collect();
             for greenlet in &many {
                 greenlet.switch::<()>(()).unwrap();
             }
-            // Each switch to one is followed by one back to main.
-            // SAFETY: it has a handle.
-            let prefetch_hint = unsafe { prefetch_hint_of(many[10].inner().as_ptr()) }.get();
-            let later = many[10 + DISTANCE / 2].inner();
-            assert!(ptr::eq(prefetch_hint.slot, later.as_ptr().cast()));
-            assert!(ptr::eq(prefetch_hint.stack, later.context.sp.get()));
+            // Each switch to a greenlet is followed by one back to main.
+            let hint = many[10].inner().prefetch_hint().get();
+            let later = &many[10 + DISTANCE / 2];
+            assert!(ptr::eq(hint.slot, address(later)));
+            assert!(ptr::eq(hint.stack, later.inner().context.sp.get()));
         });
     }
 
     #[test]
-    fn nobody_is_noted_who_has_ended_and_whose_record_is_spare() {
+    fn the_slot_of_a_recorded_greenlet_is_reused_only_when_it_is_recorded_no_longer() {
         on_a_thread(|| {
-            let end = |greenlet: Greenlet| {
-                let node: *const Inner = greenlet.inner().as_ptr();
-                assert!(
-                    ThreadState::current()
-                        .prefetcher
-                        .recent
-                        .iter()
-                        .any(|recent| recent.get() == node)
-                );
-                greenlet.switch::<()>(()).unwrap();
-                assert!(greenlet.is_dead());
-                drop(greenlet);
-                assert!(
-                    ThreadState::current()
-                        .prefetcher
-                        .recent
-                        .iter()
-                        .all(|recent| recent.get() != node)
-                );
-            };
-            let ends = || {
+            let make = || {
                 let greenlet = Greenlet::new(|(): ()| {
                     getparent().unwrap().switch::<()>(())?;
                     getparent().unwrap().switch::<()>(())
@@ -217,26 +196,69 @@ mod tests {
                 greenlet.switch::<()>(()).unwrap();
                 greenlet
             };
-            drop(Greenlet::new(|(): ()| Ok(()))); // its record is spare from now on, so the next one's
-            let in_spare = ends();
-            let _crowd: Vec<Greenlet> = (0..2 * MIN_STACKS).map(|_| suspended()).collect();
+            // One in the slot that is reused first, and one in another slot.
+            drop(Greenlet::new(|(): ()| Ok(())));
+            let pair = [make(), make()];
+            let many: Vec<Greenlet> = (0..2 * MIN_STACKS).map(|_| suspended()).collect();
             assert!(is_prefetching());
-            in_spare.switch::<()>(()).unwrap();
-            end(in_spare);
+            let slots = pair.map(|greenlet| {
+                greenlet.switch::<()>(()).unwrap();
+                greenlet.switch::<()>(()).unwrap();
+                assert!(greenlet.is_dead());
+                let slot = address(&greenlet);
+                assert!(recorded(Some(slot)) > 0);
+                slot // the last handle is dropped
+            });
+            let create = || {
+                (0..100)
+                    .map(|_| Greenlet::new(|(): ()| Ok(())))
+                    .collect::<Vec<_>>()
+            };
+            assert!(create().iter().all(|new| !slots.contains(&address(new))));
+            for greenlet in &many[..DISTANCE] {
+                greenlet.switch::<()>(()).unwrap();
+            }
+            assert!(slots.iter().all(|slot| recorded(Some(*slot)) == 0));
+            let new = create();
+            assert!(
+                slots
+                    .iter()
+                    .all(|slot| new.iter().any(|new| address(new) == *slot))
+            );
         });
     }
 
     #[test]
-    fn nobody_is_noted_who_is_gone() {
-        on_a_thread(|| {
-            let mut many: Vec<Greenlet> = (0..2 * MIN_STACKS).map(|_| suspended()).collect();
-            for _ in 0..DISTANCE {
-                many.last().unwrap().switch::<()>(()).unwrap();
-                let gone: *const Inner = &raw const **many.pop().unwrap().inner();
-                let thread = ThreadState::current();
-                assert!(is_prefetching());
-                assert!(thread.prefetcher.recent.iter().all(|recent| recent.get() != gone));
+    fn a_thread_that_ends_while_prefetching_keeps_no_slot() {
+        /// Reports what is recorded after the thread's greenlets are gone.
+        struct Report(mpsc::Sender<(bool, usize)>);
+
+        impl Drop for Report {
+            fn drop(&mut self) {
+                self.0.send((is_prefetching(), recorded(None))).unwrap();
             }
-        });
+        }
+
+        thread_local! {
+            static REPORT: Cell<Option<Report>> = const { Cell::new(None) };
+        }
+
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            REPORT.set(Some(Report(sender))); // before the first greenlet, so dropped after the last
+            // Of eight sizes: the cache of each has room for its stacks, so that nothing clears the
+            // flag.
+            let suspended = |number: usize| {
+                let builder = Greenlet::builder().stack_size(16 << (10 + number % 8));
+                let greenlet = builder.build(switch_forever);
+                greenlet.switch::<()>(()).unwrap();
+                greenlet
+            };
+            let _many: Vec<Greenlet> = (0..2 * MIN_STACKS).map(suspended).collect();
+            assert_eq!(recorded(None), DISTANCE);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(receiver.recv().unwrap(), (true, 0));
     }
 }

@@ -1,0 +1,78 @@
+//! Ids of threads.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::thread::ThreadState;
+
+/// Identifies a thread in the result of [`Broadcast::wait`](crate::Broadcast::wait).
+///
+/// # Examples
+///
+/// ```
+/// use greenlet_core::ThreadId;
+///
+/// let other = std::thread::spawn(ThreadId::current).join().unwrap();
+/// assert_ne!(other, ThreadId::current());
+/// println!("thread {other} has ended");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ThreadId {
+    id: u64,
+    os: Option<u64>, // read by tools/greenlet-gdb.py
+}
+
+impl ThreadId {
+    /// Returns the id of the calling thread.
+    pub fn current() -> ThreadId {
+        ThreadId {
+            id: id(),
+            os: os_id(),
+        }
+    }
+
+    /// Returns the system's number of the thread, as debuggers and `top` show it. `None` except on
+    /// Linux.
+    pub fn os(&self) -> Option<u64> {
+        self.os
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.os {
+            Some(os) => write!(f, "{os}"),
+            None => write!(f, "#{}", self.id),
+        }
+    }
+}
+
+/// Returns an id of the calling thread that no other thread of the process ever has.
+pub(crate) fn id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let thread = ThreadState::current();
+    if thread.thread_id.get() == 0 {
+        thread.thread_id.set(NEXT.fetch_add(1, Ordering::Relaxed));
+    }
+    thread.thread_id.get()
+}
+
+#[cfg(target_os = "linux")]
+fn os_id() -> Option<u64> {
+    // SAFETY: the call has no arguments and cannot fail.
+    let id = unsafe { libc::gettid() };
+    u64::try_from(id).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn os_id() -> Option<u64> {
+    None
+}
+
+/// Returns `true` on the thread that the process started with.
+pub(crate) fn is_first_of_process() -> bool {
+    match os_id() {
+        Some(id) => id == u64::from(std::process::id()),
+        None => std::thread::current().name() == Some("main"), // the standard library's name for it
+    }
+}

@@ -1,0 +1,128 @@
+//! Requests that other threads make of a thread: functions to run at its next switch.
+//!
+//! Only a greenlet's own thread may touch the greenlet. So a thread that wants to know something of
+//! all greenlets asks every thread that has some.
+//!
+//! ```text
+//!   the asking thread                                 each thread that has greenlets
+//!     Request::send_to_all:                             ... fast switches ...
+//!       puts the request into each inbox
+//!       raises REMOTE_CALL in each `SwitchFlags` ────►  the next switch takes the cold path:
+//!     Request::wait                                     it runs each `next_request`, then switches
+//! ```
+//!
+//! A switch pays nothing for this: it checks the flags in any case.
+//!
+//! # Invariants
+//!
+//! - **[registered-alive]** `Entry::flags` points into the thread state of a living thread of the
+//!   process `Entry::process`. The thread adds its entry when it creates its main greenlet, and
+//!   removes it, under the lock of [`REGISTRY`], before its thread-locals are gone. The pointer is
+//!   used only under that lock.
+//! - **[flags-only]** Another thread uses nothing of a thread state except [`SwitchFlags`], which
+//!   is atomic.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::thread::{SwitchFlags, ThreadId, ThreadState, flag};
+
+/// The threads that have greenlets. Read by tools/greenlet-gdb.py.
+static REGISTRY: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+
+struct Entry {
+    thread: ThreadId,
+    /// A fork copies the entries, but not the threads.
+    process: u32,
+    flags: *const SwitchFlags,
+    inbox: Arc<Inbox>,
+}
+
+// SAFETY: the other fields are `Send`, and the pointer may be used from any thread:
+// [registered-alive] says when, and [flags-only] that the target is made for it.
+unsafe impl Send for Entry {}
+
+/// The requests that one thread has not run yet.
+#[derive(Default)]
+pub(crate) struct Inbox(Mutex<VecDeque<Arc<Request>>>);
+
+/// A function that all threads are asked to run.
+pub(crate) struct Request {
+    pub(crate) task: Box<dyn Fn() + Send + Sync>,
+    /// The threads that have not run it.
+    missing: Mutex<Vec<ThreadId>>,
+    /// Notified when `missing` gets shorter.
+    done: Condvar,
+}
+
+impl Request {
+    /// Asks all threads that have greenlets to run `task`.
+    pub(crate) fn send_to_all(task: impl Fn() + Send + Sync + 'static) -> Arc<Request> {
+        let request = Arc::new(Request {
+            task: Box::new(task),
+            missing: Mutex::new(Vec::new()),
+            done: Condvar::new(),
+        });
+        let process = std::process::id();
+        let registry = REGISTRY.lock();
+        for entry in registry.iter().filter(|entry| entry.process == process) {
+            request.missing.lock().push(entry.thread);
+            entry.inbox.0.lock().push_back(Arc::clone(&request));
+            // SAFETY: the registry is locked, so the thread cannot have removed its entry and
+            // ended. [registered-alive]
+            let flags = unsafe { &*entry.flags };
+            flags.raise(flag::REMOTE_CALL);
+        }
+        request
+    }
+
+    /// Removes the calling thread from those that have not run the request.
+    pub(crate) fn mark_done(&self) {
+        let thread = ThreadId::current();
+        self.missing.lock().retain(|missing| *missing != thread);
+        self.done.notify_all();
+    }
+
+    /// Returns the threads that have neither run the request nor ended.
+    pub(crate) fn missing(&self) -> Vec<ThreadId> {
+        self.missing.lock().clone()
+    }
+
+    /// Waits until no thread is missing, but not longer than `limit`, and returns the missing ones.
+    pub(crate) fn wait(&self, limit: Duration) -> Vec<ThreadId> {
+        let mut missing = self.missing.lock();
+        self.done
+            .wait_while_for(&mut missing, |missing| !missing.is_empty(), limit);
+        missing.clone()
+    }
+}
+
+/// Adds the calling thread to the registry, with an empty inbox.
+pub(crate) fn register(thread: &ThreadState) {
+    let inbox = Arc::new(Inbox::default());
+    thread.inbox.replace(Some(Arc::clone(&inbox)));
+    REGISTRY.lock().push(Entry {
+        thread: ThreadId::current(),
+        process: std::process::id(),
+        flags: &raw const thread.flags,
+        inbox,
+    });
+}
+
+/// Removes the calling thread, which is about to end, from the registry. [registered-alive]
+pub(crate) fn unregister(thread: &ThreadState) {
+    let Some(inbox) = thread.inbox.take() else { return };
+    REGISTRY.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
+    // No thread can add to the inbox any more.
+    for request in inbox.0.lock().drain(..) {
+        request.mark_done();
+    }
+}
+
+/// Takes the next request out of the calling thread's inbox.
+pub(crate) fn next_request(thread: &ThreadState) -> Option<Arc<Request>> {
+    thread.inbox.borrow().as_ref()?.0.lock().pop_front()
+}

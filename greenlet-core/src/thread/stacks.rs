@@ -1,0 +1,121 @@
+//! The stacks of one thread, from the warmest to the coldest.
+//!
+//! ```text
+//!   last stack   that of the greenlet that finished last
+//!   cache        free stacks of this thread                take_cached_stack: the last stack, then the cache
+//!   pool         free stacks of all threads, with a lock   take_stack: after both
+//! ```
+//!
+//! A finishing greenlet still runs on its stack when it gives it back. That stack becomes the last
+//! stack, and moves to the cache when the next greenlet finishes: only then has the thread surely
+//! left it.
+
+#![forbid(unsafe_code)]
+
+use std::ptr;
+
+use crate::StackError;
+use crate::stack::Stack;
+use crate::thread::{ThreadState, flag, overflow, prefetch};
+
+impl ThreadState {
+    /// Replaces the last stack, and moves the previous one to the cache.
+    #[inline]
+    pub(crate) fn keep_last_stack(&self, stack: Option<Stack>) {
+        if let Some(previous) = self.last_stack.replace(stack) {
+            self.cache_stack(previous);
+        }
+    }
+
+    /// Returns `true` if there is a last stack.
+    #[inline]
+    fn has_last_stack(&self) -> bool {
+        self.peek_last_stack(|_| ()).is_some()
+    }
+
+    /// Takes a stack that this thread has: the last stack if it has the size, or one of the cache.
+    #[inline]
+    pub(crate) fn take_cached_stack(&self, size: usize) -> Option<Stack> {
+        match self.last_stack.take() {
+            Some(stack) if stack.has_size(size) => return Some(stack),
+            Some(stack) => self.cache_stack(stack),
+            None => {}
+        }
+        self.stacks.borrow_mut().take(size)
+    }
+
+    /// Takes a stack, from the pool of all threads if this thread has none.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the size is out of range, or if the system has no memory for a stack.
+    pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, StackError> {
+        match self.take_cached_stack(size) {
+            Some(stack) => Ok(stack),
+            None => self.take_pooled_stack(size),
+        }
+    }
+
+    /// Takes a stack from the pool of all threads. The first stack of each thread comes from here.
+    #[cold]
+    fn take_pooled_stack(&self, size: usize) -> Result<Stack, StackError> {
+        self.ensure_set_up(); // so that the end of the thread releases the cache
+        overflow::watch(self);
+        let mut stacks = self.stacks.borrow_mut();
+        prefetch::adapt(self, stacks.in_use());
+        stacks.fetch(size)
+    }
+
+    /// Takes back a stack that nothing runs on, at any time: the thread may have ended.
+    #[inline]
+    pub(crate) fn take_back(&self, stack: Stack) {
+        if self.has_flag(flag::EXITING) {
+            self.take_back_late(stack);
+        } else {
+            self.keep_last_stack(Some(stack));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_back_late(&self, stack: Stack) {
+        let mut stacks = self.stacks.borrow_mut();
+        stacks.give(stack);
+        stacks.release();
+    }
+
+    #[inline(never)]
+    fn cache_stack(&self, stack: Stack) {
+        let mut stacks = self.stacks.borrow_mut();
+        if stacks.give(stack) {
+            prefetch::adapt(self, stacks.in_use());
+        }
+    }
+
+    /// Returns the base of the last stack, or null. Only to be compared with.
+    pub(crate) fn last_stack_base(&self) -> *mut u8 {
+        self.peek_last_stack(|stack| stack.base().as_ptr())
+            .unwrap_or(ptr::null_mut())
+    }
+
+    /// Returns how many stacks the greenlets of the thread have.
+    pub(crate) fn stacks_in_use(&self) -> usize {
+        self.stacks.borrow().in_use() - self.idle_but_counted()
+    }
+
+    /// Returns how many stacks the cache counts as in use although no greenlet has them: the last
+    /// stack.
+    pub(crate) fn idle_but_counted(&self) -> usize {
+        usize::from(self.has_last_stack())
+    }
+
+    /// Calls `look` with the last stack. The take and the set compile to one load. In the fault
+    /// handler, the set is invisible: it restores what the interrupted code has there.
+    #[inline]
+    fn peek_last_stack<R>(&self, look: impl FnOnce(&Stack) -> R) -> Option<R> {
+        let stack = self.last_stack.take();
+        let found = stack.as_ref().map(look);
+        self.last_stack.set(stack);
+        found
+    }
+}
