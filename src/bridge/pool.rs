@@ -176,12 +176,12 @@ impl PinnedPool {
         let worker = least_loaded.expect("a pool has at least one thread");
         let load = Arc::clone(&worker.load);
         let (sender, output) = oneshot::channel();
-        let job = || {
-            spawn_local(async {
-                run_one(make, sender).await;
-                drop(load);
-            });
+        let counted = || async {
+            let output = make().await;
+            drop(load); // before the caller can see the output
+            output
         };
+        let job = || drop(spawn_local(run_one(counted, sender)));
         // Refused if a panic has ended the worker. Then polling the output panics.
         let _ = worker.jobs.send(Box::new(job));
         Pooled { output }
