@@ -22,8 +22,8 @@ import gdb.unwinder
 # The bits of `node::status::Status`.
 STATE, MAIN = 0b11, 1 << 7
 STATES = ["pending", "active", "dead"]
-# The first frames of a greenlet are the library's own. Without debug information in full, only the second shows.
-OWN_FRAMES = ["greenlet_core::switch::first_frame::", "greenlet_core::node::closure::"]
+# The first frames of a greenlet are the library's own.
+OWN_FRAMES = ["greenlet_core::switch::first_frame::"]
 # No greenlet's backtrace is longer; one that is has lost its way.
 MOST_FRAMES = 256
 
@@ -104,7 +104,7 @@ class Greenlet:
     def __init__(self, thread, node, current):
         self.thread = thread
         self.node = int(node.address)
-        self.id = int(node["id"])
+        self.id = word(int(node["id"].address))
         status = word(int(node["status"].address))
         self.is_main = bool(status & MAIN)
         name = word(int(node["extras"]["name"].address))
@@ -115,7 +115,7 @@ class Greenlet:
         self.resume = 0 if self.node == current else word(context) or word(hidden)
         self.code = word(context + 8)
         self.is_awaiting = not word(context) and bool(self.resume)
-        place = node["created_at"].type
+        place = first_pointer(node["created_at"]).type
         self.suspended_at = location(context + 16, place)
         self.created_at = location(int(node["created_at"].address), place)
 
@@ -176,19 +176,14 @@ def greenlets():
 
 def nodes(state):
     """The nodes of a thread: those in the slots of its chunks that are counted."""
-    chunk_type, slot_type, node_type = (
-        gdb.lookup_type("greenlet_core::" + name) for name in ("node::record::Chunk", "node::record::Slot", "node::Inner")
-    )
-    content = next(field.bitpos // 8 for field in slot_type.fields() if field.name == "content")
-    strong = next(field.bitpos // 8 for field in slot_type.fields() if field.name == "strong")
-    chunk = word(int(state["pool"]["first"].address))
-    while chunk:
-        value = gdb.Value(chunk).cast(chunk_type.pointer()).dereference()
-        slots, size = int(value["slots"].address), slot_type.sizeof
-        for slot in range(slots, slots + value["slots"].type.sizeof, size):
-            if word(slot + strong) & 0xFFFFFFFF:
-                yield gdb.Value(slot + content).cast(node_type.pointer()).dereference()
-        chunk = word(int(value["after"].address))
+    for chunk in elements(inside(state["pool"]["chunks"], "alloc::vec::Vec<")):
+        slots = first_pointer(chunk).dereference()["value"]["nodes"]
+        node_type = gdb.lookup_type("greenlet_core::node::Inner")
+        first = int(slots["data_ptr"])
+        for slot in range(int(slots["length"])):
+            node = gdb.Value(first + slot * node_type.sizeof).cast(node_type.pointer()).dereference()
+            if word(int(node["counts"].address)) & 0xFFFFFFFF:
+                yield node
 
 
 def named(argument):

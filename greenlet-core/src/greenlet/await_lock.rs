@@ -30,7 +30,6 @@ use std::ptr;
 use crate::greenlet::Greenlet;
 use crate::node::Inner;
 use crate::node::status::{AwaitLock, Hold};
-use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
 use crate::thread::{ThreadState, flag};
 
 impl Greenlet {
@@ -70,7 +69,7 @@ impl Greenlet {
         );
         node.hidden_sp.set(node.context.sp.replace(ptr::null_mut()));
         node.status.set_await_lock(AwaitLock::Locked);
-        if node.strong_count() > COUNT_OF_LAST_HANDLE {
+        if node.has_other_handles() {
             self.lock_descendants(thread);
         }
     }
@@ -129,7 +128,7 @@ impl Greenlet {
             "only a suspended greenlet can be hold suspended"
         );
         node.status.set_hold(Hold::Held);
-        let is_counted = node.strong_count() > COUNT_OF_LAST_HANDLE;
+        let is_counted = node.has_other_handles();
         if is_counted {
             count_locked(ThreadState::current());
         }

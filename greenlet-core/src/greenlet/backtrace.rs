@@ -31,7 +31,7 @@ use crate::backend::{self, SavedContext};
 use crate::greenlet::Greenlet;
 use crate::greenlet::no_switch;
 use crate::node::Inner;
-use crate::node::record::InnerRc;
+use crate::node::rc::InnerRc;
 use crate::node::status::State;
 use crate::payload::Payload;
 use crate::payload::error::NoBacktrace;

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::greenlet::Greenlet;
 use crate::greenlet::local::Locals;
-use crate::node::closure;
+use crate::switch::first_frame;
 use crate::thread;
 
 /// Makes a greenlet with a name, a stack size or a parent of its own: see [`Greenlet::builder`].
@@ -71,7 +71,7 @@ impl Builder {
         F: FnOnce(A) -> Result<R> + 'static,
     {
         let parent = self.parent.unwrap_or_else(thread::current_greenlet);
-        let node = closure::pending(parent, Location::caller(), function);
+        let node = first_frame::create(parent, Location::caller(), function);
         if let Some(size) = self.stack_size {
             node.set_stack_size(size);
         }
@@ -79,7 +79,7 @@ impl Builder {
             node.set_name(name);
         }
         if let Some(locals) = self.locals {
-            node.replace_locals(Some(locals));
+            node.replace_locals(Some(locals.0));
         }
         Greenlet::from_inner(node)
     }

@@ -19,6 +19,7 @@ use std::rc::Rc;
 
 use crate::greenlet::Greenlet;
 use crate::greenlet::builder::Builder;
+use crate::node::extras::LocalValues;
 use crate::thread::ThreadState;
 
 /// Declares variables of which each greenlet has its own value.
@@ -95,7 +96,7 @@ impl<T: 'static> LocalKey<T> {
         LocalKey { init }
     }
 
-    /// ClosureVTable `function` with the value that the running greenlet has, which is made first if it has none.
+    /// Calls `function` with the value that the running greenlet has, which is made first if it has none.
     ///
     /// The function may switch, and set the variable: it goes on with the value that it was called with.
     pub fn with<R>(&'static self, function: impl FnOnce(&T) -> R) -> R {
@@ -221,10 +222,7 @@ impl<T> Drop for Restore<T> {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Clone, Default)]
-pub struct Locals(Rc<RefCell<Vec<Entry>>>);
-
-/// A key's address, and a value of its type. They are few: a list is looked through faster than a map.
-type Entry = (*const (), Rc<dyn Any>);
+pub struct Locals(pub(crate) LocalValues);
 
 impl Locals {
     /// Makes one without values.
@@ -240,7 +238,7 @@ impl Locals {
         let locals = Locals::new();
         ThreadState::current()
             .current_inner()
-            .replace_locals(Some(locals.clone()));
+            .replace_locals(Some(locals.0.clone()));
         locals
     }
 
@@ -314,7 +312,11 @@ fn downcast<T: 'static>(value: Rc<dyn Any>) -> Rc<T> {
 }
 
 fn swap_current(locals: Option<Locals>) -> Option<Locals> {
-    ThreadState::current().current_inner().replace_locals(locals)
+    let locals = locals.map(|locals| locals.0);
+    ThreadState::current()
+        .current_inner()
+        .replace_locals(locals)
+        .map(Locals)
 }
 
 /// Gives the running greenlet its locals back, also after a panic.
@@ -347,14 +349,14 @@ impl Greenlet {
     /// The values of its [`greenlet_local!`](crate::greenlet_local) variables; `None` as long as it has
     /// neither used nor been given any. Python's `gr_context`.
     pub fn locals(&self) -> Option<Locals> {
-        self.inner().locals()
+        self.inner().locals().map(Locals)
     }
 
     /// Gives it other values for its variables, or none. Possible in every state; the running greenlet
     /// sees them at once.
     pub fn set_locals(&self, locals: impl Into<Option<Locals>>) {
         // CAUTION: runs foreign code, where these were the last ones.
-        drop(self.inner().replace_locals(locals.into()));
+        drop(self.inner().replace_locals(locals.into().map(|locals| locals.0)));
     }
 }
 

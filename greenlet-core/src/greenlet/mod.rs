@@ -20,8 +20,8 @@ use anyhow::{Error, Result};
 
 use crate::greenlet::builder::Builder;
 use crate::node::Inner;
-use crate::node::closure;
-use crate::node::record::{InnerRc, InnerWeak};
+pub use crate::node::handle::Greenlet;
+use crate::node::rc::InnerWeak;
 use crate::node::status::State;
 use crate::payload::Payload;
 use crate::payload::error::ParentError;
@@ -29,54 +29,8 @@ use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
-use crate::switch::teardown::{self, COUNT_OF_LAST_HANDLE};
+use crate::switch::teardown;
 use crate::thread::{self, Deferred, ThreadState};
-
-/// A handle of a greenlet: a coroutine on a stack of its own.
-///
-/// Handles are cheap to clone; clones are the same greenlet, and compare and hash equal. They are neither
-/// `Send` nor `Sync`: a greenlet belongs to the thread that made it.
-///
-/// # Life
-///
-/// A new greenlet is [pending](State::Pending) and has no stack. The first [`switch`](Greenlet::switch)
-/// starts its function; from then on it runs, or is suspended in a switch of its own. When its function
-/// returns, its value goes to its [`parent`](Greenlet::parent), as the outcome of the switch in which the
-/// parent is suspended, and the greenlet is dead.
-///
-/// When the last handle of a suspended greenlet is dropped, the greenlet is ended, at once: a
-/// [`GreenletExit`] is thrown into it, so that its function can clean up, and if it then has not ended
-/// it is unwound. A child's link to its parent counts as a handle of the parent.
-///
-/// # Differences from Python's greenlet
-///
-/// The function takes one value and returns one; several are a tuple, none is `()`. The receiver of a
-/// switch names the type that it expects. A greenlet that refuses to end is unwound, where Python
-/// complains and leaks it.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Greenlet, getparent};
-///
-/// let adder = Greenlet::new(|mut total: u32| {
-///     let main = getparent().unwrap();
-///     loop {
-///         total += main.switch::<u32>(total)?;
-///         if total > 100 {
-///             return Ok(total);
-///         }
-///     }
-/// });
-/// assert_eq!(adder.switch::<u32>(1_u32)?, 1);
-/// assert_eq!(adder.switch::<u32>(50_u32)?, 51);
-/// assert_eq!(adder.switch::<u32>(60_u32)?, 111);
-/// assert!(adder.is_dead());
-/// # Ok::<(), anyhow::Error>(())
-/// ```
-pub struct Greenlet {
-    inner: InnerRc,
-}
 
 impl Greenlet {
     /// Makes a greenlet that will run `function`. Its parent is the running greenlet.
@@ -355,7 +309,7 @@ impl Greenlet {
             State::Pending => {
                 // CAUTION: runs foreign code: the destructors of what the function captured.
                 self.inner.status.cancel();
-                closure::clear(&self.inner);
+                self.inner.closure.clear();
             }
             State::Active if self.inner.status.is_main() || thread.is_current(&self.inner) => {}
             State::Active if thread.can_end_greenlets() => teardown::end_owned(self, reason::ENDED),
@@ -440,12 +394,12 @@ impl Greenlet {
 
     /// A number that no other greenlet of the thread has.
     pub fn id(&self) -> u64 {
-        self.inner.id
+        self.inner.id()
     }
 
     /// Where the greenlet was made.
     pub fn created_at(&self) -> &'static Location<'static> {
-        self.inner.created_at
+        self.inner.created_at()
     }
 
     /// Where the greenlet switched away, if it is suspended.
@@ -506,14 +460,6 @@ impl Greenlet {
         crate::node::lineage(&self.inner).find_map(|node| attached_to(&node))
     }
 
-    /// Ends an active greenlet of which only this handle is left, besides the one that it has of itself.
-    #[inline]
-    pub(crate) fn end_if_last_handle(&self) {
-        if self.inner.strong_count() == COUNT_OF_LAST_HANDLE && self.inner.status.is_active() {
-            teardown::last_handle_gone(self);
-        }
-    }
-
     /// Runs `look` with what is attached to the running greenlet, if it is a `T`, and with the number of
     /// that greenlet. No handle is made, so `look` may switch.
     ///
@@ -532,26 +478,8 @@ impl Greenlet {
     pub fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&T>, u64) -> R) -> R {
         thread::with_current_inner(|node| {
             let thing = node.attachment().and_then(|thing| thing.downcast_ref());
-            look(thing, node.id)
+            look(thing, node.id())
         })
-    }
-
-    #[inline(always)] // part of the fast path: nothing
-    pub(crate) fn inner(&self) -> &InnerRc {
-        &self.inner
-    }
-
-    #[inline]
-    pub(crate) fn from_inner(inner: InnerRc) -> Greenlet {
-        Greenlet { inner }
-    }
-
-    /// The node, counted, without what dropping a handle may do.
-    pub(crate) fn into_inner(self) -> InnerRc {
-        let node = self.inner.clone();
-        // The clone takes over; the handle sees that it is not the last.
-        drop(self);
-        node
     }
 }
 
@@ -560,25 +488,9 @@ fn attached_to<T: 'static>(node: &Inner) -> Option<Rc<T>> {
     thing.downcast().ok()
 }
 
-impl Clone for Greenlet {
-    #[inline]
-    fn clone(&self) -> Greenlet {
-        Greenlet {
-            inner: self.inner.clone(),
-        }
-    }
-}
-
-impl Drop for Greenlet {
-    #[inline]
-    fn drop(&mut self) {
-        self.end_if_last_handle();
-    }
-}
-
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
-        self.inner.is(&other.inner)
+        self.inner.ptr_eq(&other.inner)
     }
 }
 
@@ -700,5 +612,5 @@ pub fn getmain() -> Greenlet {
 /// ```
 #[inline]
 pub fn getparent() -> Option<Greenlet> {
-    ThreadState::current().current_inner().parent_greenlet()
+    thread::with_current_inner(Inner::parent_greenlet)
 }

@@ -1,196 +1,154 @@
-//! The record of a greenlet, and the links from child to parent.
+//! One greenlet: its node, and the links from child to parent.
 //!
 //! ```text
-//!              main                    every link is a handle: children keep their ancestors
-//!             ▲    ▲                   the lineage of `c` is b, main
-//!            a      b                  no greenlet is in its own lineage
+//!              main                    every link is a handle: children keep their ancestors alive
+//!             ▲    ▲                   the lineage of `c` is c, b, main
+//!            a      b                  no greenlet is its own ancestor
 //!                   ▲                  every lineage ends in the thread's main greenlet
 //!                   c
 //! ```
+//!
+//! `pool` allocates nodes, `rc` counts the references to them, `handle` is the reference that users
+//! hold.
 
 pub(crate) mod closure;
+pub(crate) mod extras;
+pub(crate) mod handle;
 pub(crate) mod parent;
-pub(crate) mod record;
+pub(crate) mod pool;
+pub(crate) mod rc;
 pub(crate) mod status;
 
-use std::any::Any;
-use std::cell::{Cell, OnceCell};
+use std::cell::Cell;
 use std::panic::Location;
-use std::rc::Rc;
+use std::ptr;
 
 use crate::backend::SavedContext;
-use crate::greenlet::Greenlet;
-use crate::greenlet::await_lock;
-use crate::greenlet::local::Locals;
-use crate::node::closure::{ClosureCell, ClosureVTable};
+use crate::node::closure::ClosureCell;
+use crate::node::extras::Extras;
+use crate::node::handle::Greenlet;
 use crate::node::parent::ParentCell;
-use crate::node::record::InnerRc;
+use crate::node::pool::SlotLinks;
+use crate::node::rc::{Counts, InnerRc};
 use crate::node::status::Status;
-use crate::stack::{self, Stack};
-use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
-use crate::thread::ThreadState;
+use crate::stack::Stack;
 
-/// What there is to know of one greenlet. What a switch reads and writes stands first: together with what the
-/// record has in front of it, that is one line of the cache.
-#[repr(C)]
+/// The node of a greenlet: everything that the library knows of it.
+///
+/// ```text
+///   cache line 1   context │ parent │ counts │ prefetch_hint │ status      all that a switch needs
+///   cache line 2   stack │ hidden_sp │ id │ created_at │ slot │ extras
+///   cache line 3   extras │ closure
+/// ```
+///
+/// A node is a slot of a chunk (`pool`), and is never moved. A free slot holds a node without
+/// parent, stack, closure and extras, so a reference to a free slot is harmless.
+///
+/// `tools/greenlet-gdb.py` reads the fields that are marked with "gdb".
+#[repr(C, align(64))]
 pub(crate) struct Inner {
-    /// Where to go on, if the greenlet does not run. Null unless it is suspended and anybody may switch to it: so this one
-    /// look says whether a switch can take the fast path. While the greenlet runs, it means nothing (S1).
-    /// It also has where the greenlet switched away the last time.
+    /// Where the greenlet resumes (gdb).
+    ///
+    /// `context.sp` is null unless the greenlet is suspended and unlocked. While the greenlet runs,
+    /// `context.sp` is meaningless. `context.suspended_at` is where the greenlet last suspended,
+    /// and `None` before that.
     pub(crate) context: SavedContext,
-    /// `None` for main alone (and for what is being destroyed).
+    /// The parent. `None` for main alone.
     pub(crate) parent: ParentCell,
+    /// The reference counts (gdb).
+    counts: Counts,
+    /// What to prefetch when this greenlet is switched to. May be stale, even left by the previous
+    /// greenlet in the slot.
+    pub(crate) prefetch_hint: Cell<PrefetchHint>,
+    /// The state, and flags (gdb).
     pub(crate) status: Status,
-    /// From start to finish. `None` for main, which runs on the thread's own stack.
+    /// The greenlet's stack, while it is active. Main runs on the thread's own stack and has
+    /// `None`.
     pub(crate) stack: Cell<Option<Stack>>,
-    /// While the gate is closed: what `context.sp` was.
+    /// The saved stack pointer, while a lock or a hold hides it from switches (gdb).
     pub(crate) hidden_sp: Cell<*mut u8>,
+    /// (gdb)
+    id: Cell<u64>,
+    /// (gdb)
+    created_at: Cell<&'static Location<'static>>,
+    slot: SlotLinks,
+    /// (gdb)
     extras: Extras,
-    pub(crate) id: u64,
-    pub(crate) created_at: &'static Location<'static>,
-    /// What there is to know of the function. It means nothing once the greenlet is not pending any more (Y1).
-    pub(crate) vtable: ClosureCell,
+    /// The greenlet's function, until it is started.
+    pub(crate) closure: ClosureCell,
 }
 
-/// What few greenlets have. Whoever puts something there notes it in `Inner::status`, so that most records are done
-/// with without a look at each of these.
-#[repr(C)] // two words of nothing are written by one store
-struct Extras {
-    name: OnceCell<Name>,
-    /// `None` until something is set, as in all greenlets that use no local variables.
-    locals: Cell<Option<Locals>>,
-    attachment: OnceCell<Rc<dyn Any>>,
-    stack_size: Cell<usize>,
+#[cfg(target_pointer_width = "64")]
+const _: () = {
+    assert!(size_of::<Inner>() == 192);
+    assert!(std::mem::offset_of!(Inner, stack) == 64);
+};
+
+/// Two addresses to prefetch. They may be stale: nothing dereferences them.
+#[derive(Clone, Copy)]
+pub(crate) struct PrefetchHint {
+    pub(crate) node: *const u8,
+    pub(crate) stack: *const u8,
 }
 
-/// A name. In a box of its own, so that it takes one word of a record.
-struct Name(Box<Box<str>>);
+impl PrefetchHint {
+    pub(crate) const NONE: PrefetchHint = PrefetchHint {
+        node: ptr::null(),
+        stack: ptr::null(),
+    };
+}
 
 impl Inner {
-    /// Makes the node of a main greenlet.
-    pub(crate) fn make_main(thread: &ThreadState) -> InnerRc {
-        let main = thread
-            .pool
-            .alloc(|| Inner::new(thread, None, Status::main(), Location::caller(), None));
-        main.set_name("main".into());
-        main.record_creation_time(thread);
-        main
-    }
-
-    /// Makes the node of a pending greenlet.
-    ///
-    /// It looks for the hub itself: whoever calls would keep that on a stack, and what follows would wait for where that goes on.
-    #[inline(never)] // what is made of it depends on nobody's types
-    pub(crate) fn make_pending(
-        parent: Greenlet,
-        created_at: &'static Location<'static>,
-        vtable: &'static ClosureVTable,
-    ) -> InnerRc {
-        let thread = ThreadState::current();
-        if thread.tracks_ages() {
-            return Inner::make_pending_slow(thread, parent, created_at, vtable);
-        }
-        let make = |parent| Inner::new(thread, Some(parent), Status::pending(), created_at, Some(vtable));
-        match thread.pool.alloc_recycled(parent, make) {
-            Ok(node) => node,
-            Err(parent) => Inner::make_pending_slow(thread, parent, created_at, vtable),
-        }
-    }
-
-    /// [`Inner::make_pending`], where there is no spare record, or more to do.
-    #[cold]
-    #[inline(never)]
-    fn make_pending_slow(
-        thread: &ThreadState,
-        parent: Greenlet,
-        created_at: &'static Location<'static>,
-        vtable: &'static ClosureVTable,
-    ) -> InnerRc {
-        let make = || Inner::new(thread, Some(parent), Status::pending(), created_at, Some(vtable));
-        let node = thread.pool.alloc(make);
-        node.record_creation_time(thread);
-        node
-    }
-
-    fn record_creation_time(&self, thread: &ThreadState) {
-        if thread.tracks_ages() {
-            thread.record_creation(self);
-            self.status.set_has_extras();
-        }
-    }
-
-    #[inline(always)] // it is written in its place
-    fn new(
-        thread: &ThreadState,
-        parent: Option<Greenlet>,
-        status: Status,
-        created_at: &'static Location<'static>,
-        vtable: Option<&'static ClosureVTable>,
-    ) -> Inner {
+    /// Creates a free slot, the `index`th of its chunk.
+    const fn vacant(index: u32) -> Inner {
         Inner {
             context: SavedContext::new(),
-            parent: ParentCell::new(parent),
-            status,
+            parent: ParentCell::new(None),
+            prefetch_hint: Cell::new(PrefetchHint::NONE),
+            status: Status::pending(),
             stack: Cell::new(None),
-            hidden_sp: Cell::new(std::ptr::null_mut()),
-            id: thread.next_greenlet_id(),
-            created_at,
-            vtable: Cell::new(vtable),
-            extras: Extras {
-                stack_size: Cell::new(stack::DEFAULT_SIZE),
-                name: OnceCell::new(),
-                locals: Cell::new(None),
-                attachment: OnceCell::new(),
-            },
+            counts: Counts::zero(),
+            hidden_sp: Cell::new(ptr::null_mut()),
+            id: Cell::new(0),
+            created_at: Cell::new(Location::caller()),
+            slot: SlotLinks::new(index),
+            extras: Extras::none(),
+            closure: ClosureCell::empty(),
         }
     }
 
-    /// The size of the stack that it has, or will have, in bytes.
+    /// Fills a free slot with a new node. Writes only what the previous node may have left there.
     #[inline]
-    pub(crate) fn stack_size(&self) -> usize {
-        self.extras.stack_size.get()
+    fn fill(
+        &self,
+        parent: Option<Greenlet>,
+        status: Status,
+        id: u64,
+        created_at: &'static Location<'static>,
+    ) {
+        self.context.sp.set(ptr::null_mut());
+        self.context.suspended_at.set(None);
+        self.parent.init(parent);
+        self.status.reset(status);
+        self.hidden_sp.set(ptr::null_mut());
+        self.id.set(id);
+        self.created_at.set(created_at);
     }
 
-    pub(crate) fn set_stack_size(&self, bytes: usize) {
-        self.status.set_has_extras();
-        self.extras.stack_size.set(bytes);
+    /// A number that no other greenlet of the thread has.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.id.get()
     }
 
-    pub(crate) fn name(&self) -> Option<&str> {
-        self.extras.name.get().map(|name| &*name.0 as &str)
+    /// Where in the source the greenlet was created.
+    pub(crate) fn created_at(&self) -> &'static Location<'static> {
+        self.created_at.get()
     }
 
-    /// Gives it a name, once.
-    pub(crate) fn set_name(&self, name: Box<str>) {
-        self.status.set_has_extras();
-        self.extras.name.get_or_init(|| Name(Box::new(name)));
-    }
-
-    /// Where its local variables are, if there are any.
-    pub(crate) fn locals(&self) -> Option<Locals> {
-        let locals = self.extras.locals.take();
-        self.extras.locals.set(locals.clone());
-        locals
-    }
-
-    /// Puts other local variables there, and returns those that were.
-    pub(crate) fn replace_locals(&self, locals: Option<Locals>) -> Option<Locals> {
-        self.status.set_has_extras();
-        self.extras.locals.replace(locals)
-    }
-
-    pub(crate) fn attachment(&self) -> Option<&Rc<dyn Any>> {
-        self.extras.attachment.get()
-    }
-
-    /// Attaches something, once; says whether there was room.
-    pub(crate) fn attach(&self, thing: Rc<dyn Any>) -> bool {
-        self.status.set_has_extras();
-        self.extras.attachment.set(thing).is_ok()
-    }
-
-    /// The node that a context belongs to: it stands first.
-    #[inline(always)] // nothing
+    /// The node that a context belongs to. The pointer is valid if `context` is the context of a
+    /// live node.
+    #[inline]
     pub(crate) fn of_context(context: *const SavedContext) -> *const Inner {
         const { assert!(std::mem::offset_of!(Inner, context) == 0) };
         context.cast()
@@ -201,68 +159,46 @@ impl Inner {
         match self.name() {
             _ if self.status.is_main() => "the main greenlet".into(),
             Some(name) => format!("greenlet '{name}'"),
-            None => format!("greenlet {} created at {}", self.id, self.created_at),
+            None => format!("greenlet {} created at {}", self.id(), self.created_at()),
         }
     }
 
-    /// The greenlet has finished.
+    /// Marks the greenlet as dead.
     #[inline]
     pub(crate) fn finish(&self) {
         self.status.finish();
-        self.context.sp.set(std::ptr::null_mut()); // S1
+        self.context.sp.set(ptr::null_mut());
     }
 
-    /// Marks a suspended greenlet as dead because the thread or the process ends (T4).
-    pub(crate) fn leave(&self, thread: &ThreadState) {
-        await_lock::forget(thread, self);
-        // Values on the stack may refer to what these own. One count of each is never released.
-        std::mem::forget(self.locals());
-        std::mem::forget(self.attachment().cloned());
-        self.stack.take(); // has no destructor: the memory stays
-        thread.stacks.borrow().leak();
-        self.hidden_sp.set(std::ptr::null_mut());
-        self.finish();
-    }
-
-    /// Lets go of all that an ordinary greenlet has that has ended, and runs no foreign code for it; says whether it did: then
-    /// this is the end of the node, which is not dropped. The thread has no flag.
-    #[inline(always)] // the call would be as long
-    pub(crate) fn try_release_fast(&self) -> bool {
-        if !self.status.is_plain_dead() {
-            return false;
-        }
-        debug_assert!(self.stack.take().is_none());
-        self.parent.try_release_fast()
-    }
-
-    /// Where the greenlet goes on, its gate closed or not. Null if it is not suspended; it does not run.
+    /// The saved stack pointer of a suspended greenlet, hidden or not. Null if the greenlet is not
+    /// suspended.
+    ///
+    /// The greenlet must not be running: the result is meaningless then.
     pub(crate) fn resume_point(&self) -> *mut u8 {
         match self.context.sp.get() {
-            resume if resume.is_null() => self.hidden_sp.get(),
-            resume => resume,
+            sp if sp.is_null() => self.hidden_sp.get(),
+            sp => sp,
         }
     }
 
-    /// A handle of the parent.
+    /// Returns a new handle of the parent.
     #[inline]
     pub(crate) fn parent_greenlet(&self) -> Option<Greenlet> {
         self.parent.get().map(Greenlet::from_inner)
     }
-}
 
-impl InnerRc {
-    /// Says whether `node` is this node or one of its ancestors.
-    pub(crate) fn has_in_lineage(&self, node: &InnerRc) -> bool {
-        lineage(self).any(|ancestor| ancestor.is(node))
+    /// Returns `true` if `node` is this node or one of its ancestors.
+    pub(crate) fn has_in_lineage(&self, node: &Inner) -> bool {
+        lineage(self).any(|ancestor| ptr::eq(&raw const *ancestor, node))
     }
 
-    /// Says whether this node or an ancestor has a closed gate, or is kept suspended, and returns the
-    /// first that does.
+    /// The first of this node and its ancestors that is locked for an await, or held suspended.
     pub(crate) fn await_locked_ancestor(&self) -> Option<InnerRc> {
         lineage(self).find(|node| !node.status.is_unlocked())
     }
 
-    /// Says whether there is no such node.
+    /// Returns `true` if neither this node nor an ancestor is locked for an await, or held
+    /// suspended.
     #[inline]
     pub(crate) fn is_open_to_switches(&self) -> bool {
         if self.parent.is_unlocked_main() {
@@ -272,44 +208,14 @@ impl InnerRc {
         self.await_locked_ancestor().is_none()
     }
 
-    /// The first greenlet from this one upwards that is not dead. `None` where even main is, when the
-    /// thread has ended.
+    /// The first of this node and its ancestors that is not dead. `None` once the thread has ended,
+    /// when even main is dead.
     pub(crate) fn nearest_living(&self) -> Option<InnerRc> {
         lineage(self).find(|node| !node.status.is_dead())
     }
 }
 
 /// A node, its parent, and so on up to main.
-pub(crate) fn lineage(node: &InnerRc) -> impl Iterator<Item = InnerRc> {
-    std::iter::successors(Some(node.clone()), |node| node.parent.get())
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        ThreadState::current().forget_node(self);
-        // CAUTION: runs foreign code (the values of its local variables).
-        drop(self.extras.locals.take());
-        if let Some(parent) = self.parent.take() {
-            // CAUTION: runs foreign code where it was the last handle.
-            match parent.inner().strong_count() > COUNT_OF_LAST_HANDLE {
-                true => drop(parent),
-                false => release_with_ancestors(parent),
-            }
-        }
-    }
-}
-
-/// Lets go of a handle. A long chain of parents that have no other handle is released in a loop: recursion would need
-/// a stack as deep as the chain is long.
-#[cold]
-#[inline(never)]
-fn release_with_ancestors(parent: Greenlet) {
-    let mut next = Some(parent);
-    while let Some(parent) = next {
-        // CAUTION: runs foreign code: it may end the parent (rules PA-12, DE-23).
-        parent.end_if_last_handle();
-        let last = parent.inner().strong_count() == 1;
-        next = if last { parent.inner().parent.take() } else { None };
-        drop(parent);
-    }
+pub(crate) fn lineage(node: &Inner) -> impl Iterator<Item = InnerRc> {
+    std::iter::successors(Some(node.to_rc()), |node| node.parent.get())
 }

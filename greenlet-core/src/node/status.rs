@@ -1,4 +1,4 @@
-//! The life of a greenlet: three states, the two ways between them, and what may stand in the way.
+//! The status word of a greenlet: its state, and flags for everything that is out of the ordinary.
 
 #![forbid(unsafe_code)]
 
@@ -33,56 +33,91 @@ pub enum State {
     Dead,
 }
 
-/// Whether a greenlet and what is below it can be switched to: see `gate.rs`.
+/// Whether switches to a greenlet and its descendants are refused while it waits for a future: see
+/// `Greenlet::lock_for_await`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AwaitLock {
     Unlocked,
-    /// Closed, and at that time nothing but its owner referred to the greenlet.
+    /// Locked when no other handle referred to the greenlet. Only its hidden stack pointer refuses
+    /// switches.
     Locked,
-    /// Closed, and counted in the hub, so that every switch of the thread looks for it.
+    /// Locked and counted in the thread state, so that every switch of the thread looks for locked
+    /// ancestors.
     LockedAndCounted,
 }
 
-/// Whether a greenlet is hold suspended for a while, so that nothing may resume it, not even to end it: see
+/// Whether a greenlet must stay suspended for a while, and must not even be ended: see
 /// `Greenlet::keep_suspended`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
     None,
     Held,
-    /// It is, and it is to be ended as soon as it is not.
+    /// Held, and ended as soon as the hold is over.
     HeldThenEnd,
 }
 
-/// How a greenlet stands: its state, with its legal transitions, and whatever is out of the ordinary about it.
+/// The state of a greenlet, and everything about it that is out of the ordinary, in one word.
 ///
-/// All in one word, so that one comparison says that a greenlet is an ordinary one.
-///
-/// ```text
-///   bits   0..2   2..4   4..6        6       7     8       9
-///          state  lock   hold  abandoned  main  more  ending     0: pending, open, and nothing else
-/// ```
+/// So one comparison recognises an ordinary greenlet: a word that is exactly `DEAD`. `tools/greenlet-gdb.py` reads `STATE` and `MAIN`.
 #[derive(Debug)]
 pub(crate) struct Status(Cell<usize>);
 
+/// The [`State`], as a number: 0 pending, 1 active, 2 dead.
+///
+/// It only ever grows: a greenlet is started once and ends once.
 const STATE: usize = 0b11;
+
+/// The [`AwaitLock`], as a number.
+///
+/// Set while the greenlet waits for a future that something outside of the library polls. Cleared
+/// by the owner that set it, and when the greenlet is ended.
 const AWAIT_LOCK: usize = 0b11 << AWAIT_LOCK_SHIFT;
 const AWAIT_LOCK_SHIFT: usize = 2;
+
+/// The [`Hold`], as a number.
+///
+/// Set while the owner of a suspended greenlet works on data on the greenlet's stack.
 const HOLD: usize = 0b11 << HOLD_SHIFT;
 const HOLD_SHIFT: usize = 4;
+
+/// Set when the greenlet did not end even by forced unwinding.
+///
+/// Never cleared: the greenlet stays suspended for good, and its stack is leaked.
 const ABANDONED: usize = 1 << 6;
+
+/// Set in the main greenlet of a thread, from its creation on.
+///
+/// Main is active without a stack of the library, has no parent, and ends with its thread.
 const MAIN: usize = 1 << 7;
+
+/// Set when any rarely used field (name, stack size, locals, attachment) has been written, or a
+/// creation time recorded.
+///
+/// Never cleared while the node is in use. A dead node whose status is exactly `DEAD` therefore has
+/// nothing to drop, and its slot is reused without running a destructor.
 const HAS_EXTRAS: usize = 1 << 8;
+
+/// Set while a stage of an end is delivered to the greenlet (see `switch/teardown.rs`).
+///
+/// Waits that are refused meanwhile are counted, so that code that waits again after each refusal
+/// cannot hold up the end.
 const ENDING: usize = 1 << 9;
 
 impl Status {
-    /// That of an ordinary greenlet that is pending.
+    /// The status of a new greenlet.
     pub(crate) const fn pending() -> Status {
         Status(Cell::new(State::Pending as usize))
     }
 
-    /// That of a main greenlet.
+    /// The status of a main greenlet.
     pub(crate) const fn main() -> Status {
         Status(Cell::new(State::Active as usize | MAIN))
+    }
+
+    /// Makes this the status of a new node.
+    #[inline]
+    pub(super) fn reset(&self, to: Status) {
+        self.0.set(to.0.get());
     }
 
     #[inline]
@@ -119,20 +154,20 @@ impl Status {
         self.state() == State::Pending
     }
 
-    /// The greenlet is entered for the first time. A body never runs twice (rule UD-3).
+    /// Marks a pending greenlet as active. A function never runs twice (rule UD-3).
     #[inline]
     pub(crate) fn activate(&self) {
         debug_assert_eq!(self.state(), State::Pending);
         self.0.set(self.0.get() + 1);
     }
 
-    /// The greenlet is ended before it was entered.
+    /// Marks a pending greenlet as dead: its function will not run.
     pub(crate) fn cancel(&self) {
         debug_assert_eq!(self.state(), State::Pending);
         self.replace(STATE, State::Dead as usize);
     }
 
-    /// The greenlet has finished.
+    /// Marks an active greenlet as dead.
     #[inline]
     pub(crate) fn finish(&self) {
         debug_assert_eq!(self.state(), State::Active);
@@ -148,7 +183,7 @@ impl Status {
         }
     }
 
-    /// Sets the lock, and says how it was.
+    /// Sets the lock, and returns the previous one.
     #[inline]
     pub(crate) fn set_await_lock(&self, lock: AwaitLock) -> AwaitLock {
         let before = self.await_lock();
@@ -165,7 +200,7 @@ impl Status {
         }
     }
 
-    /// Says whether it is hold from now on, and how it was.
+    /// Sets the hold, and returns the previous one.
     #[inline]
     pub(crate) fn set_hold(&self, hold: Hold) -> Hold {
         let before = self.hold();
@@ -173,7 +208,7 @@ impl Status {
         before
     }
 
-    /// Says whether its own lock is open, and it is not hold suspended.
+    /// Returns `true` if the greenlet itself is neither locked nor held.
     #[inline]
     pub(crate) fn is_unlocked(&self) -> bool {
         !self.has(AWAIT_LOCK | HOLD)
@@ -184,13 +219,13 @@ impl Status {
         self.has(MAIN)
     }
 
-    /// Says whether it is a main greenlet, and open.
+    /// Returns `true` if the greenlet is a main greenlet that is neither locked nor held.
     #[inline]
     pub(crate) fn is_unlocked_main(&self) -> bool {
         self.0.get() & (MAIN | AWAIT_LOCK | HOLD) == MAIN
     }
 
-    /// The greenlet did not end even by force: it is left alone, and its stack is leaked.
+    /// Marks the greenlet as impossible to end.
     pub(crate) fn abandon(&self) {
         self.replace(ABANDONED, ABANDONED);
     }
@@ -199,7 +234,7 @@ impl Status {
         self.has(ABANDONED)
     }
 
-    /// Notes whether the greenlet is being ended.
+    /// Records whether a stage of an end is being delivered.
     pub(crate) fn set_ending(&self, is_ending: bool) {
         self.replace(ENDING, if is_ending { ENDING } else { 0 });
     }
@@ -208,18 +243,16 @@ impl Status {
         self.has(ENDING)
     }
 
-    /// The record has something that most have not: see [`Inner::more`](crate::node::Inner::extras).
+    /// Marks the node as one whose extras have to be dropped.
     pub(crate) fn set_has_extras(&self) {
         self.replace(HAS_EXTRAS, HAS_EXTRAS);
     }
 
-    /// Says whether the greenlet is pending, and there is nothing else to know of it.
-    #[inline]
-    pub(crate) fn is_plain_pending(&self) -> bool {
-        self.0.get() == State::Pending as usize
+    pub(super) fn has_extras(&self) -> bool {
+        self.has(HAS_EXTRAS)
     }
 
-    /// Says whether the greenlet is dead, and there is nothing else to know of it.
+    /// Returns `true` if the greenlet is dead and no flag is set.
     #[inline]
     pub(crate) fn is_plain_dead(&self) -> bool {
         self.0.get() == State::Dead as usize
@@ -231,9 +264,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_set_changes_anything_else() {
+    fn setting_one_part_of_a_status_leaves_the_others_unchanged() {
         let status = Status::pending();
-        assert!(status.is_plain_pending() && status.is_unlocked() && !status.is_main());
+        assert!(status.is_pending() && status.is_unlocked() && !status.is_main());
         for lock in [
             AwaitLock::Locked,
             AwaitLock::LockedAndCounted,
@@ -265,10 +298,10 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_greenlet_is_just_pending_and_then_just_dead() {
+    fn a_greenlet_without_flags_is_plain_before_and_after_its_life() {
         let status = Status::pending();
         status.activate();
-        assert!(!status.is_plain_pending() && !status.is_plain_dead());
+        assert!(!status.is_pending() && !status.is_plain_dead());
         status.finish();
         assert!(status.is_plain_dead());
         let main = Status::main();

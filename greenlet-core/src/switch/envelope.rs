@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::greenlet::Greenlet;
+use crate::node::handle::Greenlet;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
 

@@ -3,8 +3,8 @@
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::greenlet::Greenlet;
-use crate::node::record::{InnerRc, decrement_strong, strong_count};
+use crate::node::handle::Greenlet;
+use crate::node::rc::InnerRc;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
 use crate::switch::envelope::Envelope;
@@ -19,29 +19,29 @@ pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let Some(parent) = suspended_parent(thread) else {
         finish(Delivery::Payload(payload));
     };
-    // SAFETY: the running greenlet's node lives: it counts itself, until `decrement_strong`. That is not the last
-    // count, since it has a handle. The parent was just found suspended, and nothing ran since ([ready-now]).
-    unsafe {
-        let node = thread.current_ptr();
-        (*node).finish();
-        thread.keep_last_stack((*node).stack.take());
-        decrement_strong(node);
-        exit_to(parent, payload)
-    }
+    // SAFETY: the running greenlet's node lives [own-count].
+    let node = unsafe { &*thread.current_ptr() };
+    node.finish();
+    thread.keep_last_stack(node.stack.take());
+    // SAFETY: `activate` gave this count up. It is not the last one, since the greenlet has a handle.
+    unsafe { InnerRc::decrement_strong_count(node) };
+    // SAFETY: the greenlet has ended. The parent was just found suspended, and nothing ran since ([ready-now]).
+    unsafe { exit_to(parent, payload) }
 }
 
 /// Returns the parent of the running greenlet if a bare stack switch can deliver a value there: the parent is
 /// suspended, the thread has no flag, and the running greenlet has a handle, so its node outlives it.
 #[inline]
 fn suspended_parent(thread: &ThreadState) -> Option<Target> {
-    let node = thread.current_ptr();
-    // SAFETY: the running greenlet's node lives.
-    let (has_handle, parent) = unsafe { (strong_count(node) > 1, &(*node).parent) };
-    if !has_handle || !thread.allows_switch() {
+    // SAFETY: the running greenlet's node lives [own-count].
+    let node = unsafe { &*thread.current_ptr() };
+    if !node.has_handles() || !thread.allows_switch() {
         return None;
     }
-    let is_suspended = |parent: &InnerRc| !parent.context.sp.get().is_null();
-    parent.peek(|parent| is_suspended(parent).then(|| Target(parent.as_ptr())))?
+    // SAFETY: the link keeps the parent, and nothing has changed it since [node-alive].
+    let parent = unsafe { node.parent.as_ptr().as_ref() }?;
+    let is_suspended = !parent.context.sp.get().is_null();
+    is_suspended.then_some(Target(parent))
 }
 
 /// Ends the running greenlet: delivers its outcome to the nearest ancestor that lives, which may have to be started.
@@ -71,8 +71,8 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
         }
     }
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: `activate` gave this count away, and `node` is another one.
-    unsafe { decrement_strong(node.as_ptr()) };
+    // SAFETY: `activate` gave this count up, and `node` is another one.
+    unsafe { InnerRc::decrement_strong_count(&node) };
     let mut envelope = ManuallyDrop::new(Envelope {
         delivery,
         origin: Some(Greenlet::from_inner(node)),

@@ -38,11 +38,11 @@ use std::ptr;
 use anyhow::Error;
 
 use crate::backend::{self, asan};
-use crate::greenlet::Greenlet;
 use crate::greenlet::all_threads;
 use crate::node::Inner;
 use crate::node::closure::ClosureVTable;
-use crate::node::record::{InnerRc, increment_strong, strong_count};
+use crate::node::handle::Greenlet;
+use crate::node::rc::InnerRc;
 use crate::payload::error::{
     AwaitInProgress, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
@@ -53,7 +53,6 @@ use crate::payload::{Payload, TypeTag};
 use crate::stack::{self, Stack};
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::{open, receive};
-use crate::switch::teardown::COUNT_OF_LAST_HANDLE;
 use crate::thread::{ThreadState, flag, prefetch};
 
 /// A place in a user's source.
@@ -67,7 +66,7 @@ pub(crate) struct Target(*const Inner);
 /// Switches to `target` with a value, and returns what comes back.
 #[inline(always)] // hot: a call costs as much as the switch, and its `ret` after the switch is mispredicted
 pub(crate) fn switch_to<T: 'static, R: 'static>(
-    target: &InnerRc,
+    target: &Inner,
     value: &mut ManuallyDrop<T>,
     at: Loc,
 ) -> Result<R, Error> {
@@ -83,7 +82,7 @@ pub(crate) fn switch_to<T: 'static, R: 'static>(
 /// Returns `target` if a bare stack switch can resume it with a payload of type `carried`. A pending target is started
 /// for that.
 #[inline(always)] // hot, see `switch_to`
-fn find_ready(target: &InnerRc, carried: TypeTag) -> Option<Target> {
+fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
     let thread = ThreadState::current();
     if !backend::SELF_SWITCH_IS_NOOP && thread.is_current(target) {
         return None;
@@ -92,7 +91,7 @@ fn find_ready(target: &InnerRc, carried: TypeTag) -> Option<Target> {
         return None;
     }
     let is_ready = thread.flags.allows(target.context.sp.get()) || prepare_target(target, carried);
-    is_ready.then(|| Target(target.as_ptr()))
+    is_ready.then(|| Target(target))
 }
 
 /// Suspends the running greenlet at `at` and resumes `target`. Returns what the next switch to the suspended one brings.
@@ -154,7 +153,7 @@ unsafe fn exit_to(target: Target, payload: Payload) -> ! {
 // stack: a ring of 100,000 greenlets takes 86 ns a hop then, instead of 18.
 #[cold]
 #[inline(never)]
-fn prepare_target(target: &InnerRc, carried: TypeTag) -> bool {
+fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     let thread = ThreadState::current();
     if !thread.allows_switch() {
         return false;
@@ -172,8 +171,8 @@ fn prepare_target(target: &InnerRc, carried: TypeTag) -> bool {
 
 /// Starts a pending target with a stack of the thread's cache. Returns `false` if it is not pending, or needs more.
 #[inline(never)] // keeps the frame out of `prepare_target`
-fn prepare_pending(target: &InnerRc, carried: TypeTag) -> bool {
-    let Some(vtable) = target.vtable.get().filter(|_| target.status.is_pending()) else {
+fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
+    let Some(vtable) = target.closure.vtable().filter(|_| target.status.is_pending()) else {
         return false;
     };
     if !carried.is(vtable.takes) || !target.is_open_to_switches() {
@@ -188,9 +187,9 @@ fn prepare_pending(target: &InnerRc, carried: TypeTag) -> bool {
 
 /// Makes a pending greenlet active, suspended at the start of its function, on `stack`.
 #[inline]
-fn activate(node: &InnerRc, vtable: &ClosureVTable, stack: Stack) {
-    // SAFETY: the reference counts the node. An active greenlet counts itself until it ends, so it needs no handle.
-    unsafe { increment_strong(node.as_ptr()) };
+fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
+    // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
+    node.to_rc().into_raw();
     node.status.activate();
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours. The entry consumes the
     // function of this node.
@@ -206,7 +205,7 @@ fn activate(node: &InnerRc, vtable: &ClosureVTable, stack: Stack) {
 ///
 /// Returns why the switch was refused.
 #[inline(always)] // a `ret` after the switch is mispredicted
-pub(crate) fn throw(target: &InnerRc, error: Error, at: Loc) -> Result<Payload, Error> {
+pub(crate) fn throw(target: &Inner, error: Error, at: Loc) -> Result<Payload, Error> {
     let payload = Payload::thrown(error);
     match find_ready(target, payload.tag()) {
         // SAFETY: [ready-now]; the error is in the payload itself.
@@ -236,7 +235,7 @@ pub(crate) fn switch_to_owned(target: Greenlet, payload: Payload, at: Loc) -> Re
     };
     // Only the count goes: the greenlet is about to run, so it is not ended now.
     let node = target.into_inner();
-    if node.strong_count() == COUNT_OF_LAST_HANDLE {
+    if node.has_one_handle() {
         thread.raise_flag(flag::NO_HANDLES);
     }
     drop(node);
@@ -280,11 +279,10 @@ pub(crate) fn try_switch_to_parent<T: 'static>(
     at: Loc,
 ) -> Result<Payload, Payload> {
     let payload = Payload::new(value);
-    match child
-        .parent
-        .peek(|parent| find_ready(parent, payload.tag()))
-        .flatten()
-    {
+    let parent = child.parent.as_ptr();
+    // SAFETY: the link keeps the parent, and nothing has changed it since [node-alive].
+    let target = unsafe { parent.as_ref() }.and_then(|parent| find_ready(parent, payload.tag()));
+    match target {
         // SAFETY: [ready-now].
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
         None => Err(payload),
@@ -315,7 +313,7 @@ pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) ->
 /// Returns why the switch was refused. Control has not left then.
 #[cold]
 #[inline(never)]
-pub(crate) fn switch_slow(target: &InnerRc, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
+pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
     let thread = ThreadState::current();
     if let Some(refusal) = Refusal::of(thread) {
         return Err(refusal.into_error(unsent(delivery)));
@@ -359,7 +357,7 @@ pub(crate) fn switch_slow(target: &InnerRc, delivery: Delivery, at: Loc) -> Resu
 ///
 /// The caller has released the greenlet from its await lock, and knows that no panic unwinds.
 #[inline(always)] // a `ret` after the switch is mispredicted: of a kill's 54 ns
-pub(crate) fn deliver_stage(target: &InnerRc, message: Message, at: Loc) -> Payload {
+pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payload {
     let thread = ThreadState::current();
     if target.context.sp.get().is_null() {
         target.context.sp.set(target.hidden_sp.replace(ptr::null_mut()));
@@ -370,29 +368,29 @@ pub(crate) fn deliver_stage(target: &InnerRc, message: Message, at: Loc) -> Payl
     match message {
         // SAFETY: as in `throw`; nothing but the flags of users' switches could be in the way, and there are none.
         Message::Error(error) if thread.allows_switch() => unsafe {
-            switch_stacks(Target(target.as_ptr()), Payload::thrown(error), at)
+            switch_stacks(Target(target), Payload::thrown(error), at)
         },
-        message => send(thread, target.clone(), Delivery::Message(message), at),
+        message => send(thread, target.to_rc(), Delivery::Message(message), at),
     }
 }
 
 /// Returns the greenlet whose await is in progress and keeps `live` from being resumed, if there is one.
-fn find_await_lock(thread: &ThreadState, live: &InnerRc) -> Option<InnerRc> {
+fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     let locked = if live.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
         live.await_locked_ancestor()
     } else {
         None
     };
     let is_hidden = live.status.is_active() && live.context.sp.get().is_null();
-    locked.or_else(|| is_hidden.then(|| live.clone()))
+    locked.or_else(|| is_hidden.then(|| live.to_rc()))
 }
 
 /// Resumes the active greenlet `target`, with an envelope where the receiver has more to do than to take a value.
 #[inline(never)]
 fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> Payload {
     let traced = thread.has_flag(flag::TRACED);
-    // SAFETY: the running greenlet's node lives.
-    let has_handle = unsafe { strong_count(thread.current_ptr()) } > 1;
+    // SAFETY: the running greenlet's node lives [own-count].
+    let has_handle = unsafe { &*thread.current_ptr() }.has_handles();
     let mut envelope;
     let payload = match delivery {
         Delivery::Payload(payload) if !traced && has_handle => payload,
@@ -426,7 +424,7 @@ fn into_target(thread: &ThreadState, target: InnerRc) -> Target {
 /// That may run user code: it ends the greenlet if the handle is the last one. So the payload is opened first
 /// ([take-first]).
 pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
-    if handle.inner().strong_count() > COUNT_OF_LAST_HANDLE {
+    if handle.inner().has_other_handles() {
         return back;
     }
     let guard = DropGuard::new(Delivery::Message(open(back)));
@@ -556,8 +554,11 @@ impl StartError {
 }
 
 /// Gives a pending greenlet its stack and makes it active. After an error nothing has changed.
-fn start(thread: &ThreadState, node: &InnerRc, delivery: &Delivery) -> Result<(), StartError> {
-    let vtable = node.vtable.get().expect("a pending greenlet has its function");
+fn start(thread: &ThreadState, node: &Inner, delivery: &Delivery) -> Result<(), StartError> {
+    let vtable = node
+        .closure
+        .vtable()
+        .expect("a pending greenlet has its function");
     delivery
         .check_type(vtable.takes)
         .map_err(|expected| StartError::Type { expected })?;

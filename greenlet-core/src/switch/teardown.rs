@@ -12,10 +12,10 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::greenlet::Greenlet;
 use crate::greenlet::await_lock;
+use crate::node::handle::Greenlet;
 use crate::node::lineage;
-use crate::node::record::InnerRc;
+use crate::node::rc::InnerRc;
 use crate::node::status::Hold;
 use crate::payload::exit::reason;
 use crate::payload::message::Message;
@@ -45,12 +45,9 @@ pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
         thread.defer(Deferred::HandleDropped(greenlet.clone()));
         return;
     }
-    let is_resurrected = || node.strong_count() > COUNT_OF_LAST_HANDLE;
+    let is_resurrected = || node.has_other_handles();
     end(greenlet, reason::ABANDONED, is_resurrected);
 }
-
-/// The count of an active greenlet with one handle: that, and the one it has of itself.
-pub(crate) const COUNT_OF_LAST_HANDLE: u32 = 2;
 
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
 /// current, not main, and that nothing unwinds.
@@ -129,7 +126,7 @@ fn detach_current_branch(node: &InnerRc) {
     let current = ThreadState::current().current_inner();
     let is_child = |below: &InnerRc| {
         let parent = below.parent_greenlet();
-        parent.is_some_and(|parent| parent.inner().is(node))
+        parent.is_some_and(|parent| parent.inner().ptr_eq(node))
     };
     let branch = lineage(&current).find(is_child);
     if let Some(branch) = branch {
@@ -159,9 +156,7 @@ impl Drop for TemporaryParent<'_> {
         let node = self.node;
         node.status.set_ending(false); // where ends of one node nest, the inner one is the last
         let before = self.before.take();
-        let has_other_handles =
-            node.strong_count() > COUNT_OF_LAST_HANDLE || node.status.is_dead() && node.strong_count() > 1;
-        if let Some(before) = before.as_ref().filter(|_| has_other_handles) {
+        if let Some(before) = before.as_ref().filter(|_| node.has_other_handles()) {
             if before.inner().has_in_lineage(node) {
                 // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
                 return;

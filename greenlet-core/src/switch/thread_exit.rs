@@ -3,8 +3,12 @@
 //! - **[thread-exit]** `ExitGuard` raises `EXITING` and marks all suspended greenlets as dead before arbitrary user
 //!   code can run. From then on no code of them runs. Their stacks, and what these own, stay in place.
 
-use crate::greenlet::Greenlet;
-use crate::node::record::{self, InnerRc};
+use std::ptr;
+
+use crate::greenlet::await_lock;
+use crate::node::Inner;
+use crate::node::handle::Greenlet;
+use crate::node::rc::InnerRc;
 use crate::switch::teardown;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::thread::id::is_first_of_process;
@@ -35,7 +39,8 @@ impl Drop for ExitGuard {
         thread.raise_flag(flag::EXITING);
         let left: Vec<Greenlet> = teardown::suspended(thread).collect();
         let report = Unraisable::of_left(&left); // before they are dead, since it prints their states
-        left.iter().for_each(|greenlet| greenlet.inner().leave(thread));
+        left.iter()
+            .for_each(|greenlet| mark_dead(thread, greenlet.inner()));
         inbox::unregister(thread);
         if !is_thread_end {
             std::mem::forget((left, report)); // dropping handles may run user code
@@ -45,7 +50,7 @@ impl Drop for ExitGuard {
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
             unraisable::call(&report);
         }
-        left.into_iter().for_each(record::release_left);
+        left.into_iter().for_each(release);
         thread.keep_last_stack(None);
         thread.fibers.release_finished();
         thread.exit_cache.forget();
@@ -66,4 +71,25 @@ impl Drop for ExitGuard {
         drop(thread.creation_times.take()); // the map may have memory when it is empty
         thread.pool.close();
     }
+}
+
+/// Marks a suspended greenlet as dead, without running any of its code [thread-exit].
+fn mark_dead(thread: &ThreadState, node: &Inner) {
+    await_lock::forget(thread, node);
+    // Values on the stack may refer to what these own, so one count of each is never released.
+    std::mem::forget(node.locals());
+    std::mem::forget(node.attachment().cloned());
+    node.stack.take(); // it has no destructor: the memory stays
+    thread.stacks.borrow().leak();
+    node.hidden_sp.set(ptr::null_mut());
+    node.finish();
+}
+
+/// Drops the handle of a greenlet that was [marked as dead](mark_dead), and its count of itself.
+fn release(greenlet: Greenlet) {
+    // SAFETY: `activate` gave that count up, and only a greenlet that finishes takes it back, which this one never
+    // does. The handle is another count.
+    unsafe { InnerRc::decrement_strong_count(greenlet.inner()) };
+    // CAUTION: runs arbitrary user code if this is the last handle, and the last one of its parent.
+    drop(greenlet);
 }

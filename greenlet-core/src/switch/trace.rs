@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::greenlet::Greenlet;
+use crate::node::handle::Greenlet;
 use crate::payload::message::Message;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use anyhow::Error;
 use parking_lot::RwLock;
 
-use crate::greenlet::Greenlet;
+use crate::node::handle::Greenlet;
 
 /// Something that went wrong where nobody can be told: Python's "unraisable exception".
 ///

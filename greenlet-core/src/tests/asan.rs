@@ -78,7 +78,7 @@ fn an_overrun_on_the_stack_of_a_greenlet_is_reported() {
     assert!(report.contains("writes_behind_an_array"), "{report}");
     // The variable, and the way to the greenlet's first frame, and not to who switched to it.
     assert!(report.contains("'array'"), "{report}");
-    assert!(report.contains("closure::run"), "{report}");
+    assert!(report.contains("first_frame::run"), "{report}");
 }
 
 #[test]

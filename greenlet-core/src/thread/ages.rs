@@ -28,19 +28,19 @@ impl ThreadState {
     /// Records that the greenlet is created now.
     #[cold]
     pub(crate) fn record_creation(&self, node: &Inner) {
-        self.creation_times.borrow_mut().insert(node.id, Instant::now());
+        self.creation_times.borrow_mut().insert(node.id(), Instant::now());
     }
 
     /// Returns when the greenlet was created, if that was recorded.
     pub(crate) fn creation_time(&self, node: &Inner) -> Option<Instant> {
-        self.creation_times.borrow().get(&node.id).copied()
+        self.creation_times.borrow().get(&node.id()).copied()
     }
 
     #[inline]
     pub(super) fn forget_creation(&self, node: &Inner) {
         let mut times = self.creation_times.borrow_mut();
         if !times.is_empty() {
-            times.remove(&node.id);
+            times.remove(&node.id());
         }
     }
 }

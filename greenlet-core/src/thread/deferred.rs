@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 
-use crate::greenlet::Greenlet;
+use crate::node::handle::Greenlet;
 use crate::thread::{ThreadState, flag};
 
 /// The end of a greenlet that had to wait.

@@ -33,6 +33,7 @@
 //! `thread_exit::install_guard`, and `ThreadState::run_deferred` ends greenlets.
 
 pub(crate) mod ages;
+pub(crate) mod create;
 mod deferred;
 mod flags;
 pub(crate) mod id;
@@ -56,9 +57,10 @@ pub use id::ThreadId;
 pub(crate) use id::id;
 
 use crate::backend::asan;
-use crate::greenlet::Greenlet;
 use crate::node::Inner;
-use crate::node::record::{InnerRc, NodePool};
+use crate::node::handle::Greenlet;
+use crate::node::pool::NodePool;
+use crate::node::rc::InnerRc;
 use crate::payload::exit::ExitCache;
 use crate::stack::{SignalStack, Stack, StackCache};
 use crate::switch::thread_exit;
@@ -151,7 +153,7 @@ impl ThreadState {
     #[inline(never)]
     fn set_up(&self) -> InnerRc {
         let is_alive = !self.has_flag(flag::EXITING) && thread_exit::install_guard();
-        let main = Inner::make_main(self);
+        let main = self.create_main();
         self.main.set(main.as_ptr());
         self.current.set(main.as_ptr());
         if is_alive {
@@ -215,7 +217,7 @@ impl ThreadState {
             return self.set_up();
         }
         // SAFETY: both fields point to nodes that are alive. [current-alive] [main-alive]
-        unsafe { InnerRc::clone_from_raw(field.get()) }
+        unsafe { &*field.get() }.to_rc()
     }
 
     /// Returns `true` if `node` is the current greenlet.
@@ -262,7 +264,9 @@ impl ThreadState {
         if node.status.is_main() {
             self.main.set(ptr::null());
             self.current.set(ptr::null());
-            self.prefetcher.forget_all();
+        }
+        if self.has_flag(flag::PREFETCH) {
+            self.prefetcher.forget(node);
         }
         self.forget_creation(node);
     }

@@ -116,7 +116,7 @@ impl Overflowed<'_> {
             hit.size
         )?;
         let (created_at, builder) = match self {
-            Overflowed::Greenlet(node) => (Some(node.created_at), "Builder"),
+            Overflowed::Greenlet(node) => (Some(node.created_at()), "Builder"),
             Overflowed::Generator(header, _) => (header.created_at(), "GeneratorBuilder"),
             Overflowed::Finished => (None, "Builder"),
         };
@@ -130,7 +130,7 @@ impl Overflowed<'_> {
 fn write_greenlet(node: &Inner, text: &mut Text) -> fmt::Result {
     match node.name() {
         Some(name) => write!(text, "greenlet '{}'", shortened(name)),
-        None => write!(text, "greenlet {}", node.id),
+        None => write!(text, "greenlet {}", node.id()),
     }
 }
 

@@ -16,13 +16,15 @@
 //! and 115 (`docs/performance.md`). With few greenlets all of this is in the caches, and recording
 //! would cost 1 ns a switch. So it starts with [`MIN_STACKS`] stacks, behind the flag `PREFETCH`.
 
-#![forbid(unsafe_code)]
+//!
+//! - **[recent-alive]** `Prefetcher::recent` holds null, or nodes in use: [`Prefetcher::forget`] removes a node that is
+//!   released.
 
 use std::cell::Cell;
 use std::ptr;
 
 use crate::backend;
-use crate::node::record::{InnerRc, InnerWeak};
+use crate::node::{Inner, PrefetchHint};
 use crate::thread::{ThreadState, flag};
 
 /// A load from memory takes as long as this many switches. A larger distance gained nothing.
@@ -33,39 +35,33 @@ const MIN_STACKS: usize = 256;
 
 /// The last [`DISTANCE`] greenlets that were switched to.
 pub(crate) struct Prefetcher {
-    /// Weak references, so that the slots are not reused meanwhile. All `None` while `PREFETCH` is
-    /// clear.
-    recent: [Cell<Option<InnerWeak>>; DISTANCE],
+    /// [recent-alive]. All null while `PREFETCH` is clear. Weak references would be counted, which needs a frame on the
+    /// running greenlet's stack: see `switch::prepare_target`.
+    recent: [Cell<*const Inner>; DISTANCE],
     switches: Cell<usize>,
-}
-
-/// The memory of the greenlet that was switched to [`DISTANCE`] switches after another one.
-///
-/// May be stale, and is never dereferenced.
-#[derive(Clone, Copy)]
-pub(crate) struct PrefetchHint {
-    slot: *const u8,
-    stack: *const u8,
-}
-
-impl PrefetchHint {
-    pub(crate) const NONE: PrefetchHint = PrefetchHint {
-        slot: ptr::null(),
-        stack: ptr::null(),
-    };
 }
 
 impl Prefetcher {
     pub(crate) const fn new() -> Prefetcher {
         Prefetcher {
-            recent: [const { Cell::new(None) }; DISTANCE],
+            recent: [const { Cell::new(ptr::null()) }; DISTANCE],
             switches: Cell::new(0),
         }
     }
 
-    pub(super) fn forget_all(&self) {
+    /// Forgets a node that is being released.
+    #[inline(never)] // keeps threads with few greenlets from paying for the loop
+    pub(super) fn forget(&self, node: &Inner) {
         for recent in &self.recent {
-            recent.set(None);
+            if ptr::eq(recent.get(), node) {
+                recent.set(ptr::null());
+            }
+        }
+    }
+
+    fn forget_all(&self) {
+        for recent in &self.recent {
+            recent.set(ptr::null());
         }
     }
 }
@@ -73,21 +69,22 @@ impl Prefetcher {
 /// Records that the thread switches to `target`, and prefetches for the greenlet that its hint
 /// names.
 #[inline]
-pub(crate) fn record_and_prefetch(thread: &ThreadState, target: &InnerRc) {
+pub(crate) fn record_and_prefetch(thread: &ThreadState, target: &Inner) {
     if !thread.has_flag(flag::PREFETCH) {
         return;
     }
     let switches = thread.prefetcher.switches.get();
     thread.prefetcher.switches.set(switches.wrapping_add(1));
     let recent = &thread.prefetcher.recent[switches % DISTANCE];
-    if let Some(earlier) = recent.replace(Some(target.downgrade())) {
-        earlier.prefetch_hint().set(PrefetchHint {
-            slot: target.as_ptr().cast(),
+    // SAFETY: the node is in use [recent-alive].
+    if let Some(earlier) = unsafe { recent.replace(target).as_ref() } {
+        earlier.prefetch_hint.set(PrefetchHint {
+            node: ptr::from_ref(target).cast(),
             stack: target.context.sp.get(),
         });
     }
-    let hint = target.prefetch_hint().get();
-    backend::prefetch(hint.slot);
+    let hint = target.prefetch_hint.get();
+    backend::prefetch(hint.node);
     backend::prefetch(hint.stack);
 }
 
@@ -127,13 +124,9 @@ mod tests {
 
     /// The number of recorded switches to `greenlet`, or to any if it is `None`.
     fn recorded(greenlet: Option<*const u8>) -> usize {
-        let is_recorded = |recent: &&Cell<Option<InnerWeak>>| {
-            let weak = recent.take();
-            let found = weak
-                .as_ref()
-                .is_some_and(|weak| greenlet.is_none_or(|slot| ptr::eq(weak.as_ptr().cast(), slot)));
-            recent.set(weak);
-            found
+        let is_recorded = |recent: &&Cell<*const Inner>| match greenlet {
+            Some(greenlet) => ptr::eq(recent.get().cast(), greenlet),
+            None => !recent.get().is_null(),
         };
         ThreadState::current()
             .prefetcher
@@ -178,15 +171,15 @@ mod tests {
                 greenlet.switch::<()>(()).unwrap();
             }
             // Each switch to a greenlet is followed by one back to main.
-            let hint = many[10].inner().prefetch_hint().get();
+            let hint = many[10].inner().prefetch_hint.get();
             let later = &many[10 + DISTANCE / 2];
-            assert!(ptr::eq(hint.slot, address(later)));
+            assert!(ptr::eq(hint.node, address(later)));
             assert!(ptr::eq(hint.stack, later.inner().context.sp.get()));
         });
     }
 
     #[test]
-    fn the_slot_of_a_recorded_greenlet_is_reused_only_when_it_is_recorded_no_longer() {
+    fn a_greenlet_that_is_released_is_recorded_no_longer() {
         on_a_thread(|| {
             let make = || {
                 let greenlet = Greenlet::new(|(): ()| {
@@ -199,32 +192,17 @@ mod tests {
             // One in the slot that is reused first, and one in another slot.
             drop(Greenlet::new(|(): ()| Ok(())));
             let pair = [make(), make()];
-            let many: Vec<Greenlet> = (0..2 * MIN_STACKS).map(|_| suspended()).collect();
+            let _many: Vec<Greenlet> = (0..2 * MIN_STACKS).map(|_| suspended()).collect();
             assert!(is_prefetching());
-            let slots = pair.map(|greenlet| {
+            for greenlet in pair {
                 greenlet.switch::<()>(()).unwrap();
                 greenlet.switch::<()>(()).unwrap();
                 assert!(greenlet.is_dead());
-                let slot = address(&greenlet);
-                assert!(recorded(Some(slot)) > 0);
-                slot // the last handle is dropped
-            });
-            let create = || {
-                (0..100)
-                    .map(|_| Greenlet::new(|(): ()| Ok(())))
-                    .collect::<Vec<_>>()
-            };
-            assert!(create().iter().all(|new| !slots.contains(&address(new))));
-            for greenlet in &many[..DISTANCE] {
-                greenlet.switch::<()>(()).unwrap();
+                let address = address(&greenlet);
+                assert!(recorded(Some(address)) > 0);
+                drop(greenlet);
+                assert_eq!(recorded(Some(address)), 0);
             }
-            assert!(slots.iter().all(|slot| recorded(Some(*slot)) == 0));
-            let new = create();
-            assert!(
-                slots
-                    .iter()
-                    .all(|slot| new.iter().any(|new| address(new) == *slot))
-            );
         });
     }
 

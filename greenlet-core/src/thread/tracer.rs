@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use anyhow::Result;
 
-use crate::greenlet::Greenlet;
+use crate::node::handle::Greenlet;
 
 /// What a switch delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
