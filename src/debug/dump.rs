@@ -182,12 +182,11 @@ fn without_ours(backtrace: &str) -> String {
         }
     }
     let is_ours = |frame: &String| OURS.iter().any(|name| frame.contains(name));
-    // A greenlet's first frames are those of the core's `entry.rs`, which may be inlined, and
-    // `body.rs`. Main's are those of its thread.
+    // A greenlet's first frames are those of the core's `first_frame.rs`. Main's are those of its
+    // thread.
     let is_first = |frame: &String| {
         [
             "greenlet_core::switch::first_frame::",
-            "greenlet_core::node::closure::",
             "__rust_begin_short_backtrace",
         ]
         .iter()
