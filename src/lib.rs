@@ -68,6 +68,15 @@
 //! | `valgrind` | tells Valgrind of every stack |
 //! | `asan` | tells AddressSanitizer of every switch |
 
+// The modules, checked by `.ci/check-layers`:
+//
+// | module | subject |
+// | --- | --- |
+// | `bridge/` | synchronous code that awaits: `greenlet_spawn`, `await_`, and what is built on them |
+// | `debug/` | trees and dumps of greenlets |
+// | `scope` | greenlets that borrow |
+// | `testing/` | the recorder of switches, and a check for leaks |
+
 pub mod bridge;
 mod debug;
 mod scope;

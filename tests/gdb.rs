@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
-use greenlet::{Generator, Greenlet, getparent};
+use greenlet::{Generator, Greenlet, getparent, raw};
 
 const CHILD: &str = "GREENLET_TEST_GDB_CHILD";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/greenlet-gdb.py");
@@ -172,7 +172,7 @@ fn child() {
     inside.switch::<()>(2_u32).unwrap();
     let gated = build("gated").build(|depth: u32| outer_body(depth));
     gated.switch::<()>(0_u32).unwrap();
-    gated.lock_for_await();
+    raw::lock_for_await(&gated);
     let aborts = build("aborts").build(|(): ()| -> Result<()> { std::process::abort() });
     aborts.switch::<()>(()).unwrap();
     drop((never, deep, inside, gated));

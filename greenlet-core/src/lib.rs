@@ -1,10 +1,12 @@
 //! The core of the `greenlet` crate: Python's greenlets for Rust.
 //!
-//! A [`Greenlet`] is a coroutine on a stack of its own. Plain synchronous code can stop in the middle of
-//! any call and go on later; who runs next is said explicitly, by [`Greenlet::switch`].
+//! A [`Greenlet`] is a coroutine with its own stack. Plain synchronous code can be suspended inside
+//! any call and resumed later. [`Greenlet::switch`] names the greenlet that runs next. The
+//! `greenlet` crate re-exports everything here; use that crate.
 //!
 //! ```
-//! use greenlet_core::{Greenlet, getcurrent};
+//! # extern crate greenlet_core as greenlet;
+//! use greenlet::{Greenlet, getcurrent};
 //!
 //! let main = getcurrent();
 //! let child = Greenlet::new(move |greeting: &str| {
@@ -19,26 +21,21 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 //!
-//! # Modules, from the top down
+//! # Modules
+//!
+//! From the top down: a module uses only modules below it. `.ci/check-layers` checks that.
 //!
 //! | module | subject |
 //! | --- | --- |
-//! | `greenlet`, `builder` | the handle, and how it is made |
-//! | `inspect`, `probe` | looking at greenlets from outside; backtraces |
-//! | `local` | variables of which each greenlet has its own value |
-//! | `errand` | asking other threads |
-//! | `entry`, `end` | the first frame of a greenlet; ending it from outside |
-//! | `switch` | the transfer of control: the only place where greenlets are switched |
-//! | `segment` | code on a stack of its own, as a part of the greenlet that steps it: generators |
-//! | `trace`, `section`, `gate`, `report` | tracers, sections without switches, closed greenlets, unraisable errors |
-//! | `asan` | tells AddressSanitizer of every switch (feature `asan`) |
-//! | `thread` | what is kept for each thread |
-//! | `record`, `link`, `body` | memory and counts of records; links to parents; functions not yet called |
-//! | `tree`, `state`, `transfer`, `value`, `error`, `exit`, `unwind` | records, states, what is carried, and how it fails |
-//! | `thread_bound` | a value of one thread inside an error of any |
-//! | `overflow` | says which greenlet ran into its guard page |
-//! | `stack` | where stacks come from |
-//! | `backend` | the bare switch: assembly, or the `context` crate |
+//! | `generator/` | generators: functions that yield values to the greenlet that asks for them |
+//! | `greenlet/` | what users call: the methods of `Greenlet`, local variables, functions for all threads |
+//! | `switch/` | moving control from one greenlet to another: start, switch, end, tracing |
+//! | `segment/` | code on a stack of its own, as a part of the greenlet that steps it |
+//! | `thread/` | the state that each thread keeps |
+//! | `node/` | one greenlet: its memory, its reference counts, its parent, its state |
+//! | `stack/` | the memory of stacks, and the report of an overflow |
+//! | `payload/` | what a switch carries: values, errors, exits |
+//! | `backend/` | the bare switch, in assembly or by the `context` crate |
 
 mod backend;
 #[cfg(doctest)]
@@ -57,10 +54,14 @@ mod thread;
 pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
 pub use greenlet::all_threads::{Broadcast, run_on_all_threads, run_pending_broadcasts};
 pub use greenlet::builder::Builder;
+pub use greenlet::current::{getcurrent, getmain, getparent};
 pub use greenlet::introspect::{StackUsage, greenlets, stacks_in_use, track_ages};
-pub use greenlet::local::{LocalKey, Locals};
+pub use greenlet::local::LocalKey;
+pub use greenlet::locals::Locals;
 pub use greenlet::no_switch::no_switch;
-pub use greenlet::{Greenlet, WeakGreenlet, getcurrent, getmain, getparent};
+#[doc(hidden)]
+pub use greenlet::raw;
+pub use greenlet::{Greenlet, WeakGreenlet};
 pub use node::status::State;
 pub use payload::error::{
     AwaitInProgress, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch,
@@ -69,12 +70,12 @@ pub use payload::error::{
 pub use payload::exit::GreenletExit;
 pub use payload::value::Value;
 pub use switch::check_switch_allowed;
-pub use switch::teardown::{count_refusal, end_suspended, run_to_end};
+pub use switch::teardown::{end_suspended, run_to_end};
 pub use switch::trace::{gettrace, settrace};
 pub use switch::unraisable::{Unraisable, set_unraisable_hook, take_unraisable_hook};
 pub use switch::unwind::raise;
 pub use thread::ThreadId;
 pub use thread::tracer::{TraceEvent, TraceKind, Tracer};
 
-/// The name of the stack-switching backend that this build uses: `"asm"` or `"fcontext"`.
+/// Names the stack-switching backend of this build: `"asm"` or `"fcontext"`.
 pub const BACKEND: &str = backend::NAME;

@@ -8,7 +8,7 @@ use std::process::{ExitCode, Output};
 use anyhow::Result;
 use greenlet::{
     Generator, Greenlet, ThreadExiting, Tracer, end_suspended, getcurrent, getparent, gettrace, no_switch,
-    run_to_end, set_unraisable_hook, settrace, stack,
+    raw, run_to_end, set_unraisable_hook, settrace, stack,
 };
 
 mod child;
@@ -335,8 +335,8 @@ fn exit_while_unwinding_runs_no_suspended_code() {
 fn exit_while_one_is_kept_suspended_leaves_it() {
     let output = child::run("exit_while_one_is_kept_suspended_leaves_it", || {
         let kept = suspended("kept");
-        kept.lock_for_await();
-        kept.keep_suspended(|| {
+        raw::lock_for_await(&kept);
+        raw::keep_suspended(&kept, || {
             println!("exits");
             std::process::exit(9)
         })

@@ -1,14 +1,13 @@
 //! Awaits a future from synchronous code.
 
-#![forbid(unsafe_code)]
-
 use std::future::IntoFuture;
 use std::panic::Location;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::Poll;
 
 use anyhow::{Error, Result};
-use greenlet_core::{Greenlet, count_refusal, getcurrent, raise};
+use greenlet_core::{getcurrent, raise, raw};
 
 use super::driver::{Driver, Phase, Slot};
 use super::error::NoDriver;
@@ -102,29 +101,52 @@ fn refuse(error: Error) -> ! {
 #[inline]
 pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
     let at = Location::caller();
-    // In most cases the root awaits. No handle of it or of its driver may be on this stack
-    // meanwhile: it would keep them.
-    Greenlet::with_attached(|driver: Option<&Driver>, id| match driver {
-        Some(driver) if driver.phase.get() == Phase::Running => {
-            let mut future = pin!(future.into_future());
-            if driver.in_place.get() {
-                if let Poll::Ready(output) = driver.poll_in_place(future.as_mut())? {
-                    return Ok(output);
-                }
-                // The poll may have switched away, and the driver may have ended meanwhile.
-                if driver.phase.get() != Phase::Running {
-                    return Err(refusal(Some(driver.phase.get())));
-                }
+    let mut future = pin!(future.into_future());
+    // In most cases the root awaits. No handle of it or of its driver may be on this stack while it
+    // waits: it would keep them.
+    // SAFETY: the closure runs no user code: the future exists already, and is polled elsewhere.
+    // The greenlet is left by a switch alone, so the closure returns before the greenlet ends.
+    let step = unsafe {
+        raw::with_attached(|driver: Option<&Rc<Driver>>, id| match driver {
+            Some(driver) if driver.phase.get() == Phase::Running => match driver.in_place.get() {
+                true => Step::PollHere(Rc::clone(driver)),
+                false => Step::Done(Slot::new(future.as_mut()).wait(driver, id, None, at)),
+            },
+            _ => Step::Done(try_await_below(future.as_mut(), at)),
+        })
+    };
+    let driver = match step {
+        Step::Done(result) => return result,
+        Step::PollHere(driver) => driver,
+    };
+    // Counted: the poll may suspend a coroutine of another library that runs on this stack. The
+    // root may then end, and drop its handle of the driver, before the poll returns.
+    if let Poll::Ready(output) = driver.poll_in_place(future.as_mut())? {
+        return Ok(output);
+    }
+    drop(driver);
+    // The poll may have switched away, and the driver may have ended meanwhile.
+    // SAFETY: as above.
+    unsafe {
+        raw::with_attached(|driver: Option<&Rc<Driver>>, id| match driver {
+            Some(driver) if driver.phase.get() == Phase::Running => {
+                Slot::new(future).wait(driver, id, None, at)
             }
-            Slot::new(future).wait(driver, id, None, at)
-        }
-        _ => try_await_below(future, at),
-    })
+            _ => try_await_below(future, at),
+        })
+    }
+}
+
+/// What the first look at the driver leads to.
+enum Step<T> {
+    Done(Result<T>),
+    /// The future is polled on the stack of the root.
+    PollHere(Rc<Driver>),
 }
 
 /// Awaits in a greenlet below the root, or refuses.
 #[cold]
-fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> Result<F::Output> {
+fn try_await_below<F: Future>(future: Pin<&mut F>, at: &'static Location<'static>) -> Result<F::Output> {
     let current = getcurrent();
     let driver = match current.nearest_attached::<Driver>() {
         Some(driver) if driver.phase.get() == Phase::Running => driver,
@@ -134,7 +156,6 @@ fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> 
             return Err(refusal(phase));
         }
     };
-    let future = pin!(future.into_future());
     let id = current.id();
     Slot::new(future).wait(&driver, id, Some(current), at)
 }
@@ -144,7 +165,7 @@ fn try_await_below<F: IntoFuture>(future: F, at: &'static Location<'static>) -> 
 /// The caller keeps no handle on its stack: an end may leave this greenlet suspended for good.
 #[cold]
 fn refusal(phase: Option<Phase>) -> Error {
-    count_refusal();
+    raw::count_refusal();
     match phase {
         Some(Phase::Over) => NoDriver::over().into(),
         _ => NoDriver::outside().into(),

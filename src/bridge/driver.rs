@@ -33,7 +33,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
-use greenlet_core::{Greenlet, check_switch_allowed};
+use greenlet_core::{Greenlet, check_switch_allowed, raw};
 
 /// What a driver is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +216,7 @@ fn leave<T: 'static>(
     at: &'static Location<'static>,
 ) -> Result<Result<Ready>> {
     // No handle of the poller may be on this stack meanwhile: it would keep the poller alive.
-    Greenlet::switch_in(&driver.poller, Event::<T>::Await(waiter), at)
+    raw::switch_in(&driver.poller, Event::<T>::Await(waiter), at)
 }
 
 /// The output of a future, or the payload of its panic.
@@ -347,7 +347,7 @@ impl Driver {
         if request.posted_by != waiter.id() {
             return Polled::Withdrawn; // [kept]
         }
-        let is_done = waiter.keep_suspended(|| {
+        let is_done = raw::keep_suspended(&waiter, || {
             // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
             // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
             // call; [one-thread] it is on this thread.

@@ -2,14 +2,16 @@
 A greenlet's function owns what it uses: the greenlet may outlive the frame that made it.
 
 ```compile_fail,E0373
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let number = 1;
 let child = Greenlet::new(|(): ()| Ok(number + 1));
 ```
 
 ```compile_fail,E0597
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let text = String::from("text");
 let borrowed = &text;
@@ -19,7 +21,8 @@ let child = Greenlet::new(move |(): ()| Ok(borrowed.len()));
 Move it in:
 
 ```
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let number = 1;
 let child = Greenlet::new(move |(): ()| Ok(number + 1));

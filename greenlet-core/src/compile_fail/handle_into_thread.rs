@@ -2,7 +2,8 @@
 A greenlet cannot be switched to, thrown at or dropped by another thread, because no handle gets there.
 
 ```compile_fail,E0277
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let child = Greenlet::new(|(): ()| Ok(()));
 std::thread::spawn(move || child.switch::<()>(()));
@@ -11,7 +12,8 @@ std::thread::spawn(move || child.switch::<()>(()));
 Make it in the thread that runs it:
 
 ```
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let thread = std::thread::spawn(|| {
     let child = Greenlet::new(|(): ()| Ok(()));

@@ -2,13 +2,15 @@
 A greenlet is made with a function that takes one value.
 
 ```compile_fail,E0277
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 Greenlet::new::<(), (), _>("not a function");
 ```
 
 ```compile_fail,E0593
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 Greenlet::new(|first: i32, second: i32| Ok(first + second));
 ```
@@ -16,7 +18,8 @@ Greenlet::new(|first: i32, second: i32| Ok(first + second));
 Several values are a tuple:
 
 ```
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let sum = Greenlet::new(|(first, second): (i32, i32)| Ok(first + second));
 assert_eq!(sum.switch::<i32>((1, 2)).unwrap(), 3);

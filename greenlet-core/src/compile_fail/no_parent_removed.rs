@@ -2,7 +2,8 @@
 A parent can be changed, not removed.
 
 ```compile_fail,E0308
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let child = Greenlet::new(|(): ()| Ok(()));
 child.set_parent(None).unwrap();

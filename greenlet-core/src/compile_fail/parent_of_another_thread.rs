@@ -2,7 +2,8 @@
 A parent is of the greenlet's own thread: no handle of another gets there, borrowed or not.
 
 ```compile_fail,E0277
-use greenlet_core::{Greenlet, getcurrent};
+# extern crate greenlet_core as greenlet;
+use greenlet::{Greenlet, getcurrent};
 
 let main = getcurrent();
 std::thread::spawn(move || {
@@ -11,7 +12,8 @@ std::thread::spawn(move || {
 ```
 
 ```compile_fail,E0277
-use greenlet_core::{Greenlet, getcurrent};
+# extern crate greenlet_core as greenlet;
+use greenlet::{Greenlet, getcurrent};
 
 let main = getcurrent();
 std::thread::scope(|scope| {

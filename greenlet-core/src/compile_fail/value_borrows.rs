@@ -2,7 +2,8 @@
 What a switch carries does not borrow: whoever receives it may keep it for ever.
 
 ```compile_fail,E0597
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let child = Greenlet::new(|first: &'static str| Ok(first.len()));
 let text = String::from("text");
@@ -12,7 +13,8 @@ child.switch::<usize>(text.as_str()).unwrap();
 Nor does what it returns:
 
 ```compile_fail,E0310
-fn ask<T>(greenlet: &greenlet_core::Greenlet) -> T {
+# extern crate greenlet_core as greenlet;
+fn ask<T>(greenlet: &greenlet::Greenlet) -> T {
     greenlet.switch::<T>(()).unwrap()
 }
 ```
@@ -20,7 +22,8 @@ fn ask<T>(greenlet: &greenlet_core::Greenlet) -> T {
 Send what owns its text:
 
 ```
-use greenlet_core::Greenlet;
+# extern crate greenlet_core as greenlet;
+use greenlet::Greenlet;
 
 let child = Greenlet::new(|first: String| Ok(first.len()));
 assert_eq!(child.switch::<usize>(String::from("text")).unwrap(), 4);

@@ -2,7 +2,8 @@
 Threads do not share a weak handle.
 
 ```compile_fail,E0277
+# extern crate greenlet_core as greenlet;
 fn is_sync<T: Sync>() {}
-is_sync::<greenlet_core::WeakGreenlet>();
+is_sync::<greenlet::WeakGreenlet>();
 ```
 */

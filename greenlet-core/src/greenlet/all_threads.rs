@@ -1,8 +1,7 @@
-//! Errands: functions that every thread with greenlets is asked to run, at its next switch.
+//! Functions that every thread with greenlets runs at its next switch. Only a greenlet's own thread
+//! may touch the greenlet, so this is the way to look at the greenlets of all threads.
 //!
-//! For those who want to look at the greenlets of all threads: only a greenlet's own thread may touch it.
-//!
-//! How they get there: `thread/inbox.rs`.
+//! `thread/inbox.rs` brings them to the threads.
 
 #![forbid(unsafe_code)]
 
@@ -11,76 +10,105 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::greenlet::no_switch;
+use crate::greenlet::no_switch::no_switch;
 use crate::thread::inbox::{self, Request};
-use crate::thread::{self, ThreadId, ThreadState, flag};
+use crate::thread::{ThreadId, ThreadState};
 
-/// What must be left of a greenlet's stack for an task to be run on it, in bytes. A backtrace takes 7 KiB.
-const ROOM: usize = 24 << 10;
-
-/// Asks every thread that has greenlets to run `task` at its next switch, and returns at once.
+/// Asks every thread that has greenlets to run `task`, and returns at once.
 ///
-/// A thread runs it where it was about to switch, throw, or start a greenlet, in the greenlet that was
-/// about to, if 24 KiB of that one's stack are left: it may look at everything, but not switch. One that does not switch (because it waits for
-/// something, or computes) does not run it; [`run_pending_broadcasts`] can be called there. A panic in it goes nowhere.
+/// Each thread runs it at its next switch or throw, in the greenlet that is about to switch. That
+/// greenlet must have 24 KiB of free stack; otherwise the next one with more runs it. The task may
+/// look at all greenlets of the thread, but may not switch. A panic in it is caught and dropped.
+///
+/// A thread that does not switch, because it blocks or computes, does not run the task. Call
+/// [`run_pending_broadcasts`] there.
 ///
 /// # Examples
 ///
 /// ```
+/// # extern crate greenlet_core as greenlet;
 /// use std::time::Duration;
-/// use greenlet_core::{run_on_all_threads, getcurrent, greenlets, run_pending_broadcasts};
+/// use greenlet::{getcurrent, greenlets, run_on_all_threads, run_pending_broadcasts};
 ///
-/// let _main = getcurrent(); // so that this thread is one with greenlets
-/// let task = run_on_all_threads(|| println!("{} greenlets here", greenlets().len()));
+/// let _main = getcurrent(); // this thread has greenlets from now on
+/// let broadcast = run_on_all_threads(|| println!("{} greenlets here", greenlets().len()));
 /// run_pending_broadcasts(); // or any switch
-/// assert!(task.wait(Duration::from_secs(1)).is_empty());
+/// assert!(broadcast.wait(Duration::from_secs(1)).is_empty());
 /// ```
 pub fn run_on_all_threads(task: impl Fn() + Send + Sync + 'static) -> Broadcast {
+    // CAUTION: runs arbitrary user code, which cannot switch.
+    let task = move || no_switch(|| catch_unwind(AssertUnwindSafe(&task)));
     Broadcast(Request::send_to_all(task))
 }
 
-/// Runs what [`run_on_all_threads`] has asked of this thread: for a loop that seldom switches.
+/// Runs what [`run_on_all_threads`] has asked of the calling thread. For loops that rarely switch.
 ///
-/// It costs a look at a flag if there is nothing.
-#[inline]
-pub fn run_pending_broadcasts() {
-    let thread = ThreadState::current();
-    if thread.has_flag(flag::REMOTE_CALL) {
-        run(thread);
-    }
-}
-
-/// Something that all threads were asked to do: see [`run_on_all_threads`].
+/// If there is nothing to run, this checks a flag and returns.
 ///
 /// # Examples
 ///
 /// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::run_pending_broadcasts;
+///
+/// for _chunk in 0..1000 {
+///     // ... compute ...
+///     run_pending_broadcasts();
+/// }
+/// ```
+#[inline]
+pub fn run_pending_broadcasts() {
+    inbox::run_requests(ThreadState::current());
+}
+
+/// A task that all threads were asked to run: see [`run_on_all_threads`].
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
 /// use std::sync::mpsc;
 /// use std::time::Duration;
-/// use greenlet_core::{ThreadId, run_on_all_threads, getcurrent};
+/// use greenlet::{ThreadId, getcurrent, run_on_all_threads};
 ///
 /// let (ready, is_ready) = mpsc::channel();
 /// let (sender, news) = mpsc::channel::<()>();
 /// let waiting = std::thread::spawn(move || {
-///     let _main = getcurrent(); // a thread with greenlets
+///     let _main = getcurrent(); // this thread has greenlets from now on
 ///     ready.send(ThreadId::current()).unwrap();
-///     let _ = news.recv(); // which does not switch
+///     let _ = news.recv(); // blocks, so it does not switch
 /// });
 /// let thread = is_ready.recv()?;
-/// let task = run_on_all_threads(|| println!("{} is here", ThreadId::current()));
-/// assert_eq!(task.wait(Duration::from_millis(1)), [thread]);
+/// let broadcast = run_on_all_threads(|| println!("{} is here", ThreadId::current()));
+/// assert_eq!(broadcast.wait(Duration::from_millis(1)), [thread]);
 /// drop(sender);
 /// waiting.join().unwrap();
-/// assert!(task.wait(Duration::MAX).is_empty()); // it has ended
+/// assert!(broadcast.wait(Duration::MAX).is_empty()); // the thread has ended
 /// # Ok::<(), mpsc::RecvError>(())
 /// ```
-#[must_use = "who does not wait does not know who has done it"]
+#[must_use = "only `wait` tells which threads have run the task"]
 pub struct Broadcast(Arc<Request>);
 
 impl Broadcast {
-    /// Waits until all threads have run it or have ended, but not longer than `limit`, and returns those that have not.
+    /// Blocks until every thread has run the task or has ended, but at most for `limit`. Returns
+    /// the threads that have done neither.
     ///
-    /// The calling thread, if it is one of them, does not run it by waiting: call [`run_pending_broadcasts`] before.
+    /// Waiting does not run the task in the calling thread. If the calling thread has greenlets,
+    /// call [`run_pending_broadcasts`] first.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use std::time::Duration;
+    /// use greenlet::{ThreadId, getcurrent, run_on_all_threads, run_pending_broadcasts};
+    ///
+    /// let _main = getcurrent(); // this thread has greenlets from now on
+    /// let broadcast = run_on_all_threads(|| {});
+    /// assert_eq!(broadcast.wait(Duration::ZERO), [ThreadId::current()]);
+    /// run_pending_broadcasts();
+    /// assert!(broadcast.wait(Duration::ZERO).is_empty());
+    /// ```
     pub fn wait(&self, limit: Duration) -> Vec<ThreadId> {
         self.0.wait(limit)
     }
@@ -91,22 +119,5 @@ impl fmt::Debug for Broadcast {
         f.debug_struct("Broadcast")
             .field("missing", &self.0.missing())
             .finish_non_exhaustive()
-    }
-}
-
-/// Runs what is in this thread's inbox.
-#[cold]
-#[inline(never)]
-pub(crate) fn run(thread: &ThreadState) {
-    let usage = thread::current_greenlet().stack_usage();
-    if usage.is_some_and(|usage| usage.size.saturating_sub(usage.used) < ROOM) {
-        return; // the flag stays: another greenlet will have the room
-    }
-    thread.lower_flag(flag::REMOTE_CALL);
-    while let Some(request) = inbox::next_request(thread) {
-        // CAUTION: runs foreign code, which cannot switch.
-        let outcome = no_switch::no_switch(|| catch_unwind(AssertUnwindSafe(|| (request.task)())));
-        request.mark_done();
-        drop(outcome);
     }
 }

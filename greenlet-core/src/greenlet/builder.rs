@@ -1,4 +1,4 @@
-//! What can be chosen about a greenlet before it is made.
+//! The builder: what can be chosen about a greenlet before it is created.
 
 #![forbid(unsafe_code)]
 
@@ -7,61 +7,134 @@ use std::panic::Location;
 use anyhow::Result;
 
 use crate::greenlet::Greenlet;
-use crate::greenlet::local::Locals;
+use crate::greenlet::locals::Locals;
 use crate::switch::first_frame;
 use crate::thread;
 
-/// Makes a greenlet with a name, a stack size or a parent of its own: see [`Greenlet::builder`].
+/// Builds a greenlet with a name, a stack size, a parent or local variables: see
+/// [`Greenlet::builder`].
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Builder, getcurrent};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Builder, getcurrent};
 ///
 /// let greenlet = Builder::new().name("g").parent(&getcurrent()).build(|n: u8| Ok(n + 1));
 /// assert_eq!(greenlet.switch::<u8>(1_u8)?, 2);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
-#[must_use = "a builder makes nothing before `build`"]
+#[must_use = "a builder creates nothing before `build`"]
 pub struct Builder {
     name: Option<Box<str>>,
     stack_size: Option<usize>,
     parent: Option<Greenlet>,
-    pub(crate) locals: Option<Locals>,
+    locals: Option<Locals>,
 }
 
 impl Builder {
-    /// Starts with no name, the default stack size, and the running greenlet as the parent.
+    /// Creates a builder with the defaults: no name, a stack of the default size, and the greenlet
+    /// that runs at [`build`](Builder::build) as the parent.
     #[inline]
     pub fn new() -> Builder {
         Builder::default()
     }
 
-    /// Names the greenlet, for messages, traces and trees.
+    /// Sets the name, which errors, traces and [`Debug`](std::fmt::Debug) show. It need not be
+    /// unique.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let worker = Greenlet::builder().name("worker").build(|(): ()| Ok(()));
+    /// assert_eq!(format!("{worker:?}"), "<Greenlet 'worker', pending>");
+    /// ```
     pub fn name(mut self, name: impl Into<String>) -> Builder {
         self.name = Some(name.into().into_boxed_str());
         self
     }
 
-    /// Sets the size of the stack, in bytes; it is rounded up. The default is
-    /// [`stack::DEFAULT_SIZE`](crate::stack::DEFAULT_SIZE), the minimum
-    /// [`stack::MIN_SIZE`](crate::stack::MIN_SIZE).
+    /// Sets the size of the stack, in bytes. It is rounded up to the size class of the stack pool.
     ///
-    /// A stack costs the memory that is touched, so a generous size is cheap. A size out of range is
-    /// reported by the first switch, as a [`StackError`](crate::StackError).
+    /// The default is [`stack::DEFAULT_SIZE`](crate::stack::DEFAULT_SIZE), the minimum
+    /// [`stack::MIN_SIZE`](crate::stack::MIN_SIZE). Only touched pages cost memory, so prefer a
+    /// larger size. The first switch to the greenlet reports a size that is out of range, as a
+    /// [`StackError`](crate::StackError).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
+    ///
+    /// let roomy = Greenlet::builder().stack_size(1 << 20).build(|(): ()| {
+    ///     Ok(getcurrent().stack_usage().unwrap().size)
+    /// });
+    /// assert!(roomy.switch::<usize>(())? >= 1 << 20);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn stack_size(mut self, bytes: usize) -> Builder {
         self.stack_size = Some(bytes);
         self
     }
 
-    /// Sets the parent.
+    /// Sets the parent, which receives what the greenlet leaves when it ends.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let boss = Greenlet::new(|report: u32| Ok(report + 1));
+    /// let worker = Greenlet::builder().parent(&boss).build(|(): ()| Ok(41_u32));
+    /// assert_eq!(worker.switch::<u32>(())?, 42);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn parent(mut self, parent: &Greenlet) -> Builder {
         self.parent = Some(parent.clone());
         self
     }
 
-    /// Makes the greenlet.
+    /// Sets the values of the greenlet's [`greenlet_local!`](crate::greenlet_local) variables. The
+    /// default is none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, Locals, greenlet_local};
+    ///
+    /// greenlet_local!(static USER: &'static str = "nobody");
+    ///
+    /// let locals = Locals::new();
+    /// locals.set(&USER, "ann");
+    /// let child = Greenlet::builder().locals(locals).build(|(): ()| Ok(USER.get()));
+    /// assert_eq!(child.switch::<&str>(())?, "ann");
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn locals(mut self, locals: Locals) -> Builder {
+        self.locals = Some(locals);
+        self
+    }
+
+    /// Creates the greenlet, which will run `function`: see [`Greenlet::new`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Builder, State};
+    ///
+    /// let greenlet = Builder::new().build(|n: u32| Ok(n * 2));
+    /// assert_eq!(greenlet.state(), State::Pending);
+    /// assert_eq!(greenlet.switch::<u32>(21_u32)?, 42);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[track_caller]
     #[inline]
     pub fn build<A, R, F>(self, function: F) -> Greenlet
@@ -71,16 +144,16 @@ impl Builder {
         F: FnOnce(A) -> Result<R> + 'static,
     {
         let parent = self.parent.unwrap_or_else(thread::current_greenlet);
-        let node = first_frame::create(parent, Location::caller(), function);
+        let inner = first_frame::create(parent, Location::caller(), function);
         if let Some(size) = self.stack_size {
-            node.set_stack_size(size);
+            inner.set_stack_size(size);
         }
         if let Some(name) = self.name {
-            node.set_name(name);
+            inner.set_name(name);
         }
         if let Some(locals) = self.locals {
-            node.replace_locals(Some(locals.0));
+            inner.replace_locals(Some(locals.0));
         }
-        Greenlet::from_inner(node)
+        Greenlet::from_inner(inner)
     }
 }

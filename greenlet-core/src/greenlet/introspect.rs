@@ -1,111 +1,219 @@
-//! Looking at the greenlets of a thread from outside: which there are, and what stack they use.
+//! Looking at greenlets: their state, which ones a thread has, their age, and the stack that they
+//! use.
 
 #![forbid(unsafe_code)]
 
+use std::panic::Location;
 use std::time::Duration;
 
 use crate::backend;
 use crate::greenlet::Greenlet;
-use crate::stack::{self, Around};
+use crate::node::status::State;
+use crate::stack::{self, Around, Stack};
 use crate::thread::{ThreadState, ages};
 
-/// All greenlets of the calling thread, in the order in which they were made. The main greenlet is the first.
-///
-/// Dead ones are among them as long as there are handles of them. A thread that has not used greenlets
-/// has none. The list holds handles: while it lives, no greenlet in it is ended for want of one.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Greenlet, State, getcurrent, greenlets};
-///
-/// let main = getcurrent();
-/// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
-/// assert_eq!(greenlets(), [main, child]);
-/// ```
-pub fn greenlets() -> Vec<Greenlet> {
-    ThreadState::current().all_greenlets().collect()
-}
-
-/// How many stacks the greenlets of the calling thread have at the moment, and the generators. A greenlet has one from its
-/// first switch until it ends. A counter is read; [`stack::stats`] knows more, of all threads, and asks the kernel.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Greenlet, stacks_in_use};
-///
-/// let child = Greenlet::new(|(): ()| Ok(stacks_in_use()));
-/// assert_eq!(stacks_in_use(), 0);
-/// assert_eq!(child.switch::<usize>(())?, 1);
-/// assert_eq!(stacks_in_use(), 0);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
-pub fn stacks_in_use() -> usize {
-    ThreadState::current().stacks_in_use()
-}
-
-/// How much of its stack a greenlet uses: see [`Greenlet::stack_usage`].
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Greenlet, StackUsage, getcurrent};
-///
-/// let child = Greenlet::new(|(): ()| Ok(getcurrent().stack_usage().unwrap()));
-/// let usage = child.switch::<StackUsage>(())?;
-/// assert!(usage.used < usage.size);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct StackUsage {
-    /// From the base to where the greenlet is parked, or runs, in bytes. It may have been deeper before. In the
-    /// function of a generator, this is about the stack of the generator.
-    pub used: usize,
-    /// What it may use, in bytes.
-    pub size: usize,
-}
-
-/// Says whether the library notes, from now on, when each greenlet is made, in all threads: for
-/// [`Greenlet::age`].
-///
-/// Off at first: to read the clock and to note the time takes nearly as long as to make a greenlet.
-pub fn track_ages(keep: bool) {
-    ages::track_ages(keep);
-}
-
 impl Greenlet {
-    /// How long ago the greenlet was made, if it was made while ages were kept: see [`track_ages`].
+    /// Returns the state: pending, active or dead.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, track_ages};
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{State, getcurrent};
+    ///
+    /// assert_eq!(getcurrent().state(), State::Active);
+    /// ```
+    #[inline]
+    pub fn state(&self) -> State {
+        self.inner.status.state()
+    }
+
+    /// Returns `true` if the greenlet has been started and has not ended: Python's truth value of a
+    /// greenlet.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    /// assert!(!child.is_active());
+    /// child.switch::<()>(())?;
+    /// assert!(child.is_active());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn is_active(&self) -> bool {
+        self.state() == State::Active
+    }
+
+    /// Returns `true` if the greenlet has ended: Python's `dead`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// child.switch::<()>(())?;
+    /// assert!(child.is_dead());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn is_dead(&self) -> bool {
+        self.state() == State::Dead
+    }
+
+    /// Returns `true` if this is the main greenlet of its thread, which exists without being
+    /// created.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
+    ///
+    /// assert!(getcurrent().is_main());
+    /// assert!(!Greenlet::new(|(): ()| Ok(())).is_main());
+    /// ```
+    pub fn is_main(&self) -> bool {
+        self.inner.status.is_main()
+    }
+
+    /// Returns `true` if this greenlet is running.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getmain};
+    ///
+    /// assert!(getmain().is_current());
+    /// let child = Greenlet::new(|(): ()| Ok(getmain().is_current()));
+    /// assert!(!child.switch::<bool>(())?);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        ThreadState::current().is_current(&self.inner)
+    }
+
+    /// Returns the name that [`Builder::name`](crate::Builder::name) gave the greenlet. The main
+    /// greenlet is called `main`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getmain};
+    ///
+    /// assert_eq!(getmain().name(), Some("main"));
+    /// assert_eq!(Greenlet::new(|(): ()| Ok(())).name(), None);
+    /// ```
+    pub fn name(&self) -> Option<&str> {
+        self.inner.name()
+    }
+
+    /// Returns a number that no other greenlet of the thread has.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getmain};
+    ///
+    /// assert_ne!(Greenlet::new(|(): ()| Ok(())).id(), getmain().id());
+    /// ```
+    pub fn id(&self) -> u64 {
+        self.inner.id()
+    }
+
+    /// Returns the place in the source where the greenlet was created.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let (child, line) = (Greenlet::new(|(): ()| Ok(())), line!());
+    /// assert_eq!((child.created_at().file(), child.created_at().line()), (file!(), line));
+    /// ```
+    pub fn created_at(&self) -> &'static Location<'static> {
+        self.inner.created_at()
+    }
+
+    /// Returns the place of the switch in which the greenlet is suspended. `None` if it is not
+    /// suspended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    /// assert!(child.suspended_at().is_none());
+    /// child.switch::<()>(())?;
+    /// assert_eq!(child.suspended_at().unwrap().file(), file!());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn suspended_at(&self) -> Option<&'static Location<'static>> {
+        if !self.is_suspended() {
+            return None;
+        }
+        self.inner.context.suspended_at.get()
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.is_active() && !self.is_current()
+    }
+
+    /// Returns the time since the greenlet was created. `None` if ages were not tracked then: see
+    /// [`track_ages`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, track_ages};
     ///
     /// let unknown = Greenlet::new(|(): ()| Ok(()));
     /// track_ages(true);
     /// let young = Greenlet::new(|(): ()| Ok(()));
     /// assert!(unknown.age().is_none() && young.age().is_some());
-    /// # track_ages(false);
+    /// track_ages(false);
     /// ```
     pub fn age(&self) -> Option<Duration> {
         Some(ThreadState::current().creation_time(self.inner())?.elapsed())
     }
 
-    /// Says whether the greenlet waits for a future, or is below one that does: a gate is closed, and a
-    /// switch to it would be refused.
-    pub fn is_awaiting(&self) -> bool {
-        self.is_active() && !self.is_current() && self.inner().await_locked_ancestor().is_some()
-    }
-
-    /// How much of its stack the greenlet uses. `None` if it has none: it is pending or dead, or
-    /// the main greenlet, which has the stack of its thread.
+    /// Returns `true` if the greenlet awaits a future, or is below one that does. A switch to it is
+    /// refused.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, getparent};
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    /// child.switch::<()>(())?;
+    /// assert!(!child.is_awaiting()); // suspended, but not by `await_`
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn is_awaiting(&self) -> bool {
+        self.is_suspended() && self.inner().await_locked_ancestor().is_some()
+    }
+
+    /// Returns how much of its stack the greenlet uses. `None` if it has no stack of its own: it is
+    /// pending or dead, or it is the main greenlet, which runs on the stack of its thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent};
     ///
     /// let child = Greenlet::new(|(): ()| {
     ///     let deep = [1_u8; 5000];
@@ -119,34 +227,34 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn stack_usage(&self) -> Option<StackUsage> {
-        let node = self.inner();
-        let stack = node.stack.take()?;
-        node.stack.set(Some(stack));
+        self.with_stack(|_| ())?;
         self.usage_of_innermost_stack()
     }
 
-    /// How much is used of the stack that the greenlet runs on, or is parked on. `None` if it is the stack of its thread.
+    /// Returns how much of the stack is used that the greenlet runs on, or is suspended on. `None`
+    /// if it is the stack of its thread.
     pub(crate) fn usage_of_innermost_stack(&self) -> Option<StackUsage> {
-        let place = if self.is_current() {
+        let address = if self.is_current() {
             backend::stack_pointer()
         } else {
             self.inner().resume_point()
         };
-        let (used, size) = Around::of(place)?.usage(place);
+        let (used, size) = Around::of(address)?.usage(address);
         Some(StackUsage { used, size })
     }
 
-    /// How deep the greenlet's stack has been, in bytes; `None` if it has none of ours: before it was
-    /// started, after it has ended, and for the main greenlet.
+    /// Returns an upper bound of how much of its stack the greenlet has ever used, in bytes. `None`
+    /// if it has no stack of its own: see [`stack_usage`](Greenlet::stack_usage).
     ///
-    /// It is what the kernel knows, which costs nothing until it is asked: whole pages that have been
-    /// touched since the stack was last given back to the system. So greenlets that had the stack before
-    /// count too, unless [`stack::set_idle_limit`](crate::stack::set_idle_limit) lets none keep its memory.
+    /// The kernel is asked which pages have been touched, so this costs nothing until it is called.
+    /// On a reused stack the number includes earlier greenlets. Call
+    /// [`stack::set_idle_limit(0)`](crate::stack::set_idle_limit) first to exclude them.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, getparent, stack};
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent, stack};
     ///
     /// let shallow = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// assert_eq!(shallow.stack_high_water(), None);
@@ -156,10 +264,105 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn stack_high_water(&self) -> Option<usize> {
-        let node = self.inner();
-        let stack = node.stack.take()?;
-        let deep = stack::high_water(&stack);
-        node.stack.set(Some(stack));
-        Some(deep)
+        self.with_stack(stack::high_water)
     }
+
+    fn with_stack<T>(&self, look: impl FnOnce(&Stack) -> T) -> Option<T> {
+        let place = &self.inner().stack;
+        let stack = place.take()?;
+        let seen = look(&stack);
+        place.set(Some(stack));
+        Some(seen)
+    }
+}
+
+/// How much of its stack a greenlet uses: see [`Greenlet::stack_usage`].
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, StackUsage, getcurrent};
+///
+/// let child = Greenlet::new(|(): ()| Ok(getcurrent().stack_usage().unwrap()));
+/// let usage = child.switch::<StackUsage>(())?;
+/// assert!(usage.used < usage.size);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StackUsage {
+    /// The bytes between the base of the stack and the innermost frame. It may have been more
+    /// before.
+    pub used: usize,
+    /// The usable size of the stack, in bytes.
+    pub size: usize,
+}
+
+impl StackUsage {
+    /// Returns how many bytes are free.
+    pub(crate) fn free(&self) -> usize {
+        self.size.saturating_sub(self.used)
+    }
+}
+
+/// Returns all greenlets of the calling thread, in the order of their creation. The main greenlet
+/// is the first.
+///
+/// Dead greenlets are included as long as they have handles. A thread that has not used greenlets
+/// has none. The list holds handles, so no greenlet in it can lose its last one while the list
+/// exists.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getcurrent, greenlets};
+///
+/// let main = getcurrent();
+/// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
+/// assert_eq!(greenlets(), [main, child]);
+/// ```
+pub fn greenlets() -> Vec<Greenlet> {
+    ThreadState::current().all_greenlets().collect()
+}
+
+/// Returns how many stacks the greenlets of the calling thread have now.
+///
+/// A greenlet has a stack from its first switch until it ends. This reads a counter;
+/// [`stack::stats`] reports more, about all threads, and asks the kernel.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, stacks_in_use};
+///
+/// let child = Greenlet::new(|(): ()| Ok(stacks_in_use()));
+/// assert_eq!(stacks_in_use(), 0);
+/// assert_eq!(child.switch::<usize>(())?, 1);
+/// assert_eq!(stacks_in_use(), 0);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn stacks_in_use() -> usize {
+    ThreadState::current().stacks_in_use()
+}
+
+/// Starts or stops recording when each greenlet is created, in all threads, for [`Greenlet::age`].
+///
+/// It is off by default, because reading the clock nearly doubles the time that a creation takes.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, track_ages};
+///
+/// track_ages(true);
+/// let child = Greenlet::new(|(): ()| Ok(()));
+/// assert!(child.age().is_some());
+/// track_ages(false);
+/// ```
+pub fn track_ages(track: bool) {
+    ages::track_ages(track);
 }

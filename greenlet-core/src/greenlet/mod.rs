@@ -1,25 +1,16 @@
-//! The handle of a greenlet, and everything that can be done with it.
+//! The handle of a greenlet, and its main methods: creation, switching, ending, and the tree.
+//!
+//! The child modules add the others: state and introspection, backtraces, local variables; and the
+//! functions that are not methods.
 
-pub(crate) mod all_threads;
-pub(crate) mod await_lock;
-pub(crate) mod backtrace;
-pub(crate) mod builder;
-pub(crate) mod introspect;
-pub(crate) mod local;
-pub(crate) mod no_switch;
-
-use std::any::Any;
-use std::cell::RefCell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::mem::ManuallyDrop;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::rc::Rc;
 
 use anyhow::{Error, Result};
 
 use crate::greenlet::builder::Builder;
-use crate::node::Inner;
 pub use crate::node::handle::Greenlet;
 use crate::node::rc::InnerWeak;
 use crate::node::status::State;
@@ -30,13 +21,25 @@ use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
-use crate::thread::{self, Deferred, ThreadState};
+use crate::thread::{Deferred, ThreadState};
 
 impl Greenlet {
-    /// Makes a greenlet that will run `function`. Its parent is the running greenlet.
+    /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
     ///
-    /// Nothing runs yet, and no stack is taken. The first [`switch`](Greenlet::switch) passes the
-    /// function's argument.
+    /// Nothing runs yet, and no stack is allocated. The first [`switch`](Greenlet::switch) passes
+    /// the function's argument. An `Err` that the function returns is returned by the parent's
+    /// switch.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let child = Greenlet::new(|n: u32| Ok(n + 1));
+    /// assert_eq!(child.switch::<u32>(1_u32)?, 2);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[track_caller]
     #[inline]
     pub fn new<A, R, F>(function: F) -> Greenlet
@@ -48,12 +51,13 @@ impl Greenlet {
         Builder::new().build(function)
     }
 
-    /// Makes a greenlet with a name, a stack size or a parent of its own.
+    /// Creates a builder, to set a name, a stack size or another parent first.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::Greenlet;
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
     ///
     /// let worker = Greenlet::builder()
     ///     .name("worker")
@@ -69,50 +73,75 @@ impl Greenlet {
 
     /// Switches to this greenlet with a value, and returns what is next sent to the caller.
     ///
-    /// A pending greenlet is started with the value. A suspended one gets it as the result of the switch
-    /// that it is suspended in. If the greenlet is dead, the value goes to its nearest ancestor that is
-    /// not; if that is the caller, or if the caller switches to itself, the value comes right back.
+    /// A pending greenlet starts with the value as its argument. A suspended one receives it as the
+    /// result of the switch in which it is suspended. If the greenlet is dead, its nearest living
+    /// ancestor receives the value. If that is the caller, or if the caller switches to itself, the
+    /// value is returned at once.
     ///
-    /// The result need not come from this greenlet: it is whatever is next sent to the caller, by anyone.
-    /// Nothing is allocated, and the value is moved once.
+    /// The result need not come from this greenlet: any greenlet may switch to the caller next. The
+    /// value is moved once, and nothing is allocated.
     ///
     /// # Errors
     ///
-    /// - What is thrown at the caller while it is suspended, and what a child's function returns as `Err`
-    ///   when it ends.
-    /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`; it has the value.
-    ///   Ask for a [`Value`] to take anything. A greenlet that ended by exit sends a [`GreenletExit`].
-    /// - A refused switch: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that takes
-    ///   another type, [`StackError`](crate::StackError), [`AwaitInProgress`](crate::AwaitInProgress),
-    ///   [`Unwinding`](crate::Unwinding), [`SwitchForbidden`](crate::SwitchForbidden),
-    ///   [`ThreadExiting`](crate::ThreadExiting). Nothing has changed then, and the error has the value.
+    /// - What another greenlet throws at the caller meanwhile, or the error with which a child
+    ///   ends.
+    /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`. The error owns the
+    ///   value. Ask for a [`Value`] to accept any type. A greenlet that ended by exit sends a
+    ///   [`GreenletExit`].
+    /// - The switch was refused: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that
+    ///   takes another type, [`StackError`](crate::StackError),
+    ///   [`AwaitInProgress`](crate::AwaitInProgress), [`Unwinding`](crate::Unwinding),
+    ///   [`SwitchForbidden`](crate::SwitchForbidden), [`ThreadExiting`](crate::ThreadExiting).
+    ///   Nothing has changed then, and the error owns the value.
     ///
     /// # Panics
     ///
-    /// A panic that leaves a greenlet's function goes on in its parent, out of the parent's `switch`.
+    /// Propagates the panic of a child that ended with one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
+    ///
+    /// let main = getcurrent();
+    /// let child = Greenlet::new(move |name: &str| {
+    ///     let count = main.switch::<usize>(format!("hello, {name}"))?;
+    ///     Ok(name.repeat(count))
+    /// });
+    /// assert_eq!(child.switch::<String>("ann")?, "hello, ann");
+    /// assert_eq!(child.switch::<String>(2_usize)?, "annann");
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     #[track_caller]
-    #[inline(always)] // a return after a switch is one that the processor does not predict
+    #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         switch::switch_to(&self.inner, &mut value, at)
     }
 
-    /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and lets go of the handle: when
-    /// the greenlet runs, this handle is gone.
+    /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and drops the handle on the
+    /// way.
     ///
-    /// `switch` holds its handle until it returns. Use this where the caller may stay suspended for long
-    /// and must not keep the greenlet alive meanwhile. Where the switch starts a pending greenlet, or takes
-    /// one of the rare paths (a tracer is installed, say), the handle is held until the switch returns, as by `switch`.
+    /// [`switch`](Greenlet::switch) keeps its handle until it returns. Use this method if the
+    /// caller may stay suspended for long and must not keep the greenlet alive meanwhile. If the
+    /// switch starts a pending greenlet, or a tracer is installed, the handle may be kept until the
+    /// switch returns.
     ///
-    /// # Errors, Panics
+    /// # Errors
     ///
-    /// As for [`switch`](Greenlet::switch). If the switch is refused, the handle is dropped all the same.
+    /// Those of [`switch`](Greenlet::switch). The handle is dropped even if the switch is refused.
+    ///
+    /// # Panics
+    ///
+    /// Propagates the panic of a child that ended with one.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::Greenlet;
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
     ///
     /// let once = Greenlet::new(|n: u32| Ok(n + 1));
     /// assert_eq!(once.switch_owned::<u32>(1_u32)?, 2);
@@ -126,59 +155,26 @@ impl Greenlet {
         receive::receive(switch::switch_to_owned(self, payload, at)?)
     }
 
-    /// Switches to the greenlet whose handle is in `place`, as [`switch`](Greenlet::switch) does; no handle
-    /// is made for that, nor is `place` borrowed meanwhile: it may be emptied, and the greenlet may end, before
-    /// control comes back. `at` is where the caller says it is parked.
+    /// Switches to the parent of this greenlet with a value, and returns what is next sent to the
+    /// caller.
+    ///
+    /// The same as a switch to [`parent()`](Greenlet::parent), but it creates no handle of the
+    /// parent.
     ///
     /// # Errors
     ///
-    /// The outer error says why the caller may not switch ([`check_switch_allowed`](crate::check_switch_allowed)): nothing has moved then, and
-    /// the value is dropped. The inner ones are as for [`switch`](Greenlet::switch).
+    /// As [`switch`](Greenlet::switch). [`ParentError`] if this is the main greenlet, which has no
+    /// parent.
     ///
     /// # Panics
     ///
-    /// As [`switch`](Greenlet::switch); also if `place` is empty, or mutably borrowed.
+    /// As [`switch`](Greenlet::switch).
     ///
     /// # Examples
     ///
     /// ```
-    /// use std::cell::RefCell;
-    /// use std::panic::Location;
-    /// use greenlet_core::{Greenlet, no_switch};
-    ///
-    /// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
-    /// let at = Location::caller();
-    /// assert!(no_switch(|| Greenlet::switch_in::<u32>(&place, 1_u32, at)).is_err());
-    /// assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at)??, 2);
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    #[inline(always)] // a return after a switch is one that the processor does not predict
-    pub fn switch_in<R: 'static>(
-        place: &RefCell<Option<Greenlet>>,
-        value: impl Sized + 'static,
-        at: &'static Location<'static>,
-    ) -> Result<Result<R>> {
-        let mut value = ManuallyDrop::new(value);
-        match switch::try_switch_in(place, &mut value, at) {
-            Ok(back) => Ok(receive::receive(back)),
-            Err(unsent) => Ok(Greenlet::switch_in_slow(place, unsent, at)?.and_then(receive::receive)),
-        }
-    }
-
-    /// Switches from the running greenlet to the parent of this one with a value, and returns what is
-    /// next sent to the caller.
-    ///
-    /// The same as switching to [`parent()`](Greenlet::parent), but no handle of the parent is made.
-    ///
-    /// # Errors, Panics
-    ///
-    /// As for [`switch`](Greenlet::switch); also [`ParentError`](crate::ParentError) if this is the main greenlet, which has
-    /// no parent.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use greenlet_core::{Greenlet, getcurrent};
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
     ///
     /// let child = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<u32>("a number, please"));
     /// assert_eq!(child.switch::<&str>(())?, "a number, please");
@@ -186,7 +182,7 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    #[inline(always)] // a return after a switch is one that the processor does not predict
+    #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
@@ -197,40 +193,31 @@ impl Greenlet {
         receive::receive(back)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn switch_in_slow(
-        place: &RefCell<Option<Greenlet>>,
-        unsent: Payload,
-        at: &'static Location<'static>,
-    ) -> Result<Result<Payload>> {
-        if let Err(refused) = switch::check_switch_allowed() {
-            drop(unsent.into_value());
-            return Err(refused);
-        }
-        let target = place.borrow().clone().expect("`place` has a greenlet");
-        Ok(switch::switch_to_owned(target, unsent, at))
-    }
-
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
     ///
-    /// A suspended greenlet gets it as `Err` from the switch that it is suspended in. A pending one dies
-    /// without running, and the error goes on to its parent. Thrown at a dead one, it goes to its nearest
-    /// living ancestor; at the caller itself, it is returned at once.
+    /// A suspended greenlet receives the error as `Err` from the switch in which it is suspended. A
+    /// pending one dies without running, and its parent receives the error. Thrown at a dead
+    /// greenlet, the error reaches the nearest living ancestor. Thrown at the caller itself, it is
+    /// returned at once.
     ///
-    /// A [`GreenletExit`] that reaches the end of a greenlet, or a dead one, is eaten there and goes on
-    /// as an ordinary value.
+    /// As in Python, a [`GreenletExit`] that ends a greenlet is no error for the parent: the parent
+    /// receives it as an ordinary value. The same is true of one that is thrown at a dead greenlet.
     ///
-    /// # Errors, Panics
+    /// # Errors
     ///
-    /// As for [`switch`](Greenlet::switch). An error that says that the throw was refused has the error
-    /// that was to be thrown, as a [`Value`].
+    /// Those of [`switch`](Greenlet::switch). If the throw is refused, the returned error owns the
+    /// error that was to be thrown, as a [`Value`].
+    ///
+    /// # Panics
+    ///
+    /// Propagates the panic of a child that ended with one.
     ///
     /// # Examples
     ///
     /// ```
+    /// # extern crate greenlet_core as greenlet;
     /// use anyhow::anyhow;
-    /// use greenlet_core::{Greenlet, getparent};
+    /// use greenlet::{Greenlet, getparent};
     ///
     /// let child = Greenlet::new(|(): ()| {
     ///     let reply = getparent().unwrap().switch::<&str>(());
@@ -246,19 +233,24 @@ impl Greenlet {
         receive::receive(switch::throw(&self.inner, error.into(), at)?)
     }
 
-    /// Throws a [`GreenletExit`] at this greenlet: `throw()` without arguments in Python.
+    /// Throws a [`GreenletExit`] at this greenlet: Python's `throw()` without arguments.
     ///
-    /// If the greenlet lets it through, its parent gets the exit as a value; where the parent is the
+    /// If the exit ends the greenlet, its parent receives the exit as a value. If the parent is the
     /// caller, this returns it.
     ///
-    /// # Errors, Panics
+    /// # Errors
     ///
-    /// As for [`throw`](Greenlet::throw).
+    /// Those of [`throw`](Greenlet::throw).
+    ///
+    /// # Panics
+    ///
+    /// Propagates the panic of a child that ended with one.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, getparent};
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent};
     ///
     /// let child = Greenlet::new(|(): ()| {
     ///     getparent().unwrap().switch::<()>(())?; // `?` lets the exit through
@@ -274,21 +266,23 @@ impl Greenlet {
         self.throw(GreenletExit::new())
     }
 
-    /// Ends this greenlet, whoever has handles of it, as dropping the last one would: a
-    /// [`GreenletExit`] is thrown into it with the caller as its parent, and if that does not end it, it is unwound.
+    /// Ends this greenlet, even if it has other handles, as dropping the last one would.
     ///
-    /// For things that own a greenlet. A pending greenlet dies unrun; a dead one is left alone. What the
-    /// greenlet leaves is discarded, or reported if it is an error
-    /// ([`set_unraisable_hook`](crate::set_unraisable_hook)).
+    /// A [`GreenletExit`] is thrown into it, with the caller as its parent. If that does not end
+    /// the greenlet, its stack is unwound. A pending greenlet dies without running. Ending a dead,
+    /// a running or a main greenlet does nothing.
     ///
-    /// If the current greenlet may not switch because of a panic or a
-    /// [`no_switch`](crate::no_switch) section, the greenlet is ended as soon as it may.
+    /// What the greenlet returns is dropped. An error or a panic of its clean-up is reported to the
+    /// [unraisable hook](crate::set_unraisable_hook). If the running greenlet may not switch,
+    /// because of a panic or a [`no_switch`](crate::no_switch) section, the greenlet is ended as
+    /// soon as it may.
     ///
     /// # Examples
     ///
     /// ```
+    /// # extern crate greenlet_core as greenlet;
     /// use std::rc::Rc;
-    /// use greenlet_core::{Greenlet, getparent};
+    /// use greenlet::{Greenlet, getparent};
     ///
     /// let resource = Rc::new("a socket");
     /// let held = resource.clone();
@@ -307,36 +301,52 @@ impl Greenlet {
         match self.state() {
             State::Dead => {}
             State::Pending => {
-                // CAUTION: runs foreign code: the destructors of what the function captured.
                 self.inner.status.cancel();
+                // CAUTION: runs arbitrary user code: the destructors of what the function captured.
                 self.inner.closure.clear();
             }
             State::Active if self.inner.status.is_main() || thread.is_current(&self.inner) => {}
-            State::Active if thread.can_end_greenlets() => teardown::end_owned(self, reason::ENDED),
+            State::Active if thread.can_end_greenlets() => {
+                // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
+                teardown::end_owned(self, reason::ENDED);
+            }
             State::Active => thread.defer(Deferred::End(self.clone())),
         }
     }
 
-    /// The parent: who gets what this greenlet leaves when it ends. `None` for the main greenlet alone.
-    pub fn parent(&self) -> Option<Greenlet> {
-        self.inner.parent_greenlet()
-    }
-
-    /// Makes `parent` the greenlet that gets what this one leaves. Possible in every state.
-    ///
-    /// # Errors
-    ///
-    /// [`ParentError`] if it would make a cycle, if this is the main greenlet, or if the old or the new
-    /// parent waits for a future. The old parent stays.
+    /// Returns the parent, which receives what this greenlet leaves when it ends. Only the main
+    /// greenlet has none.
     ///
     /// # Examples
     ///
     /// ```
-    /// use greenlet_core::{Greenlet, getcurrent};
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// assert_eq!(child.parent(), Some(getcurrent()));
+    /// assert_eq!(getcurrent().parent(), None);
+    /// ```
+    pub fn parent(&self) -> Option<Greenlet> {
+        self.inner.parent_greenlet()
+    }
+
+    /// Sets the greenlet that receives what this one leaves when it ends. Works in every state.
+    ///
+    /// # Errors
+    ///
+    /// [`ParentError`] if the new parent is this greenlet or one of its descendants, if this is the
+    /// main greenlet, or if the old or the new parent awaits a future. The old parent stays.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
     ///
     /// let boss = Greenlet::new(|report: &str| Ok(format!("boss got: {report}")));
     /// let worker = Greenlet::new(|(): ()| Ok("done"));
-    /// worker.set_parent(&boss)?; // what the worker returns goes there
+    /// worker.set_parent(&boss)?; // receives what the worker returns
     /// assert_eq!(worker.switch::<String>(())?, "boss got: done");
     /// assert!(getcurrent().set_parent(&worker).unwrap_err().is_main());
     /// # Ok::<(), anyhow::Error>(())
@@ -348,145 +358,37 @@ impl Greenlet {
         if parent.inner.has_in_lineage(&self.inner) {
             return Err(ParentError::cycle());
         }
-        // G1: neither in nor out. Whatever the state: a dead or pending greenlet may stand between a running one
-        // and the gate.
-        let leaves = || self.inner.parent.get()?.await_locked_ancestor();
-        if parent.inner.await_locked_ancestor().is_some() || leaves().is_some() {
+        // [locked-branch] In every state: a dead or pending greenlet may be between a running one
+        // and the lock.
+        let leaves_lock = || self.inner.parent.get()?.await_locked_ancestor();
+        if parent.inner.await_locked_ancestor().is_some() || leaves_lock().is_some() {
             return Err(ParentError::awaiting());
         }
         let before = self.inner.parent.replace(Some(parent.clone()));
-        // CAUTION: runs foreign code: it may end the old parent.
+        // CAUTION: runs arbitrary user code: it may end the old parent.
         drop(before);
         Ok(())
     }
 
-    /// Where the greenlet is in its life.
-    #[inline]
-    pub fn state(&self) -> State {
-        self.inner.status.state()
-    }
-
-    /// Says whether the greenlet has been started and has not ended: Python's truth value of a greenlet.
-    pub fn is_active(&self) -> bool {
-        self.state() == State::Active
-    }
-
-    /// Says whether the greenlet has ended: Python's `dead`.
-    pub fn is_dead(&self) -> bool {
-        self.state() == State::Dead
-    }
-
-    /// Says whether this is the main greenlet of its thread: the one that is there without being made.
-    pub fn is_main(&self) -> bool {
-        self.inner.status.is_main()
-    }
-
-    /// Says whether this is the greenlet that runs.
-    #[inline]
-    pub fn is_current(&self) -> bool {
-        ThreadState::current().is_current(&self.inner)
-    }
-
-    /// The name that the builder gave it; the main greenlet is called `main`.
-    pub fn name(&self) -> Option<&str> {
-        self.inner.name()
-    }
-
-    /// A number that no other greenlet of the thread has.
-    pub fn id(&self) -> u64 {
-        self.inner.id()
-    }
-
-    /// Where the greenlet was made.
-    pub fn created_at(&self) -> &'static Location<'static> {
-        self.inner.created_at()
-    }
-
-    /// Where the greenlet switched away, if it is suspended.
-    pub fn suspended_at(&self) -> Option<&'static Location<'static>> {
-        self.inner
-            .context
-            .suspended_at
-            .get()
-            .filter(|_| self.is_suspended())
-    }
-
-    pub(crate) fn is_suspended(&self) -> bool {
-        self.is_active() && !self.is_current()
-    }
-
-    /// Makes a handle that does not keep the greenlet from being ended.
+    /// Creates a handle that does not keep the greenlet alive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// assert_eq!(child.downgrade().upgrade(), Some(child));
+    /// ```
     pub fn downgrade(&self) -> WeakGreenlet {
         WeakGreenlet {
             inner: self.inner.downgrade(),
         }
     }
-
-    /// Attaches something to the greenlet, once and for good; returns whether there was room.
-    ///
-    /// One thing can be attached to each greenlet: it is how a layer on top of greenlets marks those that
-    /// it owns, to find them with [`attached`](Greenlet::attached) and
-    /// [`nearest_attached`](Greenlet::nearest_attached).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::{cell::Cell, rc::Rc};
-    /// use greenlet_core::{Greenlet, getcurrent};
-    ///
-    /// struct Hits(Cell<u32>);
-    ///
-    /// let child = Greenlet::new(|(): ()| {
-    ///     let hits = getcurrent().attached::<Hits>().unwrap();
-    ///     hits.0.set(hits.0.get() + 1);
-    ///     Ok(())
-    /// });
-    /// assert!(child.attach(Rc::new(Hits(Cell::new(0)))));
-    /// child.switch::<()>(())?;
-    /// assert_eq!(child.attached::<Hits>().unwrap().0.get(), 1);
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    pub fn attach<T: 'static>(&self, thing: Rc<T>) -> bool {
-        self.inner.attach(thing)
-    }
-
-    /// What was attached, if it is a `T`.
-    pub fn attached<T: 'static>(&self) -> Option<Rc<T>> {
-        attached_to(&self.inner)
-    }
-
-    /// What is attached to the first greenlet from this one upwards that has a `T` attached.
-    pub fn nearest_attached<T: 'static>(&self) -> Option<Rc<T>> {
-        crate::node::lineage(&self.inner).find_map(|node| attached_to(&node))
-    }
-
-    /// Runs `look` with what is attached to the running greenlet, if it is a `T`, and with the number of
-    /// that greenlet. No handle is made, so `look` may switch.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use std::rc::Rc;
-    /// use greenlet_core::Greenlet;
-    ///
-    /// let child = Greenlet::new(|(): ()| Ok(Greenlet::with_attached(|text: Option<&String>, _| text.cloned())));
-    /// child.attach(Rc::new(String::from("attached")));
-    /// assert_eq!(child.switch::<Option<String>>(())?.as_deref(), Some("attached"));
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    #[inline(always)] // `look` may switch: a return after that is one that the processor does not predict
-    pub fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&T>, u64) -> R) -> R {
-        thread::with_current_inner(|node| {
-            let thing = node.attachment().and_then(|thing| thing.downcast_ref());
-            look(thing, node.id())
-        })
-    }
 }
 
-fn attached_to<T: 'static>(node: &Inner) -> Option<Rc<T>> {
-    let thing: Rc<dyn Any> = Rc::clone(node.attachment()?);
-    thing.downcast().ok()
-}
+impl Greenlet {}
 
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
@@ -496,7 +398,7 @@ impl PartialEq for Greenlet {
 
 impl Eq for Greenlet {}
 
-// A panic on its way through code that holds a handle cannot leave the greenlet in a half-done state.
+// A panic in code that holds a handle cannot leave the greenlet in an inconsistent state.
 impl UnwindSafe for Greenlet {}
 impl RefUnwindSafe for Greenlet {}
 
@@ -526,15 +428,16 @@ impl fmt::Debug for Greenlet {
     }
 }
 
-/// A handle that does not keep its greenlet from being ended.
+/// A handle that does not keep its greenlet alive: Python's `weakref.ref`.
 ///
-/// A greenlet whose function needs a handle of itself, or of its ancestors, for long, holds a weak one:
-/// a handle held on its own stack would keep it alive for ever.
+/// Use it in a greenlet whose function needs a handle of itself, or of an ancestor, for long. A
+/// strong handle on the greenlet's own stack would keep the greenlet alive forever.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::Greenlet;
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::Greenlet;
 ///
 /// let greenlet = Greenlet::new(|(): ()| Ok(()));
 /// let weak = greenlet.downgrade();
@@ -551,66 +454,42 @@ impl UnwindSafe for WeakGreenlet {}
 impl RefUnwindSafe for WeakGreenlet {}
 
 impl WeakGreenlet {
-    /// A handle of the greenlet, if it still exists: a dead one exists as long as it has handles. While
-    /// a greenlet is being ended because its last handle went, it still exists.
+    /// Returns a handle of the greenlet, if the greenlet still exists.
+    ///
+    /// A dead greenlet exists as long as it has handles. A greenlet that is being ended, because
+    /// its last handle was dropped, still exists.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getcurrent};
+    ///
+    /// let child = Greenlet::new(|(): ()| {
+    ///     let me = getcurrent().downgrade();
+    ///     Ok(me.upgrade().is_some_and(|me| me.is_current()))
+    /// });
+    /// assert!(child.switch::<bool>(())?);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn upgrade(&self) -> Option<Greenlet> {
         self.inner.upgrade().map(Greenlet::from_inner)
     }
 }
 
-/// The greenlet that runs. In a thread that has made none, that is its main greenlet.
-///
-/// Do not keep the handle over a switch: a suspended greenlet whose own stack holds a handle of it is
-/// never without one, so it is not ended when all others are gone (as in Python, where it is a cycle).
-/// Mind temporaries, which live to the end of their statement: write `getparent()`, not
-/// `getcurrent().parent()`, in front of a `switch`; keep a [`WeakGreenlet`] where you need one for long.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Greenlet, getcurrent};
-///
-/// let main = getcurrent();
-/// assert!(main.is_main());
-/// let child = Greenlet::new(move |(): ()| Ok(getcurrent().parent() == Some(main)));
-/// assert!(child.switch::<bool>(())?);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
-#[inline]
-pub fn getcurrent() -> Greenlet {
-    thread::current_greenlet()
-}
+// The modules are declared here, and in this order, because rustdoc lists the methods of `Greenlet`
+// in the order of the source.
+pub(crate) mod introspect;
 
-/// The main greenlet of the thread.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{getcurrent, getmain};
-///
-/// assert_eq!(getmain(), getcurrent());
-/// ```
-pub fn getmain() -> Greenlet {
-    Greenlet::from_inner(ThreadState::current().main_inner())
-}
+pub(crate) mod backtrace;
+pub(crate) mod locals;
 
-/// The parent of the greenlet that runs; `None` in the main greenlet.
-///
-/// The same as `getcurrent().parent()`, but it makes no handle of the running greenlet, which would
-/// keep it alive if it were held over a switch.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet_core::{Greenlet, getparent};
-///
-/// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>("give me a number"));
-/// assert_eq!(child.switch::<&str>(())?, "give me a number");
-/// assert_eq!(child.switch::<u32>(7_u32)?, 7);
-/// assert!(getparent().is_none());
-/// # Ok::<(), anyhow::Error>(())
-/// ```
-#[inline]
-pub fn getparent() -> Option<Greenlet> {
-    thread::with_current_inner(Inner::parent_greenlet)
-}
+pub(crate) mod attachment;
+
+pub(crate) mod all_threads;
+pub(crate) mod await_lock;
+pub(crate) mod builder;
+pub(crate) mod current;
+pub(crate) mod local;
+pub(crate) mod no_switch;
+pub mod raw;

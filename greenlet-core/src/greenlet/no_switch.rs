@@ -1,4 +1,4 @@
-//! Sections in which the running greenlet must not be switched away from.
+//! Sections in which the running greenlet must not switch.
 
 #![forbid(unsafe_code)]
 
@@ -7,17 +7,23 @@ use std::panic::Location;
 use crate::backend::asan;
 use crate::thread::{ThreadState, flag};
 
-/// Runs `section`; a switch, a throw or an await inside it is refused with
-/// [`SwitchForbidden`](crate::SwitchForbidden).
+/// Runs `section`, inside which the running greenlet cannot switch.
 ///
-/// For code that must not be left in the middle, because it holds a lock or a borrow that another
-/// greenlet of the thread would run into. Sections nest; the error names where the outermost began.
-/// Greenlets that lose their last handle inside are ended when the section is over.
+/// Use it around code that holds a lock or a borrow which another greenlet of the thread would run
+/// into. A switch, a throw or an await inside is refused with
+/// [`SwitchForbidden`](crate::SwitchForbidden). Sections nest; the error names the place where the
+/// outermost one began. Greenlets that lose their last handle inside are ended when the outermost
+/// section is left.
+///
+/// # Panics
+///
+/// Propagates a panic of `section`. The section is left first.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, SwitchForbidden, no_switch};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, SwitchForbidden, no_switch};
 ///
 /// let child = Greenlet::new(|(): ()| Ok(()));
 /// let refused = no_switch(|| child.switch::<()>(()));
@@ -28,24 +34,25 @@ use crate::thread::{ThreadState, flag};
 #[track_caller]
 pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {
     let thread = ThreadState::current();
-    let outer = thread.no_switch_since.get();
-    if outer.is_none() {
-        // What is owed at the section's end wants the thread's end to be noticed.
+    let is_outermost = thread.no_switch_since.get().is_none();
+    if is_outermost {
+        // Installs the exit guard of the thread, which runs what the section may defer.
         thread.ensure_set_up();
         thread.no_switch_since.set(Some(Location::caller()));
         thread.raise_flag(flag::NO_SWITCH);
     }
-    // Also when the section panics.
     let leave = Section {
-        is_outermost: outer.is_none(),
+        is_outermost,
         outer_frame: thread.no_switch_frame.get(),
     };
     thread
         .no_switch_frame
         .set(asan::on_stack((&raw const leave).cast()));
+    // CAUTION: runs arbitrary user code, which may panic.
     section()
 }
 
+/// Leaves a section when it is dropped, also after a panic.
 struct Section {
     is_outermost: bool,
     outer_frame: *const u8,
@@ -58,6 +65,7 @@ impl Drop for Section {
         if self.is_outermost {
             thread.no_switch_since.set(None);
             thread.lower_flag(flag::NO_SWITCH);
+            // CAUTION: runs arbitrary user code: the ends that the section deferred.
             thread.run_deferred();
         }
     }

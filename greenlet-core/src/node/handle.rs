@@ -5,34 +5,35 @@
 use crate::node::rc::InnerRc;
 use crate::switch::teardown;
 
-/// A handle of a greenlet: a coroutine on a stack of its own.
+/// A greenlet: a coroutine with its own stack, which switches to other greenlets by name.
 ///
-/// Handles are cheap to clone; clones are the same greenlet, and compare and hash equal. They are
-/// neither `Send` nor `Sync`: a greenlet belongs to the thread that made it.
+/// This is a handle. Cloning it is cheap, and clones are equal and hash equally. A greenlet stays
+/// on the thread that created it; the compiler enforces this (a handle is neither `Send` nor
+/// `Sync`).
 ///
 /// # Life
 ///
 /// A new greenlet is [pending](crate::State::Pending) and has no stack. The first
-/// [`switch`](Greenlet::switch) starts its function; from then on it runs, or is suspended in a
-/// switch of its own. When its function returns, its value goes to its
-/// [`parent`](Greenlet::parent), as the outcome of the switch in which the parent is suspended, and
-/// the greenlet is dead.
+/// [`switch`](Greenlet::switch) starts its function, and the greenlet is [active](crate::State::Active):
+/// it runs, or it is suspended in a switch that it made. When the function returns, the greenlet is
+/// [dead](crate::State::Dead). Its [`parent`](Greenlet::parent) is resumed and receives the function's
+/// result, as the result of the switch in which the parent is suspended.
 ///
-/// When the last handle of a suspended greenlet is dropped, the greenlet is ended, at once: a
-/// [`GreenletExit`](crate::GreenletExit) is thrown into it, so that its function can clean up, and
-/// if it then has not ended it is unwound. A child's link to its parent counts as a handle of the
-/// parent.
+/// Dropping the last handle of a suspended greenlet ends the greenlet at once. A [`GreenletExit`](crate::GreenletExit)
+/// is thrown into it, so that its function can clean up. If the greenlet has not ended then, its
+/// stack is unwound. A child keeps a handle of its parent.
 ///
 /// # Differences from Python's greenlet
 ///
-/// The function takes one value and returns one; several are a tuple, none is `()`. The receiver of
-/// a switch names the type that it expects. A greenlet that refuses to end is unwound, where Python
-/// complains and leaks it.
+/// A greenlet's function takes one value and returns one value: use a tuple for several, and `()`
+/// for none. The receiver of a switch names the type that it expects. Rust unwinds the stack of a
+/// greenlet that refuses to end; Python prints a warning and leaks the greenlet.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, getparent};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent};
 ///
 /// let adder = Greenlet::new(|mut total: u32| {
 ///     let main = getparent().unwrap();

@@ -4,18 +4,19 @@
 
 use std::cell::Cell;
 
-/// Where a greenlet is in its life.
+/// The state of a greenlet: see [`Greenlet::state`](crate::Greenlet::state).
 ///
 /// ```text
 ///   Pending ──first switch or throw──► Active ──function ended──► Dead
 /// ```
 ///
-/// There is no way back. The main greenlet of a thread is active for the whole life of the thread.
+/// A greenlet never returns to an earlier state. The main greenlet is active until its thread ends.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, State};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, State};
 ///
 /// let greenlet = Greenlet::new(|(): ()| Ok(()));
 /// assert_eq!(greenlet.state(), State::Pending);
@@ -25,11 +26,11 @@ use std::cell::Cell;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Made, never entered. It has no stack yet.
+    /// Created and not started. It has no stack yet.
     Pending,
-    /// Entered and not finished: it runs, or it is suspended in a switch.
+    /// Started and not ended: it runs, or it is suspended in a switch.
     Active,
-    /// Finished. Its stack is gone; what is sent to it goes to its parent.
+    /// Ended. It has no stack, and its nearest living ancestor receives what is sent to it.
     Dead,
 }
 

@@ -19,17 +19,17 @@ type Carried = Option<ThreadBound<Value>>;
 macro_rules! carries_value {
     ($error:ident) => {
         impl $error {
-            /// Borrows the value that was not delivered. `None` if there was none, or on another thread
-            /// than the one that sent it.
+            /// Borrows the value that was not delivered. `None` if there was none, or if this is
+            /// not the thread that sent it.
             pub fn value(&self) -> Option<&Value> {
                 self.value.as_ref()?.get()
             }
 
-            /// Takes the value that was not delivered. For a throw it is the [`anyhow::Error`] that was
-            /// to be thrown.
+            /// Returns the value that was not delivered. For a throw it is the [`anyhow::Error`]
+            /// that was to be thrown.
             ///
-            /// `None` if there was none, or on another thread than the one that sent it; there the value
-            /// is leaked, since it may not be touched.
+            /// `None` if there was none, or if this is not the thread that sent it. The value is
+            /// leaked then, because another thread may not touch it.
             pub fn into_value(self) -> Option<Value> {
                 self.value?.into_inner().ok()
             }
@@ -39,16 +39,17 @@ macro_rules! carries_value {
     };
 }
 
-/// The value that arrived is not of the type that was asked for.
+/// The value that arrived is not of the type that the receiver asked for. The error owns the value.
 ///
-/// Where the receiver was suspended, its `switch` returns this; the value is inside. A greenlet that has
-/// not started is not started with a value that its function does not take: then the sender gets this,
-/// and the greenlet is still pending.
+/// A suspended receiver gets this error from its own `switch`. A pending greenlet does not start
+/// with a value that its function does not take: the sender gets this error, and the greenlet stays
+/// pending.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, TypeMismatch};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, TypeMismatch};
 ///
 /// let wants_text = Greenlet::new(|text: &str| Ok(text.len()));
 /// let error = wants_text.switch::<usize>(5_u8).unwrap_err();
@@ -66,7 +67,7 @@ pub struct TypeMismatch {
 }
 
 impl TypeMismatch {
-    /// Makes the error of a switch that asks for an `R` and gets this value.
+    /// Creates the error of a switch that asks for an `R` and gets this value.
     pub(crate) fn of<R: 'static>(value: Value) -> TypeMismatch {
         TypeMismatch::new(std::any::type_name::<R>(), value)
     }
@@ -79,12 +80,12 @@ impl TypeMismatch {
         }
     }
 
-    /// The name of the type that the receiver asked for.
+    /// Returns the name of the type that the receiver asked for.
     pub fn expected(&self) -> &'static str {
         self.expected
     }
 
-    /// The name of the type that was sent.
+    /// Returns the name of the type that was sent.
     pub fn found(&self) -> &'static str {
         self.found
     }
@@ -103,12 +104,14 @@ impl fmt::Display for TypeMismatch {
     }
 }
 
-/// A parent was refused; the old one stays.
+/// A parent was refused, and the old one stays: see
+/// [`Greenlet::set_parent`](crate::Greenlet::set_parent).
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, ParentError};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, ParentError};
 ///
 /// let child = Greenlet::new(|(): ()| Ok(()));
 /// let error: ParentError = child.set_parent(&child).unwrap_err();
@@ -145,17 +148,28 @@ impl ParentError {
         }
     }
 
-    /// Says whether the new parent is the greenlet itself, or one of its descendants.
+    /// Returns `true` if the new parent is the greenlet itself or one of its descendants.
     pub fn is_cycle(&self) -> bool {
         matches!(self.kind, ParentErrorKind::Cycle)
     }
 
-    /// Says whether the greenlet is the main one, which has no parent.
+    /// Returns `true` if the greenlet is the main one, which has no parent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getmain};
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// assert!(getmain().set_parent(&child).unwrap_err().is_main());
+    /// ```
     pub fn is_main(&self) -> bool {
         matches!(self.kind, ParentErrorKind::Main)
     }
 
-    /// Says whether the old or the new parent waits for a future, so that nothing can end into it.
+    /// Returns `true` if the old or the new parent awaits a future. Nothing may end into it
+    /// meanwhile.
     pub fn is_awaiting(&self) -> bool {
         matches!(self.kind, ParentErrorKind::AwaitInProgress)
     }
@@ -178,15 +192,16 @@ impl fmt::Display for ParentError {
 
 impl std::error::Error for ParentError {}
 
-/// A stack could not be had: the asked-for size is out of range, or there is no memory.
+/// A greenlet got no stack: the requested size is out of range, or there is no memory.
 ///
-/// It comes from the first switch to a greenlet, before anything has moved: the greenlet is still
-/// pending, and the value that was sent is in the error.
+/// The first switch to a greenlet returns this error. The greenlet stays pending, and the error
+/// owns the value that was sent.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, StackError};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, StackError};
 ///
 /// let tiny = Greenlet::builder().stack_size(1).build(|(): ()| Ok(()));
 /// let error = tiny.switch::<()>(()).unwrap_err();
@@ -219,7 +234,7 @@ impl StackError {
         self
     }
 
-    /// Says whether the size is under the minimum, or larger than any memory.
+    /// Returns `true` if the requested size is below the minimum, or larger than any memory.
     pub fn is_bad_size(&self) -> bool {
         matches!(
             self.kind,
@@ -227,12 +242,12 @@ impl StackError {
         )
     }
 
-    /// Says whether the system refused the memory or its guard page.
+    /// Returns `true` if the system refused the memory or its guard page.
     pub fn is_out_of_memory(&self) -> bool {
         !self.is_bad_size()
     }
 
-    /// The system's own error, where there is one.
+    /// Returns the error of the operating system, if it refused.
     pub fn io_error(&self) -> Option<&io::Error> {
         match &self.kind {
             StackErrorKind::Map { error, .. } | StackErrorKind::Guard { error } => Some(error),
@@ -265,21 +280,28 @@ impl fmt::Display for StackError {
     }
 }
 
-/// The greenlet belongs to a driver that waits for a future: only the driver can resume it.
+/// The greenlet awaits a future, and only its driver may resume it.
 ///
-/// Switching into it from elsewhere would lose the wake-up that it waits for.
+/// A switch from elsewhere would take the place of the wake-up that the greenlet waits for. It is
+/// refused, and the error owns the value that was sent.
+/// [`Greenlet::is_awaiting`](crate::Greenlet::is_awaiting) tells in advance.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{AwaitInProgress, Greenlet, getparent};
+/// # extern crate greenlet_core as greenlet;
+/// use anyhow::Result;
+/// use greenlet::{AwaitInProgress, Greenlet, Value, getparent};
 ///
-/// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
-/// child.switch::<()>(())?;
-/// // As a driver does while it waits:
-/// let error = child.keep_suspended(|| child.switch::<()>("hello").unwrap_err());
-/// let refused = error.downcast::<AwaitInProgress>()?;
-/// assert_eq!(refused.into_value().unwrap().downcast::<&str>().unwrap(), "hello");
+/// /// Sends a job, or returns it if the worker awaits something.
+/// fn offer(worker: &Greenlet, job: u32) -> Result<Option<Value>> {
+///     match worker.switch::<()>(job) {
+///         Ok(()) => Ok(None),
+///         Err(error) => Ok(error.downcast::<AwaitInProgress>()?.into_value()),
+///     }
+/// }
+/// let worker = Greenlet::new(|first: u32| getparent().unwrap().switch::<u32>(()).map(|second| first + second));
+/// assert!(offer(&worker, 1)?.is_none());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Debug)]
@@ -309,16 +331,18 @@ impl fmt::Display for AwaitInProgress {
     }
 }
 
-/// A switch from a destructor that runs because of a panic.
+/// A destructor that runs because of a panic tried to switch or to await.
 ///
-/// The thread counts its panics, not the greenlet: code on the other side would see
-/// [`std::thread::panicking`] and poison its locks. Such a switch is refused, and so is an await.
+/// Rust counts panics by thread. In the other greenlet [`std::thread::panicking`] would be `true`,
+/// and locks that it releases would be poisoned. The switch is therefore refused, and the error
+/// owns the value that was sent.
 ///
 /// # Examples
 ///
 /// ```
+/// # extern crate greenlet_core as greenlet;
 /// use std::panic::{AssertUnwindSafe, catch_unwind};
-/// use greenlet_core::{Greenlet, Unwinding};
+/// use greenlet::{Greenlet, Unwinding};
 ///
 /// struct Guard(Greenlet);
 /// impl Drop for Guard {
@@ -358,12 +382,14 @@ impl fmt::Display for Unwinding {
     }
 }
 
-/// A switch inside a [`no_switch`](crate::no_switch) section.
+/// A switch was tried inside a [`no_switch`](crate::no_switch) section. The error owns the value
+/// that was sent.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, SwitchForbidden, no_switch};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, SwitchForbidden, no_switch};
 ///
 /// let child = Greenlet::new(|n: i32| Ok(n + 1));
 /// let error = no_switch(|| child.switch::<i32>(5).unwrap_err());
@@ -387,7 +413,7 @@ impl SwitchForbidden {
         }
     }
 
-    /// Where the section began.
+    /// Returns the place in the source where the outermost section began.
     pub fn since(&self) -> &'static Location<'static> {
         self.since
     }
@@ -405,15 +431,17 @@ impl fmt::Display for SwitchForbidden {
     }
 }
 
-/// A switch in the destructor of a thread-local, after the greenlets of the thread were marked as dead.
+/// A switch was tried in the destructor of a thread-local, after the greenlets of the thread were
+/// marked as dead.
 ///
-/// The end of a thread does that, and so does `std::process::exit`.
+/// The end of a thread marks them, and so does `std::process::exit`.
 ///
 /// # Examples
 ///
 /// ```
+/// # extern crate greenlet_core as greenlet;
 /// use std::cell::RefCell;
-/// use greenlet_core::{Greenlet, ThreadExiting};
+/// use greenlet::{Greenlet, ThreadExiting};
 ///
 /// struct Late(Option<Greenlet>);
 ///
@@ -454,12 +482,13 @@ impl fmt::Display for ThreadExiting {
     }
 }
 
-/// There is no backtrace of a greenlet: see [`Greenlet::backtrace`](crate::Greenlet::backtrace).
+/// A greenlet has no backtrace: see [`Greenlet::backtrace`](crate::Greenlet::backtrace).
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::Greenlet;
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::Greenlet;
 ///
 /// let pending = Greenlet::new(|(): ()| Ok(()));
 /// assert!(pending.backtrace().unwrap_err().is_pending());
@@ -505,17 +534,18 @@ impl NoBacktrace {
         }
     }
 
-    /// Says whether the greenlet has not started, so that it has no stack yet.
+    /// Returns `true` if the greenlet has not started. It has no stack yet.
     pub fn is_pending(&self) -> bool {
         matches!(self.kind, NoBacktraceKind::Pending)
     }
 
-    /// Says whether the greenlet has ended, so that its stack is gone.
+    /// Returns `true` if the greenlet has ended. It has no stack any more.
     pub fn is_dead(&self) -> bool {
         matches!(self.kind, NoBacktraceKind::Dead)
     }
 
-    /// Says whether too little is left of the greenlet's stack to take a backtrace on it.
+    /// Returns `true` if the free part of the greenlet's stack is too small to take a backtrace
+    /// there.
     pub fn is_stack_too_full(&self) -> bool {
         matches!(self.kind, NoBacktraceKind::StackTooFull)
     }

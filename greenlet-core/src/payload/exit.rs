@@ -13,16 +13,17 @@ use anyhow::Error;
 
 /// Asks a greenlet to end: Python's `GreenletExit`.
 ///
-/// Thrown into a suspended greenlet, it is what its `switch` returns as `Err`; `?` takes it out of the
-/// function, running the destructors on its way. When it leaves the function it does not go on as an
-/// error: the greenlet has ended, and its parent gets the `GreenletExit` as an ordinary value.
+/// The suspended `switch` of the greenlet returns it as an `Err`, and `?` passes it on out of the
+/// function. An exit that leaves the function is no error: the greenlet has ended, and its parent
+/// receives the `GreenletExit` as an ordinary value.
 ///
-/// It is found in an [`anyhow::Error`] by `is::<GreenletExit>()`, also under a `context`.
+/// `error.is::<GreenletExit>()` finds it in an [`anyhow::Error`], also below a `context`.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, GreenletExit, getparent};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, GreenletExit, getparent};
 ///
 /// let waiting = Greenlet::new(|(): ()| {
 ///     let main = getparent().unwrap();
@@ -30,9 +31,9 @@ use anyhow::Error;
 ///     Ok("not reached")
 /// });
 /// assert_eq!(waiting.switch::<&str>(())?, "ready");
-/// let ended: GreenletExit = waiting.throw(GreenletExit::new())?;
+/// let received: GreenletExit = waiting.throw(GreenletExit::with_reason("no longer needed"))?;
+/// assert_eq!(received.reason(), Some("no longer needed"));
 /// assert!(waiting.is_dead());
-/// # let _ = ended;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,12 +42,30 @@ pub struct GreenletExit {
 }
 
 impl GreenletExit {
-    /// Makes an exit without a reason.
+    /// Creates an exit without a reason.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::GreenletExit;
+    ///
+    /// assert_eq!(GreenletExit::new().to_string(), "greenlet exit");
+    /// ```
     pub const fn new() -> GreenletExit {
         GreenletExit { reason: None }
     }
 
-    /// Makes an exit with a reason, for whoever looks at it.
+    /// Creates an exit with a reason, which the error message shows.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::GreenletExit;
+    ///
+    /// assert_eq!(GreenletExit::with_reason("shutdown").to_string(), "greenlet exit: shutdown");
+    /// ```
     pub fn with_reason(reason: impl Into<Cow<'static, str>>) -> GreenletExit {
         GreenletExit {
             reason: Some(reason.into()),
@@ -60,8 +79,20 @@ impl GreenletExit {
         }
     }
 
-    /// Why the greenlet is to end, if that was said. An exit that was caused by dropping the last handle
-    /// has a reason that says so.
+    /// Returns the reason, if there is one.
+    ///
+    /// The library gives a reason to each exit of its own: the last handle was dropped, the owner
+    /// called [`end`](crate::Greenlet::end), or the thread ended.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::GreenletExit;
+    ///
+    /// assert_eq!(GreenletExit::with_reason("shutdown").reason(), Some("shutdown"));
+    /// assert_eq!(GreenletExit::new().reason(), None);
+    /// ```
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }

@@ -8,16 +8,17 @@ use std::fmt;
 
 use crate::payload::exit::GreenletExit;
 
-/// Any value, with its type.
+/// A value of any type.
 ///
-/// A switch that asks for a `Value` takes whatever is sent; one that asks for another type takes that
-/// type only. Sending a `Value` sends what is in it: a receiver that asks for `i32` takes a
-/// `Value` that holds one.
+/// A switch that asks for a `Value` accepts every type; one that asks for another type accepts only
+/// that type. Sending a `Value` sends what is inside: a receiver that asks for `i32` accepts a
+/// `Value` that holds an `i32`.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, Value};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, Value};
 ///
 /// let echo = Greenlet::new(|first: Value| Ok(first));
 /// let back: Value = echo.switch(41)?;
@@ -31,7 +32,17 @@ pub struct Value {
 }
 
 impl Value {
-    /// Wraps a value. A value of type `Value` is not wrapped again.
+    /// Wraps a value. A `Value` is not wrapped again.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Value;
+    ///
+    /// assert!(Value::new(7_u32).is::<u32>());
+    /// assert!(Value::new(Value::new(7_u32)).is::<u32>());
+    /// ```
     pub fn new<T: 'static>(value: T) -> Value {
         if TypeId::of::<T>() == TypeId::of::<Value>() {
             let mut value = Some(value);
@@ -45,11 +56,21 @@ impl Value {
         }
     }
 
-    /// Takes the value out, if it is a `T`.
+    /// Unwraps the value, if it is a `T`.
     ///
     /// # Errors
     ///
-    /// Returns the whole `Value` again if it is of another type.
+    /// Returns the `Value` unchanged if it is of another type.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Value;
+    ///
+    /// let text = Value::new(7_u32).downcast::<String>().unwrap_err();
+    /// assert_eq!(text.downcast::<u32>().unwrap(), 7);
+    /// ```
     pub fn downcast<T: 'static>(self) -> Result<T, Value> {
         if TypeId::of::<T>() == TypeId::of::<Value>() {
             let any: Box<dyn Any> = Box::new(self);
@@ -63,21 +84,63 @@ impl Value {
     }
 
     /// Borrows the value, if it is a `T`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Value;
+    ///
+    /// assert_eq!(Value::new(7_u32).downcast_ref::<u32>(), Some(&7));
+    /// ```
     pub fn downcast_ref<T: 'static>(&self) -> Option<&T> {
         self.inner.downcast_ref()
     }
 
-    /// Says whether the value is a `T`.
+    /// Returns `true` if the value is a `T`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Value;
+    ///
+    /// assert!(Value::new(7_u32).is::<u32>());
+    /// assert!(!Value::new(7_u32).is::<i32>());
+    /// ```
     pub fn is<T: 'static>(&self) -> bool {
         self.inner.is::<T>()
     }
 
-    /// Says whether the value is a [`GreenletExit`]: what a greenlet that ended by exit gives its parent.
+    /// Returns `true` if the value is a [`GreenletExit`], which a greenlet that ended by exit sends
+    /// to its parent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::{Greenlet, getparent};
+    ///
+    /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+    /// child.switch::<()>(())?;
+    /// assert!(child.kill()?.is_exit());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn is_exit(&self) -> bool {
         self.is::<GreenletExit>()
     }
 
-    /// The name of the value's type, for messages. As [`std::any::type_name`], it promises nothing else.
+    /// Returns the name of the value's type, for messages. It may differ between compilers: see
+    /// [`std::any::type_name`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Value;
+    ///
+    /// assert_eq!(Value::new(7_u32).type_name(), "u32");
+    /// ```
     pub fn type_name(&self) -> &'static str {
         self.type_name
     }

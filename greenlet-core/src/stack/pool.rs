@@ -54,7 +54,8 @@ static IDLE_LIMIT: AtomicUsize = AtomicUsize::new(1024);
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::stack;
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::stack;
 ///
 /// stack::set_idle_limit(0); // a burst of greenlets is over: let go of all that can be let go of
 /// assert_eq!(stack::idle_limit(), 0);

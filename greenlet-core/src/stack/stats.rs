@@ -44,7 +44,8 @@ pub struct Stats {
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, getparent, stack};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent, stack};
 ///
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// assert_eq!(stack::stats().in_use, 0); // pending: it has none yet

@@ -20,6 +20,7 @@
 //! - **[target-alive]** The target of a switch is active, so its node counts itself and lives. The origin is active
 //!   too, or ending; the stack of an ending one is kept from others until something else runs.
 
+pub(crate) mod backtrace_request;
 pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
@@ -38,7 +39,6 @@ use std::ptr;
 use anyhow::Error;
 
 use crate::backend::{self, asan};
-use crate::greenlet::all_threads;
 use crate::node::Inner;
 use crate::node::closure::ClosureVTable;
 use crate::node::handle::Greenlet;
@@ -53,7 +53,7 @@ use crate::payload::{Payload, TypeTag};
 use crate::stack::{self, Stack};
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::{open, receive};
-use crate::thread::{ThreadState, flag, prefetch};
+use crate::thread::{ThreadState, flag, inbox, prefetch};
 
 /// A place in a user's source.
 type Loc = &'static Location<'static>;
@@ -320,7 +320,7 @@ pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result
     }
     // First, so that what these run cannot get between (rule XD-5).
     let guard = DropGuard::new(delivery);
-    all_threads::run_pending_broadcasts();
+    inbox::run_requests(thread);
     // CAUTION: runs arbitrary user code, which may unwind.
     thread.run_deferred();
     let delivery = match guard.into_inner() {
@@ -506,7 +506,8 @@ impl Refusal {
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{check_switch_allowed, no_switch};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{check_switch_allowed, no_switch};
 ///
 /// assert!(check_switch_allowed().is_ok());
 /// assert!(no_switch(check_switch_allowed).is_err());

@@ -12,14 +12,13 @@
 
 use anyhow::Error;
 
-use crate::greenlet::backtrace;
 use crate::payload::Payload;
 use crate::payload::error::TypeMismatch;
 use crate::payload::exit::GreenletExit;
 use crate::payload::message::Message;
 use crate::payload::value::Value;
 use crate::switch::envelope::Envelope;
-use crate::switch::{trace, unwind};
+use crate::switch::{backtrace_request, trace, unwind};
 
 /// Returns what a switch brought, if it is an `R`.
 #[inline(always)] // the hot half of `Greenlet::switch`, see `switch`
@@ -68,7 +67,7 @@ pub(crate) fn open_unless_exit(payload: Payload) -> Option<Message> {
 
 /// Takes the content out of a payload, does what its envelope says, and returns the message.
 pub(crate) fn open(payload: Payload) -> Message {
-    let envelope = match Envelope::open(backtrace::serve(payload)) {
+    let envelope = match Envelope::open(backtrace_request::serve(payload)) {
         Ok(envelope) => envelope,
         Err(payload) => {
             return match payload.into_thrown() {

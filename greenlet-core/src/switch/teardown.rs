@@ -12,7 +12,6 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use anyhow::Error;
 
-use crate::greenlet::await_lock;
 use crate::node::handle::Greenlet;
 use crate::node::lineage;
 use crate::node::rc::InnerRc;
@@ -99,7 +98,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
 #[inline(always)] // as `end`
 fn deliver_stage(greenlet: &Greenlet, stage: Message) -> bool {
     let _meanwhile = TemporaryParent::new(greenlet.inner());
-    await_lock::forget(ThreadState::current(), greenlet.inner());
+    ThreadState::current().release_await_lock(greenlet.inner());
     let back = switch::deliver_stage(greenlet.inner(), stage, Location::caller());
     let message = receive::open_unless_exit(back);
     message.is_some_and(|message| report_discarded(greenlet, message))
@@ -190,10 +189,11 @@ const REFUSALS: u32 = 100;
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, count_refusal, getmain};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getmain, raw};
 ///
 /// fn wait() -> Result<(), &'static str> {
-///     count_refusal();
+///     raw::count_refusal();
 ///     Err("the event loop is gone")
 /// }
 /// let child = Greenlet::new(|(): ()| -> anyhow::Result<()> {
@@ -248,7 +248,8 @@ const ROUNDS: u32 = 100;
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, end_suspended, getparent};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, end_suspended, getparent};
 ///
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// waiting.switch::<()>(())?;
@@ -287,8 +288,9 @@ pub fn end_suspended() -> Result<(), Error> {
 /// # Examples
 ///
 /// ```
+/// # extern crate greenlet_core as greenlet;
 /// use std::sync::mpsc;
-/// use greenlet_core::{Greenlet, getcurrent, getmain, run_to_end};
+/// use greenlet::{Greenlet, getcurrent, getmain, run_to_end};
 ///
 /// let (sender, received) = mpsc::channel::<()>();
 /// let thread = std::thread::spawn(|| {

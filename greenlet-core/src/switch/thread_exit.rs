@@ -5,7 +5,6 @@
 
 use std::ptr;
 
-use crate::greenlet::await_lock;
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
@@ -75,7 +74,7 @@ impl Drop for ExitGuard {
 
 /// Marks a suspended greenlet as dead, without running any of its code [thread-exit].
 fn mark_dead(thread: &ThreadState, node: &Inner) {
-    await_lock::forget(thread, node);
+    thread.release_await_lock(node);
     // Values on the stack may refer to what these own, so one count of each is never released.
     std::mem::forget(node.locals());
     std::mem::forget(node.attachment().cloned());

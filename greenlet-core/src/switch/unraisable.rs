@@ -14,16 +14,17 @@ use parking_lot::RwLock;
 
 use crate::node::handle::Greenlet;
 
-/// Something that went wrong where nobody can be told: Python's "unraisable exception".
+/// An error or a panic that no greenlet can receive: Python's "unraisable exception".
 ///
-/// A greenlet that is ended by dropping its last handle has no one to return an error to. What it leaves
-/// (other than a `GreenletExit`) comes here, and so does an error or panic that reaches a greenlet while
-/// it is inside such a drop.
+/// A greenlet that is ended because its last handle was dropped cannot return an error to anything.
+/// If its clean-up fails, the [hook](set_unraisable_hook) receives the report. The same is true of
+/// an error or panic that is sent to a greenlet while it is inside such a drop.
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, getparent, set_unraisable_hook};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent, set_unraisable_hook, take_unraisable_hook};
 ///
 /// set_unraisable_hook(|report| {
 ///     assert!(report.error().unwrap().to_string().contains("disk full"));
@@ -36,7 +37,7 @@ use crate::node::handle::Greenlet;
 /// });
 /// stubborn.switch::<()>(())?;
 /// drop(stubborn);
-/// # greenlet_core::take_unraisable_hook();
+/// take_unraisable_hook();
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Debug)]
@@ -85,7 +86,8 @@ impl Unraisable {
         }
     }
 
-    /// One report for all that are left suspended, except those that were reported when they refused to end.
+    /// Creates one report for all that are left suspended. Those that refused to end were reported
+    /// then.
     pub(crate) fn of_left(all: &[Greenlet]) -> Option<Unraisable> {
         let is_unreported = |greenlet: &&Greenlet| !greenlet.inner().status.is_abandoned();
         let left: Vec<&Greenlet> = all.iter().filter(is_unreported).collect();
@@ -103,7 +105,7 @@ impl Unraisable {
         })
     }
 
-    /// The same, of a generator that the greenlet ended.
+    /// Makes this the report of a generator that the greenlet ended.
     pub(crate) fn in_generator(self, created_at: &'static Location<'static>) -> Unraisable {
         Unraisable {
             generator: Some(created_at),
@@ -111,13 +113,13 @@ impl Unraisable {
         }
     }
 
-    /// Returns the greenlet that was being ended, or that ended a generator, or the first of those that were left
-    /// suspended.
+    /// Returns the greenlet that was being ended, or that ended a generator, or the first of those
+    /// that were left suspended.
     pub fn greenlet(&self) -> &Greenlet {
         &self.greenlet
     }
 
-    /// The error, if it is one.
+    /// Returns the error, if this reports an error.
     pub fn error(&self) -> Option<&Error> {
         match &self.what {
             What::Error(error) => Some(error),
@@ -125,7 +127,7 @@ impl Unraisable {
         }
     }
 
-    /// Takes the payload of the panic, if it is one, and nobody has taken it.
+    /// Takes the payload of the panic, if this reports a panic. The second call returns `None`.
     pub fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
         match &self.what {
             What::Panic(payload) => payload.borrow_mut().take(),
@@ -150,8 +152,8 @@ impl Unraisable {
         self.generator
     }
 
-    /// Says whether the greenlet, or the generator, stopped even the unwinding by force. It stays suspended for good, and its stack is
-    /// leaked.
+    /// Returns `true` if the greenlet, or the generator, caught the unwinding of its stack and did not end. It stays
+    /// suspended for good, and its stack is leaked.
     pub fn is_refusal(&self) -> bool {
         matches!(self.what, What::RefusedToEnd)
     }
@@ -183,16 +185,40 @@ type Hook = Arc<dyn Fn(&Unraisable) + Send + Sync>;
 
 static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
 
-/// Installs the function that is told of errors that nobody can be given, for all threads of the process.
-///
-/// Without one, they are written to standard error, one line each, as Python does it. The function must
-/// not panic: it is called from destructors, and from the last frames of a greenlet, where a panic aborts the
+/// Installs the function that receives errors which no greenlet can receive, for all threads of the
 /// process.
+///
+/// Without a hook they are written to standard error, one line each, as in Python.
+///
+/// # Panics
+///
+/// The hook must not panic. It is called from destructors and from the last frames of greenlets,
+/// where a panic aborts the process.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{set_unraisable_hook, take_unraisable_hook};
+///
+/// set_unraisable_hook(|report| eprintln!("{:?}: {report}", report.greenlet()));
+/// take_unraisable_hook();
+/// ```
 pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
     *HOOK.write() = Some(Arc::new(hook));
 }
 
-/// Removes the function that [`set_unraisable_hook`] installed.
+/// Removes the hook that [`set_unraisable_hook`] installed.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{set_unraisable_hook, take_unraisable_hook};
+///
+/// set_unraisable_hook(|_| {}); // ignore them
+/// take_unraisable_hook(); // print them again
+/// ```
 pub fn take_unraisable_hook() {
     *HOOK.write() = None;
 }

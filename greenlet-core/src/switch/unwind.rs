@@ -22,20 +22,23 @@ struct Raised(Error);
 /// The payload of [`force`].
 struct Forced;
 
-/// Ends the running greenlet with an error, from code that cannot return one.
+/// Ends the running greenlet with an error, from code that cannot return one. Return the error if
+/// you can.
 ///
-/// The stack is unwound, so destructors run, and the error goes on as if the greenlet's function had
-/// returned it: to the parent, or, if it is a [`GreenletExit`], as an ordinary
-/// end. The panic hook is not called. `std::panic::catch_unwind` can stop it, like any unwinding; nobody
-/// should. In the main greenlet it unwinds to the end of the thread.
+/// The stack is unwound, and the greenlet ends as if its function had returned the error. If the
+/// error is a [`GreenletExit`], the parent receives it as an ordinary value.
 ///
-/// A switch, or an await, in a destructor on the way is refused ([`Unwinding`](crate::Unwinding)).
-/// Return the error where you can.
+/// # Panics
+///
+/// Unwinds like a panic, without calling the panic hook. `std::panic::catch_unwind` catches it,
+/// which you should not do. In the main greenlet it ends the thread. A destructor that switches or
+/// awaits meanwhile gets [`Unwinding`](crate::Unwinding).
 ///
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Greenlet, raise};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, raise};
 ///
 /// fn deep() -> u32 {
 ///     raise(anyhow::anyhow!("no number today"))

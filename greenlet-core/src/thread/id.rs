@@ -10,7 +10,8 @@ use crate::thread::ThreadState;
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::ThreadId;
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::ThreadId;
 ///
 /// let other = std::thread::spawn(ThreadId::current).join().unwrap();
 /// assert_ne!(other, ThreadId::current());

@@ -8,7 +8,7 @@
 //!     Request::send_to_all:                             ... fast switches ...
 //!       puts the request into each inbox
 //!       raises REMOTE_CALL in each `SwitchFlags` ────►  the next switch takes the cold path:
-//!     Request::wait                                     it runs each `next_request`, then switches
+//!     Request::wait                                     it runs its requests, then switches
 //! ```
 //!
 //! A switch pays nothing for this: it checks the flags in any case.
@@ -28,7 +28,12 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::backend;
+use crate::stack::Around;
 use crate::thread::{SwitchFlags, ThreadId, ThreadState, flag};
+
+/// The free stack that a greenlet must have to run a request, in bytes. A backtrace uses 7 KiB.
+const ROOM: usize = 24 << 10;
 
 /// The threads that have greenlets. Read by tools/greenlet-gdb.py.
 static REGISTRY: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
@@ -51,7 +56,8 @@ pub(crate) struct Inbox(Mutex<VecDeque<Arc<Request>>>);
 
 /// A function that all threads are asked to run.
 pub(crate) struct Request {
-    pub(crate) task: Box<dyn Fn() + Send + Sync>,
+    /// Must neither switch nor unwind. What it returns is dropped.
+    task: Box<dyn Fn() -> std::thread::Result<()> + Send + Sync>,
     /// The threads that have not run it.
     missing: Mutex<Vec<ThreadId>>,
     /// Notified when `missing` gets shorter.
@@ -59,8 +65,10 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Asks all threads that have greenlets to run `task`.
-    pub(crate) fn send_to_all(task: impl Fn() + Send + Sync + 'static) -> Arc<Request> {
+    /// Asks all threads that have greenlets to run `task`, which must neither switch nor unwind.
+    pub(crate) fn send_to_all(
+        task: impl Fn() -> std::thread::Result<()> + Send + Sync + 'static,
+    ) -> Arc<Request> {
         let request = Arc::new(Request {
             task: Box::new(task),
             missing: Mutex::new(Vec::new()),
@@ -80,7 +88,7 @@ impl Request {
     }
 
     /// Removes the calling thread from those that have not run the request.
-    pub(crate) fn mark_done(&self) {
+    fn mark_done(&self) {
         let thread = ThreadId::current();
         self.missing.lock().retain(|missing| *missing != thread);
         self.done.notify_all();
@@ -122,7 +130,32 @@ pub(crate) fn unregister(thread: &ThreadState) {
     }
 }
 
-/// Takes the next request out of the calling thread's inbox.
-pub(crate) fn next_request(thread: &ThreadState) -> Option<Arc<Request>> {
+/// Runs the requests in the calling thread's inbox. Costs one look at a flag if there is none.
+#[inline]
+pub(crate) fn run_requests(thread: &ThreadState) {
+    if thread.has_flag(flag::REMOTE_CALL) {
+        run_requests_slow(thread);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn run_requests_slow(thread: &ThreadState) {
+    let here = backend::stack_pointer();
+    let usage = Around::of(here).map(|stack| stack.usage(here));
+    if usage.is_some_and(|(used, size)| size.saturating_sub(used) < ROOM) {
+        return; // the flag stays raised for a greenlet with more room
+    }
+    thread.lower_flag(flag::REMOTE_CALL);
+    while let Some(request) = next_request(thread) {
+        // CAUTION: runs arbitrary user code, which cannot switch.
+        let outcome = (request.task)();
+        request.mark_done();
+        // CAUTION: runs arbitrary user code: the destructor of a panic's payload.
+        drop(outcome);
+    }
+}
+
+fn next_request(thread: &ThreadState) -> Option<Arc<Request>> {
     thread.inbox.borrow().as_ref()?.0.lock().pop_front()
 }

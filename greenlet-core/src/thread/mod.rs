@@ -61,6 +61,7 @@ use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::pool::NodePool;
 use crate::node::rc::InnerRc;
+use crate::node::status::AwaitLock;
 use crate::payload::exit::ExitCache;
 use crate::stack::{SignalStack, Stack, StackCache};
 use crate::switch::thread_exit;
@@ -94,7 +95,7 @@ pub(crate) struct ThreadState {
     /// An address in the frame of the innermost `no_switch` section. A generator whose body has that frame must not yield.
     pub(crate) no_switch_frame: Cell<*const u8>,
     /// How many locked greenlets are counted: those that others refer to (see `await_lock.rs`).
-    pub(crate) await_locks: Cell<usize>,
+    await_locks: Cell<usize>,
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
     pub(crate) refusals: Cell<u32>,
     pub(crate) prefetcher: Prefetcher,
@@ -269,6 +270,29 @@ impl ThreadState {
             self.prefetcher.forget(node);
         }
         self.forget_creation(node);
+    }
+
+    /// Counts a lock that switches must search for: see `greenlet/await_lock.rs`.
+    #[cold]
+    pub(crate) fn add_await_lock(&self) {
+        self.await_locks.set(self.await_locks.get() + 1);
+        self.raise_flag(flag::AWAIT_LOCKS);
+    }
+
+    #[cold]
+    pub(crate) fn remove_await_lock(&self) {
+        self.await_locks.set(self.await_locks.get() - 1);
+        if self.await_locks.get() == 0 {
+            self.lower_flag(flag::AWAIT_LOCKS);
+        }
+    }
+
+    /// Releases a node that is being ended from its await lock, if it has one.
+    #[inline]
+    pub(crate) fn release_await_lock(&self, node: &Inner) {
+        if node.status.set_await_lock(AwaitLock::Unlocked) == AwaitLock::LockedAndCounted {
+            self.remove_await_lock();
+        }
     }
 
     /// Iterates over all greenlets of the thread, in the order of their creation.

@@ -26,8 +26,9 @@ pub enum TraceKind {
 /// # Examples
 ///
 /// ```
+/// # extern crate greenlet_core as greenlet;
 /// use std::{cell::Cell, rc::Rc};
-/// use greenlet_core::{Greenlet, TraceKind, Tracer, settrace};
+/// use greenlet::{Greenlet, TraceKind, Tracer, settrace};
 ///
 /// let starts = Rc::new(Cell::new(0));
 /// let counted = starts.clone();
@@ -62,7 +63,8 @@ pub struct TraceEvent {
 /// # Examples
 ///
 /// ```
-/// use greenlet_core::{Tracer, settrace};
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Tracer, settrace};
 ///
 /// let tracer = Tracer::new(|event| {
 ///     println!("{:?} from {:?} to {:?}", event.kind, event.origin, event.target);

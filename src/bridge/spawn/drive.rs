@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use anyhow::{Error, Result};
 use greenlet_core::{
     Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, check_switch_allowed,
-    getcurrent, getmain,
+    getcurrent, getmain, raw,
 };
 
 use crate::bridge::driver::{Driver, Event, Phase, Polled, Ready};
@@ -188,7 +188,7 @@ impl<T: 'static> Drive<T> {
                     Ok(Event::Await(Some(waiter))) => {
                         // The poll keeps only the waiter suspended. The gate keeps other code out
                         // of the root.
-                        self.root.lock_for_await();
+                        raw::lock_for_await(&self.root);
                         let polled = self.poll_first(&waiter, cx);
                         break (Some(waiter), polled);
                     }
@@ -204,7 +204,7 @@ impl<T: 'static> Drive<T> {
             action = match polled {
                 Polled::Ready => Action::Resume(waiter),
                 Polled::Pending => {
-                    self.root.lock_for_await();
+                    raw::lock_for_await(&self.root);
                     self.stage = Stage::AwaitInProgress(waiter);
                     self.unbind();
                     return Poll::Pending;
@@ -218,7 +218,7 @@ impl<T: 'static> Drive<T> {
     /// frequent case.
     #[inline(always)] // see `run`
     fn resume_root(&self) -> Result<Event<T>> {
-        self.root.unlock();
+        raw::unlock(&self.root);
         let running = self.driver.enter_running();
         let event = self.root.switch(Ready);
         drop(running);
@@ -238,7 +238,7 @@ impl<T: 'static> Drive<T> {
     /// Resumes the function. Returns the message with which it leaves.
     #[inline]
     fn resume(&mut self, action: Action) -> Result<Event<T>> {
-        self.root.unlock();
+        raw::unlock(&self.root);
         let hooks = self.hooks.run(&self.root, action.target());
         let running = self.driver.enter_running();
         let event = match action {

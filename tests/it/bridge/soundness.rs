@@ -10,8 +10,8 @@ use std::task::{Context, Poll, Waker};
 
 use greenlet::{
     AwaitInProgress, Generator, Greenlet, GreenletExit, NoDriver, ParentError, Spawn, StrayMessage, Tracer,
-    WeakGreenlet, await_, end_suspended, getcurrent, getmain, getparent, greenlet_spawn, no_switch, scope,
-    settrace, stacks_in_use, try_await_,
+    WeakGreenlet, await_, end_suspended, getcurrent, getmain, getparent, greenlet_spawn, no_switch, raw,
+    scope, settrace, stacks_in_use, try_await_,
 };
 
 use crate::bridge::{Handle, poll, ready};
@@ -91,8 +91,8 @@ fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll()
 fn an_open_gate_does_not_let_anybody_in_during_a_poll() {
     let _no_leaks = NoLeaks::watch();
     let (mut spawned, drops) = attack_a_waiting_child(|root, child| {
-        root.unlock();
-        child.unlock();
+        raw::unlock(root);
+        raw::unlock(child);
         assert!(child.switch::<()>(1_u8).unwrap_err().is::<AwaitInProgress>());
     });
     assert!(poll(&mut spawned).is_pending());
@@ -109,7 +109,7 @@ fn an_open_gate_does_not_let_anybody_into_the_root_during_a_poll() {
         let root = getcurrent().downgrade();
         try_await_(attacking(&watched, move || {
             let root = root.upgrade().unwrap();
-            root.unlock();
+            raw::unlock(&root);
             assert!(root.switch::<()>(1_u8).unwrap_err().is::<AwaitInProgress>());
             assert!(
                 root.throw::<()>(GreenletExit::new())
@@ -829,7 +829,7 @@ fn a_function_is_not_run_while_main_which_it_returns_to_in_between_is_kept_suspe
                 assert!(poll(&mut spawned).is_pending());
                 handle.ready.set(true);
             }
-            let result = getmain().keep_suspended(|| ready(poll(&mut spawned)));
+            let result = raw::keep_suspended(&getmain(), || ready(poll(&mut spawned)));
             Ok(result.unwrap_err().is::<ParentError>())
         });
         assert!(poller.switch::<bool>(()).unwrap());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use greenlet::{
     Greenlet, ThreadId, dump, dump_all_threads, end_suspended, getcurrent, getparent, greenlets, no_switch,
-    run_on_all_threads, run_pending_broadcasts, stacks_in_use, track_ages, tree,
+    raw, run_on_all_threads, run_pending_broadcasts, stacks_in_use, track_ages, tree,
 };
 
 fn named(name: &str) -> Greenlet {
@@ -48,7 +48,7 @@ fn the_tree_has_each_greenlet_below_its_parent() {
     let b = named("b");
     let awaiting = named("io");
     awaiting.switch::<()>(()).unwrap();
-    awaiting.lock_for_await();
+    raw::lock_for_await(&awaiting);
     let done = named("done");
     done.switch::<()>(()).unwrap();
     done.switch::<()>(()).unwrap();
@@ -69,7 +69,7 @@ fn the_tree_has_each_greenlet_below_its_parent() {
         text.ends_with("\nand 1 dead greenlets that still have handles\n"),
         "{text}"
     );
-    awaiting.unlock();
+    raw::unlock(&awaiting);
     drop(b);
 }
 
@@ -177,7 +177,10 @@ fn the_graph_has_a_node_for_each_and_an_arrow_to_each_parent() {
         "{dot}"
     );
     assert!(
-        dot.contains(&format!("    g{b} [label=\"b\\npending\\nmade at {}:", file!())),
+        dot.contains(&format!(
+            "    g{b} [label=\"b\\npending\\ncreated at {}:",
+            file!()
+        )),
         "{dot}"
     );
     assert!(

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use anyhow::Result;
 use greenlet::{
-    Greenlet, Tracer, Unwinding, check_switch_allowed, getcurrent, getparent, no_switch, settrace, stack,
+    Greenlet, Tracer, Unwinding, check_switch_allowed, getcurrent, getparent, no_switch, raw, settrace, stack,
 };
 
 use crate::support::Log;
@@ -176,7 +176,7 @@ fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
 #[test]
 fn a_greenlet_with_a_closed_gate_has_a_backtrace() {
     let greenlet = suspended(1);
-    greenlet.lock_for_await();
+    raw::lock_for_await(&greenlet);
     let text = greenlet.backtrace().unwrap().to_string();
     assert!(text.contains("waits_deep"), "{text}");
     assert!(
@@ -186,7 +186,7 @@ fn a_greenlet_with_a_closed_gate_has_a_backtrace() {
             .is::<greenlet::AwaitInProgress>()
     );
     drop(greenlet.backtrace().unwrap());
-    greenlet.unlock();
+    raw::unlock(&greenlet);
     assert_eq!(greenlet.switch::<u32>(5_u32).unwrap(), 5);
 }
 

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use greenlet::{Greenlet, Tracer, WeakGreenlet, getcurrent, getmain, settrace};
+use greenlet::{Greenlet, Tracer, WeakGreenlet, getcurrent, getmain, raw, settrace};
 
 use crate::support::{Drops, NoLeaks, Witness, on_drop, up};
 
@@ -35,7 +35,7 @@ fn a_greenlet_kept_suspended_between_the_stages_of_its_end_stays_suspended() {
     let was_dropped = Rc::new(Cell::new(None));
     let (to_keep, observed, say) = (kept.clone(), drops.clone(), was_dropped.clone());
     let keeping = Greenlet::new(move |(): ()| {
-        to_keep.keep_suspended(|| {
+        raw::keep_suspended(&to_keep, || {
             up::<()>(())?;
             say.set(Some(observed.count()));
             anyhow::Ok(())
@@ -116,7 +116,7 @@ fn an_end_leaves_no_greenlet_running_below_a_closed_gate() {
     });
     gated.switch::<()>(()).unwrap();
     let victim = child.take().unwrap();
-    gated.lock_for_await();
+    raw::lock_for_await(&gated);
     let to_end = victim.clone();
     let ending = Greenlet::new(move |(): ()| {
         to_end.end();
@@ -127,7 +127,7 @@ fn an_end_leaves_no_greenlet_running_below_a_closed_gate() {
     ending.switch::<()>(()).unwrap();
     assert!(ending.is_dead());
     victim.end();
-    gated.unlock();
+    raw::unlock(&gated);
     gated.end();
 }
 
@@ -213,7 +213,7 @@ fn a_value_is_moved_out_before_the_attachment_of_its_sender_is_dropped() {
     ended.attach(Rc::new(Attached));
     let place = RefCell::new(Some(ended));
     let at = std::panic::Location::caller();
-    let emptied = Greenlet::switch_in::<String>(&place, (), at);
+    let emptied = raw::switch_in::<String>(&place, (), at);
     assert_eq!(emptied.unwrap().unwrap(), TEXT);
 }
 

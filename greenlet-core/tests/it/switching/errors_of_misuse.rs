@@ -7,7 +7,7 @@ use std::rc::Rc;
 use anyhow::{Result, anyhow};
 use greenlet::{
     AwaitInProgress, Greenlet, ParentError, StackError, State, SwitchForbidden, TypeMismatch, Unwinding,
-    Value, end_suspended, getcurrent, no_switch, stack, stacks_in_use,
+    Value, end_suspended, getcurrent, no_switch, raw, stack, stacks_in_use,
 };
 
 use crate::support::{Drops, Log, catch_reports, take_reports, up};
@@ -157,7 +157,7 @@ fn switching_into_a_closed_greenlet_is_refused() {
     dead_below.switch::<()>(()).unwrap();
     dead_below.set_parent(&suspended_below).unwrap();
 
-    waiting.lock_for_await();
+    raw::lock_for_await(&waiting);
     for target in [&waiting, &below, &suspended_below, &dead_below] {
         let before = target.state();
         let awaiting: AwaitInProgress = target.switch::<u32>(9_u32).unwrap_err().downcast().unwrap();
@@ -176,7 +176,7 @@ fn switching_into_a_closed_greenlet_is_refused() {
         assert!(target.kill().unwrap_err().is::<AwaitInProgress>());
         assert_eq!(target.state(), before);
     }
-    waiting.unlock();
+    raw::unlock(&waiting);
     assert_eq!(suspended_below.switch::<u32>(1_u32).unwrap(), 1);
     assert!(
         waiting.is_dead() && suspended_below.is_dead(),
@@ -196,13 +196,13 @@ fn nothing_gets_below_a_closed_gate() {
     let runs = Greenlet::new({
         let (pending, dead, waiting) = (pending.clone(), dead.clone(), waiting.clone());
         move |between: bool| {
-            waiting.lock_for_await();
+            raw::lock_for_await(&waiting);
             let between = if between { &pending } else { &dead };
             getcurrent().set_parent(between)?;
             let refused: ParentError = between.set_parent(&waiting).unwrap_err();
             assert!(refused.is_awaiting());
             assert!(getcurrent().set_parent(&waiting).unwrap_err().is_awaiting());
-            waiting.unlock();
+            raw::unlock(&waiting);
             Ok(())
         }
     });
@@ -387,9 +387,9 @@ fn an_end_does_not_wait_for_code_that_switches_to_a_closed_one_again_and_again()
             Ok(())
         });
         greenlet.switch::<()>(()).unwrap();
-        closed.lock_for_await();
+        raw::lock_for_await(&closed);
         greenlet.end();
-        closed.unlock();
+        raw::unlock(&closed);
         assert_eq!(greenlet.is_dead(), !stops_unwinding);
         let expected: &[&str] = if stops_unwinding {
             &["tries: refused to end"]

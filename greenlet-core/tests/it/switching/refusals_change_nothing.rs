@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::anyhow;
 use greenlet::{
     AwaitInProgress, Greenlet, GreenletExit, StackError, State, SwitchForbidden, Tracer, TypeMismatch,
-    Unwinding, getcurrent, no_switch, settrace, stack,
+    Unwinding, getcurrent, no_switch, raw, settrace, stack,
 };
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
@@ -234,12 +234,12 @@ fn a_start_is_refused_also_where_a_stack_is_at_hand() {
 
     let closed = Greenlet::new(|(): ()| up::<()>(()));
     closed.switch::<()>(()).unwrap();
-    closed.lock_for_await(); // nobody else has it, so the thread is not told
+    raw::lock_for_await(&closed); // nobody else has it, so the thread is not told
     let below = Greenlet::builder().parent(&closed).build(|(): ()| Ok(()));
     leave_a_stack(stack::DEFAULT_SIZE);
     assert!(below.switch::<()>(()).unwrap_err().is::<AwaitInProgress>());
     assert_eq!(below.state(), State::Pending);
-    closed.unlock();
+    raw::unlock(&closed);
 }
 
 #[test]
@@ -266,10 +266,8 @@ fn a_stack_of_another_size_is_not_taken_because_it_is_at_hand() {
 fn what_a_target_in_a_place_refuses_is_the_inner_error() {
     let place = std::cell::RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
     let at = std::panic::Location::caller();
-    let refused = Greenlet::switch_in::<u32>(&place, "text", at)
-        .unwrap()
-        .unwrap_err();
+    let refused = raw::switch_in::<u32>(&place, "text", at).unwrap().unwrap_err();
     let value = refused.downcast::<TypeMismatch>().unwrap().into_value().unwrap();
     assert_eq!(value.downcast::<&str>().unwrap(), "text");
-    assert_eq!(Greenlet::switch_in::<u32>(&place, 1_u32, at).unwrap().unwrap(), 2);
+    assert_eq!(raw::switch_in::<u32>(&place, 1_u32, at).unwrap().unwrap(), 2);
 }

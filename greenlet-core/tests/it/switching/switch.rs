@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use greenlet::{
-    Greenlet, GreenletExit, StackError, State, TraceKind, Tracer, WeakGreenlet, getcurrent, getparent,
+    Greenlet, GreenletExit, StackError, State, TraceKind, Tracer, WeakGreenlet, getcurrent, getparent, raw,
     settrace,
 };
 
@@ -442,7 +442,7 @@ fn a_greenlet_that_was_resumed_before_can_switch_to_itself() {
             assert_eq!(getcurrent().switch_owned::<u32>(n + 10)?, n + 10);
             let place = RefCell::new(Some(getcurrent()));
             assert_eq!(
-                Greenlet::switch_in::<u32>(&place, n + 20, std::panic::Location::caller())??,
+                raw::switch_in::<u32>(&place, n + 20, std::panic::Location::caller())??,
                 n + 20
             );
             let thrown = me.throw::<u32>(anyhow::anyhow!("at myself")).unwrap_err();
@@ -481,8 +481,8 @@ impl Refused for Greenlet {
     /// Neither its gate can be closed nor can it be kept suspended, for it runs.
     fn close_gate_is_refused(&self) {
         let refused = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
-        assert!(refused(&|| self.lock_for_await()));
-        assert!(refused(&|| self.keep_suspended(|| ())));
+        assert!(refused(&|| raw::lock_for_await(self)));
+        assert!(refused(&|| raw::keep_suspended(self, || ())));
     }
 }
 

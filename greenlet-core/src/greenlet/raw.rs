@@ -1,0 +1,123 @@
+//! What the `greenlet` crate needs of this one beyond its public API. Not for anybody else: the
+//! items here may change in any release.
+//!
+//! [`switch_in`] and [`with_attached`] save a reference count on the path of an await.
+//! [`lock_for_await`], [`unlock`] and [`keep_suspended`] let the driver of an await decide alone
+//! when a greenlet is resumed. [`count_refusal`] keeps an end from waiting for ever.
+
+use std::cell::RefCell;
+use std::mem::ManuallyDrop;
+use std::panic::Location;
+use std::rc::Rc;
+
+use anyhow::Result;
+
+use crate::greenlet::Greenlet;
+pub use crate::greenlet::await_lock::{keep_suspended, lock_for_await, unlock};
+use crate::payload::Payload;
+pub use crate::switch::teardown::count_refusal;
+use crate::switch::{self, receive};
+use crate::thread;
+
+/// Switches to the greenlet in `place` as [`Greenlet::switch`] does, without a handle of its own.
+///
+/// `place` is not borrowed during the switch: it may be emptied, and the greenlet may end, before
+/// control comes back. `at` is the place that [`Greenlet::suspended_at`] shows for the caller.
+///
+/// # Errors
+///
+/// The outer error says why the running greenlet may not switch: see
+/// [`check_switch_allowed`](crate::check_switch_allowed). Nothing has changed then, and the value
+/// is dropped. The inner errors are those of [`Greenlet::switch`].
+///
+/// # Panics
+///
+/// Panics as [`Greenlet::switch`] does, and if `place` is empty or mutably borrowed.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use std::cell::RefCell;
+/// use std::panic::Location;
+/// use greenlet::{Greenlet, no_switch, raw};
+///
+/// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
+/// let at = Location::caller();
+/// assert!(no_switch(|| raw::switch_in::<u32>(&place, 1_u32, at)).is_err());
+/// assert_eq!(raw::switch_in::<u32>(&place, 1_u32, at)??, 2);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[inline(always)] // the processor mispredicts a return that follows a switch
+pub fn switch_in<R: 'static>(
+    place: &RefCell<Option<Greenlet>>,
+    value: impl Sized + 'static,
+    at: &'static Location<'static>,
+) -> Result<Result<R>> {
+    let mut value = ManuallyDrop::new(value);
+    match switch::try_switch_in(place, &mut value, at) {
+        Ok(back) => Ok(receive::receive(back)),
+        Err(unsent) => Ok(switch_in_slow(place, unsent, at)?.and_then(receive::receive)),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn switch_in_slow(
+    place: &RefCell<Option<Greenlet>>,
+    unsent: Payload,
+    at: &'static Location<'static>,
+) -> Result<Result<Payload>> {
+    if let Err(refused) = switch::check_switch_allowed() {
+        // CAUTION: runs arbitrary user code: the destructor of the value.
+        drop(unsent.into_value());
+        return Err(refused);
+    }
+    let target = place
+        .borrow()
+        .clone()
+        .expect("`place` has the greenlet to switch to");
+    Ok(switch::switch_to_owned(target, unsent, at))
+}
+
+/// Calls `look` with what is attached to the running greenlet, if that is a `T`, and with the
+/// greenlet's id.
+///
+/// Counts no reference to the greenlet or to the attachment, so that none is on the stack while
+/// `look` switches.
+///
+/// # Safety
+///
+/// - `look` returns, or unwinds, before the running greenlet ends. It may switch greenlets, which
+///   keeps this greenlet active. It must not run user code that may leave `look` suspended in
+///   another way: a coroutine of another library that runs on the stack of this greenlet can be
+///   suspended and outlive it. Clone the `Rc` and return it, to use it with such code.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use std::rc::Rc;
+/// use greenlet::{Greenlet, raw};
+///
+/// let child = Greenlet::new(|(): ()| {
+///     // SAFETY: the closure only clones an `Rc`.
+///     Ok(unsafe { raw::with_attached(|text: Option<&Rc<String>>, _| text.cloned()) })
+/// });
+/// child.attach(Rc::new(String::from("attached")));
+/// assert_eq!(*child.switch::<Option<Rc<String>>>(())?.unwrap(), "attached");
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[inline(always)] // the processor mispredicts a return that follows a switch; `look` makes one
+pub unsafe fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&Rc<T>>, u64) -> R) -> R {
+    thread::with_current_inner(|inner| {
+        let attached = inner.attachment().filter(|attached| attached.is::<T>());
+        let attached = attached.map(|attached| {
+            let value: *const T = Rc::as_ptr(attached).cast();
+            // SAFETY: the value is a `T`, as just checked, and the pointer comes from an `Rc` of
+            // it. This one borrows the count of that, so it is not dropped.
+            ManuallyDrop::new(unsafe { Rc::from_raw(value) })
+        });
+        look(attached.as_deref(), inner.id())
+    })
+}
