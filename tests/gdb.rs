@@ -126,7 +126,10 @@ fn check(text: &str) {
     // From the function of a generator into its consumer.
     let inside = part("inside");
     let place = |name: &str| inside.iter().position(|line| line.contains(name));
-    assert!(place("gdb::waits_deep") < place("gdb::steps"), "{text}");
+    assert!(place("gdb::waits_deep").is_some(), "{text}");
+    if greenlet::BACKEND == "asm" {
+        assert!(place("gdb::waits_deep") < place("gdb::steps"), "{text}");
+    }
     assert!(
         part("main").iter().any(|line| line.contains("gdb::child")),
         "{text}"

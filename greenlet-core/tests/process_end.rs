@@ -42,6 +42,10 @@ fn main() -> ExitCode {
             exit_inside_a_generator_runs_no_destructor_of_it,
         ),
         (
+            "generators_in_thread_locals_give_their_stacks_back",
+            generators_in_thread_locals_give_their_stacks_back,
+        ),
+        (
             "exit_while_unwinding_runs_no_suspended_code",
             exit_while_unwinding_runs_no_suspended_code,
         ),
@@ -309,6 +313,48 @@ fn exit_inside_a_generator_runs_no_destructor_of_it() {
     });
     let Some(output) = output else { return };
     assert_ended(&output, 7, &["exits"]);
+}
+
+// GN-15: they are ended when their owner is dropped, which may be after the end of the library's own thread-local. Their stacks, and
+// those of generators that are created there, are used again by other threads.
+// #[test], on the main thread
+fn generators_in_thread_locals_give_their_stacks_back() {
+    thread_local! {
+        static OWNER: RefCell<Vec<Generator<u32>>> = const { RefCell::new(Vec::new()) };
+    }
+    let output = child::run("generators_in_thread_locals_give_their_stacks_back", || {
+        for is_first in [true, false] {
+            for _ in 0..50 {
+                let thread = std::thread::spawn(move || {
+                    if is_first {
+                        OWNER.with(|_| ()); // so it is dropped last
+                    }
+                    let mut generator = Generator::new(|out| {
+                        let ended = out.yield_(1);
+                        let late = Generator::new(|out| (1..=3).try_for_each(|n| out.yield_(n)));
+                        assert_eq!(late.map(Result::unwrap).sum::<u32>(), 6);
+                        ended
+                    });
+                    generator.next().unwrap().unwrap();
+                    let unrun = Generator::new(|out| out.yield_(1));
+                    OWNER.with_borrow_mut(|owner| owner.extend([generator, unrun]));
+                });
+                thread.join().unwrap();
+            }
+        }
+        let stats = greenlet::stack::stats();
+        println!(
+            "{} in use, {}",
+            stats.in_use,
+            if stats.idle < 10 {
+                "a few idle"
+            } else {
+                "many idle"
+            }
+        );
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["0 in use, a few idle"]);
 }
 
 // HZ-5, HZ-8: nor does a destructor that runs during a panic and exits begin to end greenlets then.

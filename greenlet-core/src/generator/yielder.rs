@@ -21,7 +21,7 @@ use super::error::Kind;
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::Generator;
 ///
-/// let squares = Generator::new(|outer| {
+/// let squares = Generator::<i32>::new(|outer| {
 ///     let numbers = Generator::new(move |inner| {
 ///         for n in 1..4 {
 ///             inner.yield_(n)?; // to the loop below

@@ -77,7 +77,7 @@ pub(crate) struct Segment<Y: 'static, S: 'static, R: 'static> {
     sp: Cell<*mut u8>,
     /// `None` after the body's end.
     header: Cell<Option<NonNull<Header>>>,
-    types: PhantomData<(*mut (), fn(S) -> (Y, R))>,
+    types: PhantomData<fn(S) -> (Y, R)>,
 }
 
 /// What a step returns instead of an item.

@@ -27,7 +27,7 @@ use crate::thread::{ThreadState, flag};
 /// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
 pub(crate) struct Yielder<Y: 'static, S: 'static> {
     held: Held,
-    types: PhantomData<(*mut (), fn(Y) -> S)>,
+    types: PhantomData<fn(Y) -> S>,
 }
 
 /// Why a yield returns no value.
