@@ -64,11 +64,11 @@ pub use greenlet::raw;
 pub use greenlet::{Greenlet, WeakGreenlet};
 pub use node::status::State;
 pub use payload::error::{
-    AwaitInProgress, NoBacktrace, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch,
-    Unwinding,
+    AwaitInProgress, NoBacktrace, ParentError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 pub use payload::exit::GreenletExit;
 pub use payload::value::Value;
+pub use stack::error::StackError;
 pub use switch::check_switch_allowed;
 pub use switch::teardown::{end_suspended, run_to_end};
 pub use switch::trace::{gettrace, settrace};

@@ -41,10 +41,11 @@ use anyhow::{Error, Result};
 
 use crate::backend::asan;
 use crate::backend::{self, Word, Words};
-use crate::payload::error::{StackError, Unwinding};
+use crate::payload::error::Unwinding;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::stack;
+use crate::stack::error::StackError;
 use crate::thread::{ThreadState, flag};
 
 pub(crate) use header::Header;

@@ -1,276 +1,271 @@
-//! Faults: tells the touch of a guard page from every other fault.
+//! Tells a touched guard page from every other fault.
 //!
-//! The first stack of the process installs a handler for `SIGSEGV` and `SIGBUS`. It looks whether the
-//! address lies in a guard page of ours; if so, and if the stack is one that the faulting thread runs on, the process
-//! is told why it dies. Everything else is none of our business, and goes to the handler that was there before.
+//! The first stack of the process installs a handler for `SIGSEGV` and `SIGBUS`. If the address is
+//! in a guard page, the handler calls the observer, which reports an overflow and ends the process.
+//! Every other fault goes to the action that was installed before.
 //!
 //! ```text
-//!   fault ──► on_fault (on the signal stack) ── address in a guard? ──yes──► the observer: its stack?
+//!   fault ──► on_fault (on the signal stack) ── address in a guard? ──yes──► observer: overflow?
 //!                                                     │no                        │no      │yes
 //!                                                     ▼                          │        ▼
-//!                                                 pass_on ◄──────────────────────┘     report, abort
-//!                                             the handler before us
+//!                                            the previous action ◄───────────────┘  report, abort
 //! ```
 //!
 //! # Invariants
 //!
-//! - **G1** The handler runs anywhere, between any two instructions of the thread. It allocates nothing,
-//!   takes no lock, and calls only what is async-signal-safe. What it reads of slabs is a list that is only ever
-//!   prepended to (M4).
-//! - **G2** It touches thread-locals only after the address was found to be in a guard page of ours, so
-//!   that a fault in a thread that has nothing to do with greenlets costs that thread nothing.
-//! - **G3** It runs on a signal stack, because there is no room on the stack that has overflowed. Threads that
-//!   std made have one; others get one with their first greenlet stack, until they end ([`SignalStack`]).
-//! - **G4** A fault that is not ours reaches the previous action as if we were not there: with the same
-//!   arguments, and with the signal mask that it asked for. Where that was the default action, it is
-//!   restored, and the faulting instruction runs again and dies of it.
-//! - **G5** `PREVIOUS` is written before our handler is installed, and what it points to is never freed.
+//! - `[signal-safe]` The handler interrupts a thread between any two instructions. So it allocates
+//!   nothing, takes no lock, and calls only async-signal-safe functions. Of slabs it only reads the
+//!   list [slab-list].
+//! - `[guard-first]` It uses thread-locals only after it has found the address in a guard page. A
+//!   fault in a thread without greenlets then costs that thread nothing.
+//! - `[signal-stack]` It runs on a signal stack, because an overflowed stack has no room. std gives
+//!   its threads one, and [`SignalStack`] gives one to all others.
+//! - `[passed-on]` Any other fault reaches the previous action, with the same arguments and signal
+//!   mask. A default action is restored instead, and the instruction runs again.
+//! - `[previous-first]` The previous action is stored before the handler is installed.
 
-use std::cell::Cell;
-use std::io;
-use std::mem::MaybeUninit;
+use std::cell::RefCell;
+use std::mem;
 use std::ptr;
-use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::OnceLock;
 
-use libc::{c_int, c_void, siginfo_t};
+use libc::{c_int, siginfo_t};
 
-use super::slab;
+use super::{Region, page_size, slab};
 
-/// The guard page that was touched.
+/// The touched guard page.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GuardHit {
-    /// The base of the stack that the guard belongs to.
+    /// The base of the stack above the guard.
     pub(crate) base: *mut u8,
+    /// The lowest usable address of that stack.
+    pub(super) limit: usize,
     /// The usable size of that stack.
     pub(crate) size: usize,
-    /// Whether the thread's stack pointer was in the stack, or in the guard. Where it cannot be had: whether the address is
-    /// right below the limit.
+    /// `true` if the thread's stack pointer was in the stack or its guard. Where the stack pointer
+    /// is unknown: `true` if the touched address is right below the limit.
     pub(crate) is_on_its_stack: bool,
 }
 
-/// Is told of every touch of a guard page, in the signal handler (G1). Reports and does not return if
-/// the thread runs on that stack; returns if it was a stray pointer.
+/// Receives every touched guard page, in the signal handler [signal-safe]. It ends the process if
+/// the thread was running on that stack, and returns for a stray pointer.
 pub(crate) type Observer = fn(&GuardHit);
 
+static OBSERVER: OnceLock<Observer> = OnceLock::new();
+
+/// The signals that a touched guard page can raise.
 const SIGNALS: [c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
-/// G5. In the order of `SIGNALS`.
-static PREVIOUS: [AtomicPtr<libc::sigaction>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+/// The actions before our handler [previous-first].
+static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
 
-static OBSERVER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+/// Actions that another thread installed between our look at the previous ones and our own.
+static REPLACED: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
 
 /// Installs the handler, once for the process.
 pub(crate) fn install(observer: Observer) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        OBSERVER.store(observer as *mut (), Ordering::Release);
-        for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
-            // SAFETY: `on_fault` keeps the rules of signal handlers (G1).
-            unsafe { install_for(signal, previous) };
-        }
+    OBSERVER.get_or_init(|| {
+        (0..SIGNALS.len()).for_each(install_for);
+        observer
     });
 }
 
-/// # Safety
-///
-/// - Called once for each signal.
-unsafe fn install_for(signal: c_int, previous: &AtomicPtr<libc::sigaction>) {
-    // SAFETY: zeroes are a valid `sigaction`; the calls read and write the two structs that they are given.
-    unsafe {
-        let mut before = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        if libc::sigaction(signal, ptr::null(), &raw mut before) != 0 {
-            return; // not a signal of this system
-        }
-        previous.store(Box::into_raw(Box::new(before)), Ordering::Release); // G5
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = on_fault as *const () as usize;
-        action.sa_mask = before.sa_mask; // G4
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | (before.sa_flags & libc::SA_NODEFER);
-        let mut replaced = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        if libc::sigaction(signal, &raw const action, &raw mut replaced) != 0 {
-            return;
-        }
-        if replaced.sa_sigaction != before.sa_sigaction {
-            // Another thread installed a handler between the two calls. Ours has to pass on to that.
-            previous.store(Box::into_raw(Box::new(replaced)), Ordering::Release);
-        }
+fn install_for(index: usize) {
+    // SAFETY: no new action is given.
+    let Some(previous) = (unsafe { change_action(SIGNALS[index], None) }) else {
+        return; // not a signal of this system
+    };
+    let _ = PREVIOUS[index].set(previous);
+    let mut action = default_action();
+    action.sa_sigaction = on_fault as *const () as usize;
+    action.sa_mask = previous.sa_mask; // [passed-on]
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | (previous.sa_flags & libc::SA_NODEFER);
+    // SAFETY: `on_fault` has the arguments that SA_SIGINFO promises, and it obeys [signal-safe].
+    let replaced = unsafe { change_action(SIGNALS[index], Some(&action)) };
+    if let Some(replaced) = replaced.filter(|it| it.sa_sigaction != previous.sa_sigaction) {
+        let _ = REPLACED[index].set(replaced);
     }
 }
 
-extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid `info`.
-    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
-    // A positive code is the kernel's: the address is one. (`kill` has none.)
-    if code > 0 {
-        if let Some(mut hit) = slab::guard_at(address.addr()) {
-            let limit = (address.addr() | (super::page_size() - 1)) + 1;
-            // SAFETY: the kernel hands a handler that was installed with SA_SIGINFO a valid context.
-            hit.is_on_its_stack = match unsafe { stack_pointer(context) } {
-                Some(pointer) => (limit - super::page_size()..=hit.base.addr()).contains(&pointer),
-                None => limit - address.addr() <= OF_A_SWITCH,
-            };
-            let observer = OBSERVER.load(Ordering::Acquire);
-            // SAFETY: `install` stored an `Observer` there, before the handler could be called.
-            let observer = unsafe { std::mem::transmute::<*mut (), Observer>(observer) };
-            observer(&hit);
-        }
-    }
-    // SAFETY: the arguments are those that the kernel gave us.
-    unsafe { pass_on(signal, info, context) }
-}
-
-/// What the bare switch pushes has room in this, in bytes.
-const OF_A_SWITCH: usize = 128;
-
-/// Where the stack pointer was at a fault, where that is known how to find.
+/// Sets the action of a signal if a new one is given. Returns the old one, or `None` if the system
+/// refused.
 ///
 /// # Safety
 ///
-/// - `context` is that of a signal handler.
-unsafe fn stack_pointer(context: *const c_void) -> Option<usize> {
-    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-    // SAFETY: the contract.
-    return Some(unsafe {
-        (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RSP as usize] as usize
-    });
-    #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
-    // SAFETY: the contract.
-    return Some(unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.sp as usize });
-    #[cfg(all(target_os = "linux", target_arch = "arm"))]
-    // SAFETY: the contract.
-    return Some(unsafe { (*context.cast::<libc::ucontext_t>()).uc_mcontext.arm_sp as usize });
-    #[cfg(not(all(
-        target_os = "linux",
-        any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")
-    )))]
-    {
-        let _ = context;
+/// - A handler in `new` has the arguments that its flags say, and calls only async-signal-safe
+///   functions.
+unsafe fn change_action(signal: c_int, new: Option<&libc::sigaction>) -> Option<libc::sigaction> {
+    let new = new.map_or(ptr::null(), ptr::from_ref);
+    let mut old = default_action();
+    // SAFETY: both pointers are valid or null. The caller vouches for the handler.
+    let status = unsafe { libc::sigaction(signal, new, &raw mut old) };
+    (status == 0).then_some(old)
+}
+
+fn default_action() -> libc::sigaction {
+    const { assert!(libc::SIG_DFL == 0) };
+    // SAFETY: zeroes are a valid `sigaction`: no flags, an empty mask, and the default action.
+    unsafe { mem::zeroed() }
+}
+
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")
+))]
+mod context {
+    pub(super) type Context = libc::ucontext_t;
+
+    /// Returns the stack pointer at the fault.
+    pub(super) fn stack_pointer(context: &Context) -> Option<usize> {
+        let registers = &context.uc_mcontext;
+        #[cfg(target_arch = "x86_64")]
+        let pointer = registers.gregs[libc::REG_RSP as usize];
+        #[cfg(target_arch = "aarch64")]
+        let pointer = registers.sp;
+        #[cfg(target_arch = "arm")]
+        let pointer = registers.arm_sp;
+        Some(pointer as usize)
+    }
+}
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")
+)))]
+mod context {
+    pub(super) type Context = libc::c_void;
+
+    /// Returns nothing, because the layout of the context is not known here.
+    pub(super) fn stack_pointer(_context: &Context) -> Option<usize> {
         None
     }
 }
+use context::{Context, stack_pointer};
 
-/// Does what would have been done without us (G4).
-///
-/// # Safety
-///
-/// - Called by a signal handler, with its own arguments.
-unsafe fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let index = if signal == SIGNALS[0] { 0 } else { 1 };
-    // SAFETY: G5: stored before the handler was installed.
-    let previous = unsafe { *PREVIOUS[index].load(Ordering::Acquire) };
-    // SAFETY: as for the kernel, by the contract of this function.
-    let code = unsafe { (*info).si_code };
-    match previous.sa_sigaction {
-        // The kernel does not let a real fault be ignored: it dies of it as by default.
-        libc::SIG_IGN if code <= 0 => {}
+/// The handler. The kernel calls it with valid arguments, because it is installed with SA_SIGINFO.
+extern "C" fn on_fault(signal: c_int, info: &mut siginfo_t, context: &mut Context) {
+    /// How much a switch pushes at most, in bytes.
+    const PUSHED_BY_SWITCH: usize = 128;
+
+    // SAFETY: the kernel fills in an address for both signals.
+    let address = unsafe { info.si_addr() }.addr();
+    // Without a positive code, a process sent the signal, and there is no address.
+    let guard = slab::guard_at(address).filter(|_| info.si_code > 0);
+    if let (Some(mut hit), Some(observer)) = (guard, OBSERVER.get()) {
+        hit.is_on_its_stack = match stack_pointer(context) {
+            Some(pointer) => (hit.limit - page_size()..=hit.base.addr()).contains(&pointer),
+            None => hit.limit - address <= PUSHED_BY_SWITCH,
+        };
+        observer(&hit);
+    }
+    pass_on(signal, info, context);
+}
+
+/// Does what the previous action would have done [passed-on].
+fn pass_on(signal: c_int, info: &mut siginfo_t, context: &mut Context) {
+    let index = usize::from(signal != SIGNALS[0]);
+    let previous = REPLACED[index].get().or(PREVIOUS[index].get());
+    let (handler, flags) = previous.map_or((libc::SIG_DFL, 0), |it| (it.sa_sigaction, it.sa_flags));
+    let was_sent = info.si_code <= 0; // and not caused by an instruction
+    match handler {
+        // The kernel never ignores a real fault: it is as fatal as by default.
+        libc::SIG_IGN if was_sent => {}
         libc::SIG_DFL | libc::SIG_IGN => {
-            // SAFETY: restores the default action of the signal. Both calls are async-signal-safe.
-            unsafe {
-                let default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-                libc::sigaction(signal, &raw const default, ptr::null_mut());
-                if code <= 0 {
-                    // Nothing will run into it again: it was sent.
-                    libc::raise(signal);
-                }
+            // SAFETY: the default action has no handler.
+            unsafe { change_action(signal, Some(&default_action())) };
+            if was_sent {
+                // SAFETY: `raise` is async-signal-safe. No instruction will raise the signal again.
+                unsafe { libc::raise(signal) };
             }
         }
-        function if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: it was installed as a handler of this kind.
-            unsafe {
-                let function = std::mem::transmute::<
-                    libc::sighandler_t,
-                    extern "C" fn(c_int, *mut siginfo_t, *mut c_void),
-                >(function);
-                function(signal, info, context); // CAUTION: runs foreign code
-            }
+        handler if flags & libc::SA_SIGINFO != 0 => {
+            type Handler = extern "C" fn(c_int, &mut siginfo_t, &mut Context);
+            // SAFETY: it was installed as a handler with these arguments.
+            let handler = unsafe { mem::transmute::<libc::sighandler_t, Handler>(handler) };
+            handler(signal, info, context); // CAUTION: runs arbitrary user code
         }
-        function => {
-            // SAFETY: it was installed as a handler of this kind.
-            unsafe {
-                let function = std::mem::transmute::<libc::sighandler_t, extern "C" fn(c_int)>(function);
-                function(signal); // CAUTION: runs foreign code
-            }
+        handler => {
+            // SAFETY: it was installed as a handler with this argument.
+            let handler = unsafe { mem::transmute::<libc::sighandler_t, extern "C" fn(c_int)>(handler) };
+            handler(signal); // CAUTION: runs arbitrary user code
         }
     }
 }
 
-/// The stack that a thread's signal handlers run on (G3), where nobody else gave it one.
-#[derive(Debug, Default)]
+/// The signal stack of a thread that had none [signal-stack].
+#[derive(Debug)]
 pub(crate) struct SignalStack {
-    /// The whole mapping, from its guard page. `None` if the thread has a signal stack of its own.
-    mapping: Cell<Option<ptr::NonNull<u8>>>,
+    /// The whole mapping, with its guard. `None` if the thread has a signal stack from elsewhere.
+    mapping: RefCell<Option<Region>>,
 }
 
 impl SignalStack {
-    /// Room for our report, and for the handlers before ours, which may print backtraces.
+    /// Enough for our report, and for a previous handler that prints a backtrace.
     const SIZE: usize = 64 << 10;
 
     pub(crate) const fn none() -> SignalStack {
         SignalStack {
-            mapping: Cell::new(None),
+            mapping: RefCell::new(None),
         }
     }
 
-    /// Gives the calling thread a signal stack if it has none. Without memory for one it stays as it
-    /// is: an overflow then kills the process without a word.
+    /// Gives the calling thread a signal stack if it has none.
+    ///
+    /// If the system refuses the memory, an overflow kills the process without a report.
     pub(crate) fn provide(&self) {
-        if self.mapping.get().is_some() || has_signal_stack() {
+        let mut mapping = self.mapping.borrow_mut();
+        if mapping.is_some() || current_signal_stack().is_some_and(|it| it.ss_flags & libc::SS_DISABLE == 0) {
             return;
         }
-        let guard = super::page_size();
-        let Ok(mapping) = slab::map(guard + SignalStack::SIZE) else {
+        let Ok(region) = Region::map(page_size() + SignalStack::SIZE) else {
             return;
         };
-        // SAFETY: the mapping is new, and large enough; it is unmapped after it was taken off (`withdraw`).
-        unsafe {
-            libc::mprotect(mapping.as_ptr().cast(), guard, libc::PROT_NONE);
-            let stack = libc::stack_t {
-                ss_sp: mapping.as_ptr().add(guard).cast(),
-                ss_flags: 0,
-                ss_size: SignalStack::SIZE,
-            };
-            libc::sigaltstack(&raw const stack, ptr::null_mut());
-        }
-        self.mapping.set(Some(mapping));
+        let _ = region.protect_page(0); // without a guard it is still better than none
+        // SAFETY: the region is new, and `withdraw` disables the signal stack before it unmaps it.
+        unsafe { change_signal_stack(Some(SignalStack::above_guard(&region, 0))) };
+        *mapping = Some(region);
     }
 
-    /// Takes the signal stack off the calling thread, which ends.
+    /// Takes the signal stack from the calling thread, which ends.
     pub(crate) fn withdraw(&self) {
-        let Some(mapping) = self.mapping.take() else {
+        let Some(region) = self.mapping.borrow_mut().take() else {
             return;
         };
-        let guard = super::page_size();
-        let current = signal_stack();
-        // Somebody may have put another in its place.
-        let is_ours = current.is_ok_and(|stack| stack.ss_sp == mapping.as_ptr().wrapping_add(guard).cast());
-        // SAFETY: the mapping is ours alone, and after the first call no signal handler uses it. If the
-        // first call fails, a handler is running on it, and it is left.
-        unsafe {
-            if is_ours {
-                let mut none = MaybeUninit::<libc::stack_t>::zeroed().assume_init();
-                none.ss_flags = libc::SS_DISABLE;
-                none.ss_size = SignalStack::SIZE; // macOS looks at it even here
-                if libc::sigaltstack(&raw const none, ptr::null_mut()) != 0 {
-                    return;
-                }
-            }
-            libc::munmap(mapping.as_ptr().cast(), guard + SignalStack::SIZE);
+        // The size must be right even here: macOS checks it.
+        let disabled = SignalStack::above_guard(&region, libc::SS_DISABLE);
+        // User code may have set another one.
+        let is_ours = current_signal_stack().is_some_and(|it| it.ss_sp == disabled.ss_sp);
+        // SAFETY: no new signal stack is set.
+        if is_ours && unsafe { change_signal_stack(Some(disabled)) }.is_none() {
+            return; // a handler is running on it, so it has to stay
+        }
+        region.unmap();
+    }
+
+    fn above_guard(region: &Region, flags: c_int) -> libc::stack_t {
+        libc::stack_t {
+            ss_sp: region.start().pointer().as_ptr().wrapping_add(page_size()).cast(),
+            ss_flags: flags,
+            ss_size: SignalStack::SIZE,
         }
     }
 }
 
-fn signal_stack() -> io::Result<libc::stack_t> {
-    // SAFETY: zeroes are a valid `stack_t`; the call fills it in.
-    unsafe {
-        let mut stack = MaybeUninit::<libc::stack_t>::zeroed().assume_init();
-        match libc::sigaltstack(ptr::null(), &raw mut stack) {
-            0 => Ok(stack),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
+fn current_signal_stack() -> Option<libc::stack_t> {
+    // SAFETY: no new signal stack is set.
+    unsafe { change_signal_stack(None) }
 }
 
-fn has_signal_stack() -> bool {
-    signal_stack().is_ok_and(|stack| stack.ss_flags & libc::SS_DISABLE == 0)
+/// Sets the signal stack of the calling thread if a new one is given. Returns the old one, or
+/// `None` if the system refused.
+///
+/// # Safety
+///
+/// - Nothing else uses the memory of `new` until another call replaces it.
+unsafe fn change_signal_stack(new: Option<libc::stack_t>) -> Option<libc::stack_t> {
+    let new = new.as_ref().map_or(ptr::null(), ptr::from_ref);
+    // SAFETY: zeroes are a valid `stack_t`.
+    let mut old: libc::stack_t = unsafe { mem::zeroed() };
+    // SAFETY: both pointers are valid or null. The caller vouches for the memory.
+    let status = unsafe { libc::sigaltstack(new, &raw mut old) };
+    (status == 0).then_some(old)
 }

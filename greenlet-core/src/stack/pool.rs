@@ -1,9 +1,9 @@
-//! Reuse of stacks: what a thread keeps at hand, and what threads share.
+//! Reuse of stacks: a cache for each thread, and a pool that all threads share.
 //!
 //! ```text
-//!   greenlet ends ──► the thread's cache ──surplus──► shared: dirty ──bound──► shared: clean
-//!   greenlet starts ◄─     (no lock)     ◄──refill───     (a lock)   ◄────────   (pages given back)
-//!                                        ◄──────────── slabs: never used yet
+//!   greenlet ends ──► thread's cache ──surplus──► pool: dirty ──over the limit──► pool: clean
+//!                        (no lock)                  (a lock)                      (no memory)
+//!   greenlet starts ◄── thread's cache ◄──refill── dirty, otherwise clean, otherwise a slab
 //! ```
 
 #![forbid(unsafe_code)]
@@ -13,22 +13,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 
+use super::error::StackError;
 use super::slab::{self, Slabs, Unguarded};
 use super::stats::Counter;
-use super::{CLASSES, Class, Stack};
-use crate::payload::error::StackError;
+use super::{CLASSES, Class, Stack, sys};
 
-/// How many free stacks of a size a thread keeps. It passes on, and fetches, half of that at a time.
+/// How many free stacks of one size a thread caches.
 const CACHE_MAX: usize = 128;
+/// How many stacks it exchanges with the pool at once.
 const BATCH: usize = CACHE_MAX / 2;
 
-/// What all threads share, of one size.
+/// The pool of one size.
 struct Shared {
-    /// Idle stacks with memory. Used before the others: they are warm, or at least mapped.
+    /// Idle stacks with memory. They are reused first, because their pages may still be cached.
     dirty: Vec<Stack>,
-    /// Idle stacks whose memory was given back.
+    /// Idle stacks without memory.
     clean: Vec<Stack>,
-    /// Cut from a slab, but the guards could not be made: to be tried again.
+    /// Carved stacks whose guards the system refused. They are tried again.
     unguarded: Vec<Unguarded>,
     slabs: Slabs,
 }
@@ -44,12 +45,11 @@ static SHARED: [CachePadded<Mutex<Shared>>; CLASSES] = [const {
 
 static IDLE_LIMIT: AtomicUsize = AtomicUsize::new(1024);
 
-/// Sets how many idle stacks of each size may keep their memory in the pool that threads share.
-/// The memory of further ones goes back to the system: of those in the pool at once, of others when
-/// they come there. The default is 1024.
+/// Sets how many idle stacks of each size keep their memory in the pool that threads share.
 ///
-/// Each thread keeps up to 128 more at hand. A stack holds at most the memory that the deepest greenlet
-/// on it has touched.
+/// Any other stack in the pool returns its memory to the system, at once or when it enters the
+/// pool. The default is 1024. Each thread caches up to 128 more stacks of each size. A stack holds
+/// at most the memory that the deepest greenlet on it has touched.
 ///
 /// # Examples
 ///
@@ -57,40 +57,38 @@ static IDLE_LIMIT: AtomicUsize = AtomicUsize::new(1024);
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::stack;
 ///
-/// stack::set_idle_limit(0); // a burst of greenlets is over: let go of all that can be let go of
+/// stack::set_idle_limit(0); // a burst of greenlets is over: return its memory
 /// assert_eq!(stack::idle_limit(), 0);
 /// ```
 pub fn set_idle_limit(stacks: usize) {
     IDLE_LIMIT.store(stacks, Ordering::Relaxed);
     for shared in &SHARED {
-        let mut surplus = {
-            let mut shared = shared.lock();
-            let from = stacks.min(shared.dirty.len());
-            shared.dirty.split_off(from)
-        };
-        slab::discard(&mut surplus); // without the lock: it asks the kernel
-        shared.lock().clean.append(&mut surplus);
+        let mut pool = shared.lock();
+        let limit = stacks.min(pool.dirty.len());
+        let surplus = pool.dirty.split_off(limit);
+        drop(pool);
+        share(surplus.into_iter());
     }
 }
 
-/// How many idle stacks of each size may keep their memory: see [`set_idle_limit`].
+/// Returns how many idle stacks of each size keep their memory: see [`set_idle_limit`].
 pub fn idle_limit() -> usize {
     IDLE_LIMIT.load(Ordering::Relaxed)
 }
 
-/// How many stacks have been made so far: those in use, and those that are idle.
-pub(super) fn made() -> usize {
+/// Returns how many stacks there are, in use or idle.
+pub(super) fn total_stacks() -> usize {
     SHARED
         .iter()
         .map(|shared| {
             let shared = shared.lock();
             let unguarded: usize = shared.unguarded.iter().map(Unguarded::count).sum();
-            shared.slabs.count() - unguarded
+            shared.slabs.carved - unguarded
         })
         .sum()
 }
 
-/// The free stacks that one thread has at hand, and the count of those that it has given out.
+/// The free stacks of one thread, and the count of the stacks that its greenlets use.
 #[derive(Debug)]
 pub(crate) struct StackCache {
     free: [Vec<Stack>; CLASSES],
@@ -105,55 +103,54 @@ impl StackCache {
         }
     }
 
-    /// Gives out a stack of at least `size` bytes, if there is one at hand.
+    /// Takes a stack of at least `size` bytes, if one is cached.
     #[inline]
     pub(crate) fn take(&mut self, size: usize) -> Option<Stack> {
         let class = Class::holding(size).ok()?;
         let stack = self.free[class.index()].pop()?;
-        self.in_use.increment();
+        self.in_use.add(1);
         Some(stack)
     }
 
-    /// Gives out a stack of at least `size` bytes when none is at hand.
+    /// Takes a stack of at least `size` bytes, and refills the cache.
     ///
     /// # Errors
     ///
-    /// [`StackError`] if the size is out of range, or if the system gives none.
+    /// [`StackError`] if the size is out of range, or if the system refuses a new stack.
     #[cold]
     #[inline(never)]
     pub(crate) fn fetch(&mut self, size: usize) -> Result<Stack, StackError> {
         let class = Class::holding(size)?;
         self.in_use.register();
         let stack = self.refill(class)?;
-        self.in_use.increment();
+        self.in_use.add(1);
         Ok(stack)
     }
 
-    /// Takes back a stack that nothing runs on any more. Says whether others were passed on to the pool for it.
+    /// Caches a stack that nothing runs on any more. Returns `true` if it moved others to the pool.
     #[inline]
     pub(crate) fn give(&mut self, stack: Stack) -> bool {
-        self.in_use.decrement();
+        self.in_use.add(-1);
         let free = &mut self.free[stack.class().index()];
         free.push(stack);
         if free.len() > CACHE_MAX {
-            // Those that have been idle for longest.
-            share(free.drain(..BATCH));
+            share(free.drain(..BATCH)); // the ones that have been idle for longest
             return true;
         }
         false
     }
 
-    /// Counts one of the stacks that are in use as leaked.
+    /// Counts one of the stacks in use as leaked.
     pub(crate) fn leak(&self) {
         self.in_use.leak();
     }
 
-    /// How many of the stacks that this thread was given are in use.
+    /// Returns how many stacks of this thread are in use.
     pub(crate) fn in_use(&self) -> usize {
         self.in_use.get()
     }
 
-    /// Gives everything to the pool, because the thread ends.
+    /// Moves all stacks to the pool, because the thread ends.
     pub(crate) fn release(&mut self) {
         for free in &mut self.free {
             share(std::mem::take(free).into_iter());
@@ -176,15 +173,15 @@ impl StackCache {
             match shared.unguarded.pop() {
                 Some(unguarded) => unguarded,
                 None => {
-                    // The more there are, the more at once: a program with three greenlets pays for three.
-                    let wanted = (shared.slabs.count() / 4).clamp(1, slab::guards_at_once());
-                    shared.slabs.cut(class, wanted)?
+                    // A batch grows with the number of stacks, so that a small program pays little.
+                    let wanted = (shared.slabs.carved / 4).clamp(1, sys::guards_per_call());
+                    shared.slabs.carve(class, wanted)?
                 }
             }
         };
-        // Without the lock: it asks the kernel.
+        // A system call, so without the lock.
         let outcome = slab::guard(unguarded, free);
-        // The lowest first, so that a crowd of greenlets lies in memory in the order of its making.
+        // Hand out the lowest stack first, so that greenlets lie in memory in creation order.
         free.reverse();
         match (free.pop(), outcome) {
             (Some(stack), Ok(())) => Ok(stack),
@@ -192,12 +189,12 @@ impl StackCache {
                 SHARED[class.index()].lock().unguarded.push(unguarded);
                 first.ok_or(error)
             }
-            (None, Ok(())) => unreachable!("at least one stack was cut"),
+            (None, Ok(())) => unreachable!("at least one stack was carved"),
         }
     }
 }
 
-/// Moves free stacks of one size to the pool. Those over the bound lose their memory first.
+/// Moves free stacks of one size to the pool. Stacks over the idle limit lose their memory first.
 #[cold]
 fn share(stacks: impl Iterator<Item = Stack>) {
     let mut stacks: Vec<Stack> = stacks.collect();
@@ -205,7 +202,7 @@ fn share(stacks: impl Iterator<Item = Stack>) {
     let shared = &SHARED[first.class().index()];
     let room = idle_limit().saturating_sub(shared.lock().dirty.len());
     let mut surplus = stacks.split_off(room.min(stacks.len()));
-    slab::discard(&mut surplus); // without the lock: it asks the kernel
+    sys::discard(&mut surplus); // a system call, so without the lock
     let mut shared = shared.lock();
     shared.dirty.append(&mut stacks);
     shared.clean.append(&mut surplus);

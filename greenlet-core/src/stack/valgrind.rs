@@ -1,17 +1,19 @@
-//! Tells Valgrind of our stacks, so that it knows a switch from a stack that grows by megabytes.
+//! Announces stacks to Valgrind, which otherwise takes a switch for a stack that grows by
+//! megabytes.
 //!
-//! By client requests: instructions that do nothing, except under Valgrind. A stack is announced once, when
-//! it is made, and never withdrawn, for slabs stay (M1). Switching itself needs nothing.
+//! A client request is a sequence of instructions that has no effect outside Valgrind. Each stack
+//! is announced once, after its creation. Nothing withdraws it, because slabs stay [slab-mapped]. A
+//! switch announces nothing.
 
-/// Announces the memory from `start` to `end` as a stack.
+/// Announces the usable pages of a stack: their limit, and their length in bytes.
 #[cfg(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(super) fn record_creation_time(start: *mut u8, end: *mut u8) {
+pub(super) fn announce((limit, len): (*mut u8, usize)) {
     use std::arch::asm;
 
     const STACK_REGISTER: usize = 0x1501;
-    let request = [STACK_REGISTER, start.addr(), end.addr(), 0, 0, 0];
-    // SAFETY: the rotations add up to whole turns and the last instruction moves a register onto itself, so
-    // nothing changes; under Valgrind the request is read, and the result register written.
+    let request = [STACK_REGISTER, limit.addr(), limit.addr() + len, 0, 0, 0];
+    // SAFETY: the rotations add up to whole turns, and the last instruction moves a register onto
+    // itself. So nothing changes. Valgrind reads the request and writes the result register.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         asm!(
@@ -33,7 +35,6 @@ pub(super) fn record_creation_time(start: *mut u8, end: *mut u8) {
     }
 }
 
-/// Does nothing: the feature is off, or Valgrind has no requests that we know here.
+/// Does nothing: the feature is off, or this architecture has no known client request.
 #[cfg(not(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-#[inline(always)] // not even a call
-pub(super) fn record_creation_time(_start: *mut u8, _end: *mut u8) {}
+pub(super) fn announce(_pages: (*mut u8, usize)) {}

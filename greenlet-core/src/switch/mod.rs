@@ -44,12 +44,13 @@ use crate::node::closure::ClosureVTable;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::payload::error::{
-    AwaitInProgress, ParentError, StackError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    AwaitInProgress, ParentError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
 use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
+use crate::stack::error::StackError;
 use crate::stack::{self, Stack};
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::{open, receive};

@@ -1,6 +1,8 @@
-//! Stacks as they come from the pool: apart, guarded, reused, and without memory when they are idle.
+//! Stacks of the pool: their places and sizes, their guards, their reuse, and their memory.
 
-use crate::stack::{DEFAULT_SIZE, MAX_SIZE, MIN_SIZE, Stack, StackCache, guard_below, high_water, page_size};
+use crate::stack::{
+    DEFAULT_SIZE, MAX_SIZE, MIN_SIZE, Stack, StackCache, discard, guard_at, high_water, page_size,
+};
 
 fn take(cache: &mut StackCache, size: usize) -> Stack {
     match cache.take(size) {
@@ -9,9 +11,9 @@ fn take(cache: &mut StackCache, size: usize) -> Stack {
     }
 }
 
-/// Says whether the kernel refuses to write there. It fails, where our own access would kill us.
+/// Returns `true` if the kernel refuses to write to a page. Our own access would kill the process.
 fn is_guard(address: *mut u8) -> bool {
-    // SAFETY: the page is below a stack that nobody runs on.
+    // SAFETY: the page is of a stack that nothing runs on, or of its guard.
     unsafe { libc::uname(address.cast()) != 0 }
 }
 
@@ -25,15 +27,16 @@ fn every_stack_has_a_guard_right_below_it() {
             let guard = limit.wrapping_sub(page_size());
             assert!(is_guard(guard) && !is_guard(limit));
             for inside in [guard, limit.wrapping_sub(1)] {
-                assert_eq!(guard_below(inside), Some((stack.base().as_ptr(), size)));
+                let hit = guard_at(inside.addr()).unwrap();
+                assert_eq!((hit.base, hit.size), (stack.base().as_ptr(), size));
             }
             for outside in [
                 limit,
                 guard.wrapping_sub(1),
                 stack.base().as_ptr().wrapping_sub(1),
             ] {
-                let found = guard_below(outside);
-                assert_ne!(found.map(|(base, _)| base), Some(stack.base().as_ptr()));
+                let found = guard_at(outside.addr()).map(|hit| hit.base);
+                assert_ne!(found, Some(stack.base().as_ptr()));
             }
         }
         for stack in stacks {
@@ -110,11 +113,11 @@ fn sizes_are_rounded_up_to_a_power_of_two() {
 #[test]
 fn the_high_water_mark_counts_touched_pages() {
     let mut cache = StackCache::new();
-    // A size that no other test uses, so that nobody has touched it.
+    // No other test uses this size, so the stack is untouched.
     let stack = take(&mut cache, 8 << 20);
     assert_eq!(high_water(&stack), 0);
     let touch = |depth: usize| {
-        // SAFETY: inside the stack, which is ours.
+        // SAFETY: the address is inside the stack, which this test owns.
         unsafe { stack.base().as_ptr().sub(depth).write(1) };
     };
     touch(1);
@@ -125,5 +128,32 @@ fn the_high_water_mark_counts_touched_pages() {
     touch(stack.size());
     assert_eq!(high_water(&stack), stack.size());
     cache.give(stack);
+    cache.release();
+}
+
+#[test]
+fn discarding_idle_stacks_keeps_their_guards_and_the_content_of_their_neighbours() {
+    let mut cache = StackCache::new();
+    // No other test uses this size, so the stacks are neighbours.
+    let mut stacks: Vec<Stack> = (0..10).map(|_| take(&mut cache, 2 << 20)).collect();
+    stacks.sort_unstable_by_key(Stack::base);
+    let last_byte = |stack: &Stack| stack.base().as_ptr().wrapping_sub(1);
+    for stack in &stacks {
+        // SAFETY: the address is inside the stack, which this test owns.
+        unsafe { last_byte(stack).write(7) };
+    }
+    let in_use: Vec<Stack> = [6, 3].map(|index| stacks.remove(index)).into();
+    discard(&mut stacks);
+    for (stacks, expected) in [(&in_use, 7), (&stacks, 0)] {
+        for stack in stacks {
+            // SAFETY: the address is inside the stack, which this test owns.
+            assert_eq!(unsafe { last_byte(stack).read() }, expected);
+            assert!(is_guard(stack.limit().wrapping_sub(page_size())));
+        }
+    }
+    stacks
+        .into_iter()
+        .chain(in_use)
+        .for_each(|stack| _ = cache.give(stack));
     cache.release();
 }

@@ -63,7 +63,7 @@ use crate::node::pool::NodePool;
 use crate::node::rc::InnerRc;
 use crate::node::status::AwaitLock;
 use crate::payload::exit::ExitCache;
-use crate::stack::{SignalStack, Stack, StackCache};
+use crate::stack::{self, SignalStack, Stack, StackCache};
 use crate::switch::thread_exit;
 use crate::thread::inbox::Inbox;
 use crate::thread::prefetch::Prefetcher;
@@ -162,6 +162,7 @@ impl ThreadState {
             main.clone().into_raw();
             main.clone().into_raw();
             inbox::register(self);
+            stack::set_idle_but_counted(|| ThreadState::current().idle_but_counted());
         } else {
             // The destructor of a thread-local asked for a greenlet, and the thread runs nothing
             // else any more. This main belongs to its handles alone. [main-alive]
