@@ -8,12 +8,12 @@
 //!
 //! - **V1** `value` is touched (read, moved, dropped) only on the thread whose id is `thread`. Where the
 //!   last owner is on another thread, the value is leaked.
-//! - **V2** Thread ids are never used twice ([`crate::thread::id`]).
+//! - **V2** Thread ids are never used twice ([`thread_id`]).
 
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-use crate::thread;
+use crate::payload::thread_id::thread_id;
 
 pub(crate) struct ThreadBound<T> {
     value: ManuallyDrop<T>,
@@ -29,12 +29,12 @@ impl<T> ThreadBound<T> {
     pub(crate) fn new(value: T) -> ThreadBound<T> {
         ThreadBound {
             value: ManuallyDrop::new(value),
-            thread: thread::id(),
+            thread: thread_id(),
         }
     }
 
     fn is_at_home(&self) -> bool {
-        self.thread == thread::id()
+        self.thread == thread_id()
     }
 
     /// Borrows the value; `None` on any thread but its own.

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::node::handle::Greenlet;
+use crate::switch::teardown;
 use crate::thread::{ThreadState, flag};
 
 /// The end of a greenlet that had to wait.
@@ -49,7 +50,7 @@ impl ThreadState {
             match next {
                 // Ends the greenlet if nobody has made another handle since.
                 Deferred::HandleDropped(greenlet) => drop(greenlet),
-                Deferred::End(greenlet) => greenlet.end(),
+                Deferred::End(greenlet) => teardown::end_or_defer(&greenlet),
             }
         }
     }
