@@ -45,7 +45,7 @@ impl ThreadState {
                 *deferred = VecDeque::new();
                 self.lower_flag(flag::DEFERRED);
             }
-            drop(deferred);
+            drop(deferred); // [not-borrowed]
             // CAUTION: runs arbitrary user code.
             match next {
                 // Ends the greenlet if nobody has made another handle since.
