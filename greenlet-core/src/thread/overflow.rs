@@ -1,12 +1,11 @@
 //! Reports a stack overflow: which greenlet hit the guard page of its stack, and what to set.
 //!
 //! This runs in a signal handler that may interrupt the thread at any instruction: see
-//! `stack/fault.rs`.
+//! `stack/fault.rs`. To keep [signal-safe], it formats the text in a fixed buffer, and tries its
+//! lock without waiting.
 //!
 //! # Invariants
 //!
-//! - **[signal-safe]** The handler does not allocate and waits for no lock. It formats the text in
-//!   a fixed buffer and writes it to standard error.
 //! - **[handler-reads]** While the handler runs, nothing else runs on the thread, so nothing else
 //!   changes its nodes. A node may be half-written when the handler interrupts the thread; the
 //!   handler only compares its stack. It does not walk the list of nodes while the thread changes
