@@ -178,7 +178,7 @@ impl Unguarded {
         self.region.len() / self.class.stride()
     }
 
-    /// Takes the lowest stack. Its guard must be installed.
+    /// Takes the lowest stack. Its guard must be installed. [guard-installed]
     fn take_guarded(&mut self) -> Stack {
         let stack = Stack::new(self.region.split_off_start(self.class.stride()), self.class);
         valgrind::announce(stack.pages());
