@@ -124,14 +124,14 @@ mod tests {
 
     // SW-35
     #[test]
-    fn a_doubtful_stack_ends_the_process() {
+    fn an_internal_error_aborts_the_process_with_its_text() {
         if std::env::var_os(CHILD).is_some() {
             super::abort("the test says so");
         }
         let output = crate::tests::this_binary()
             .args([
                 "--exact",
-                "switch::unwind::tests::a_doubtful_stack_ends_the_process",
+                "switch::unwind::tests::an_internal_error_aborts_the_process_with_its_text",
                 "--nocapture",
             ])
             .env(CHILD, "1")

@@ -69,7 +69,7 @@ impl Drop for YieldsLate {
 
 // GN-1, GN-5; gen::test_generator
 #[test]
-fn test_generator() {
+fn a_generator_alternates_with_its_consumer() {
     let log = Log::new();
     let seen = log.clone();
     let make = move || {
@@ -93,7 +93,7 @@ fn test_generator() {
 
 // GN-1
 #[test]
-fn a_generator_that_has_ended_only_ends() {
+fn a_finished_generator_has_no_more_items() {
     let mut two = count(2);
     assert_eq!(two.by_ref().count(), 2);
     assert!(two.is_finished());
@@ -103,14 +103,14 @@ fn a_generator_that_has_ended_only_ends() {
 
 // GN-1: an item is told from the end by the way that it comes, and not by the value.
 #[test]
-fn a_generator_of_units_ends_where_it_ends() {
+fn a_generator_of_units_has_one_item_for_each_yield() {
     let units = Generator::new(|out| (0..4).try_for_each(|_| out.yield_(())));
     assert_eq!(all(units).len(), 4);
 }
 
 // GN-3
 #[test]
-fn yields_come_from_any_depth_of_calls() {
+fn a_yield_works_at_any_depth_of_calls() {
     fn inorder(low: u32, high: u32, out: &Yielder<u32>) -> Result<()> {
         if low < high {
             let middle = low.midpoint(high);
@@ -142,7 +142,7 @@ fn send_both_ways<T: PartialEq + std::fmt::Debug + 'static>(fresh: fn(u8) -> T) 
 }
 
 #[test]
-fn values_of_all_sizes_and_alignments_go_both_ways() {
+fn values_of_all_sizes_and_alignments_are_sent_both_ways() {
     #[derive(Debug, PartialEq)]
     #[repr(align(64))]
     struct Aligned(u8);
@@ -163,7 +163,7 @@ fn values_of_all_sizes_and_alignments_go_both_ways() {
 }
 
 #[test]
-fn values_are_sent_in_and_the_first_goes_to_the_function() {
+fn the_first_sent_value_is_the_argument_of_the_function() {
     let log = Log::new();
     let seen = log.clone();
     let mut echo = Generator::with_input(move |out, first: &str| {
@@ -186,7 +186,7 @@ fn values_are_sent_in_and_the_first_goes_to_the_function() {
 }
 
 #[test]
-fn what_it_returns_can_be_taken_once() {
+fn the_return_value_can_be_taken_once() {
     let mut generator = Generator::new(|out| {
         out.yield_(1)?;
         Ok([String::from("returned"), String::from("in several words")])
@@ -334,7 +334,7 @@ fn a_function_may_switch_elsewhere_while_the_consumer_waits() {
 
 // GN-11
 #[test]
-fn what_is_sent_to_the_consumer_while_the_function_has_switched_comes_out_of_that_switch() {
+fn a_value_sent_to_the_consumer_resumes_the_switch_inside_the_function() {
     let _no_leaks = NoLeaks::watch();
     let shared = Rc::new(Generator::new(|out| {
         let got: u32 = up("from the function")?;
@@ -390,7 +390,7 @@ fn suspended_in_a_function(log: &Log, is_stubborn: bool) -> Greenlet {
 
 // GN-11, GN-9
 #[test]
-fn the_end_of_the_consumer_passes_through_the_function_first() {
+fn ending_the_consumer_unwinds_the_function_first() {
     for is_stubborn in [false, true] {
         let _no_leaks = NoLeaks::watch();
         let log = Log::new();
@@ -406,7 +406,7 @@ fn the_end_of_the_consumer_passes_through_the_function_first() {
 
 // GN-11, GN-9
 #[test]
-fn what_is_thrown_at_the_consumer_passes_through_the_function() {
+fn an_error_thrown_at_the_consumer_propagates_through_the_function() {
     let log = Log::new();
     let greenlet = suspended_in_a_function(&log, false);
     let error = greenlet.throw::<()>(anyhow!("thrown")).unwrap_err();
@@ -425,7 +425,7 @@ fn what_is_thrown_at_the_consumer_passes_through_the_function() {
 
 // GN-11
 #[test]
-fn a_consumer_may_end_while_its_generator_goes_on_elsewhere() {
+fn a_generator_can_outlive_its_consumer() {
     let _no_leaks = NoLeaks::watch();
     let mut generator = count(3);
     let a = Greenlet::new(move |(): ()| {
@@ -439,7 +439,7 @@ fn a_consumer_may_end_while_its_generator_goes_on_elsewhere() {
 
 // GN-11
 #[test]
-fn a_greenlet_made_in_the_function_is_a_child_of_the_consumer() {
+fn a_greenlet_created_in_the_function_is_a_child_of_the_consumer() {
     let _no_leaks = NoLeaks::watch();
     let mut generator = Generator::new(|out| {
         let child = named("child", |()| Ok(name(&getparent().unwrap())));
@@ -457,7 +457,7 @@ fn a_greenlet_made_in_the_function_is_a_child_of_the_consumer() {
 
 // GN-4; nest::test_genlet_bad
 #[test]
-fn test_genlet_bad() {
+fn a_yield_outside_every_generator_is_refused() {
     let error = yield_(1_u8).unwrap_err();
     assert!(is_kind(&error, GeneratorError::is_outside));
 
@@ -499,7 +499,7 @@ fn a_yield_finds_the_nearest_generator_of_its_type() {
 
 // GN-4: a type of input is told from another one too.
 #[test]
-fn a_yield_finds_no_generator_that_is_sent_something_else() {
+fn a_yield_ignores_generators_of_another_input_type() {
     let mut outer = Generator::<u32, &str>::with_input(|_, _| {
         let error = yield_(1_u32).unwrap_err();
         assert!(is_kind(&error, GeneratorError::is_outside));
@@ -529,7 +529,7 @@ fn another_greenlet_cannot_yield_for_the_function() {
 
 // GN-6, GC-3; nest::test_permutations
 #[test]
-fn test_permutations() {
+fn recursive_generators_make_all_permutations() {
     fn permutations(items: Vec<u8>) -> Generator<Vec<u8>> {
         Generator::new(move |out| {
             if items.len() <= 1 {
@@ -558,7 +558,7 @@ fn test_permutations() {
 
 // GN-6; nest::test_nested_genlets
 #[test]
-fn test_nested_genlets() {
+fn a_generator_may_consume_another_one() {
     let doubled = Generator::new(|out| {
         for n in count(4) {
             out.yield_(n? * 2)?;
@@ -570,7 +570,7 @@ fn test_nested_genlets() {
 
 // GN-7, GN-8; nest::test_layered_genlets
 #[test]
-fn test_layered_genlets() {
+fn an_inner_function_may_yield_for_the_outer_generator() {
     let log = Log::new();
     let seen = log.clone();
     let outer = Generator::new(move |outer| {
@@ -617,7 +617,7 @@ fn a_yield_over_two_levels_leaves_the_inner_generator_executing() {
 
 // GN-6
 #[test]
-fn two_hundred_generators_stand_within_each_other() {
+fn two_hundred_generators_can_nest() {
     fn nested(depth: u32) -> Generator<u32> {
         Generator::new(move |out| {
             if depth > 0 {
@@ -664,7 +664,7 @@ fn an_exit_of_the_function_is_its_last_item() {
 
 // GN-9
 #[test]
-fn a_panic_goes_on_in_the_consumer_and_then_it_has_ended() {
+fn a_panic_propagates_to_the_consumer_and_finishes_the_generator() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inner = log.clone();
@@ -683,7 +683,7 @@ fn a_panic_goes_on_in_the_consumer_and_then_it_has_ended() {
 
 // GN-9
 #[test]
-fn an_error_that_is_raised_in_the_function_ends_the_consumer() {
+fn an_error_raised_in_the_function_ends_the_consumer() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let (own, inner) = (log.clone(), log.clone());
@@ -702,7 +702,7 @@ fn an_error_that_is_raised_in_the_function_ends_the_consumer() {
 
 // GN-12
 #[test]
-fn what_is_thrown_at_the_function_comes_out_of_its_yield() {
+fn an_error_thrown_at_the_function_comes_out_of_its_yield() {
     let generator = Generator::new(|out| {
         let error = out.yield_(1).unwrap_err();
         out.yield_(error.downcast::<u32>().unwrap())?;
@@ -724,7 +724,7 @@ fn what_is_thrown_at_the_function_comes_out_of_its_yield() {
 
 // GN-12
 #[test]
-fn what_is_thrown_before_the_start_ends_the_function_unrun() {
+fn a_throw_before_the_start_drops_the_function_unrun() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -741,7 +741,7 @@ fn what_is_thrown_before_the_start_ends_the_function_unrun() {
 
 // GN-13
 #[test]
-fn a_closed_function_gets_an_exit() {
+fn close_throws_an_exit_at_the_function() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let seen = log.clone();
@@ -764,7 +764,7 @@ fn a_closed_function_gets_an_exit() {
 
 // GN-13
 #[test]
-fn what_a_closed_function_leaves_instead_goes_to_the_consumer() {
+fn close_returns_the_error_that_the_function_ends_with() {
     let ends_with = |end: fn() -> Result<&'static str>| {
         let generator = Generator::new(move |out| {
             let _ = out.yield_(1);
@@ -792,7 +792,7 @@ fn what_a_closed_function_leaves_instead_goes_to_the_consumer() {
 
 // GN-13
 #[test]
-fn a_closed_function_that_yields_stays_suspended() {
+fn a_function_that_yields_during_close_stays_suspended() {
     let generator = Generator::new(|out| {
         let _ = out.yield_(1);
         let got = out.yield_(2);
@@ -809,7 +809,7 @@ fn a_closed_function_that_yields_stays_suspended() {
 /// The exit of the consumer is no answer to the exit of the function.
 // GN-13
 #[test]
-fn the_end_of_the_consumer_while_it_closes_a_generator_goes_on() {
+fn an_exit_of_the_consumer_propagates_out_of_close() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let seen = log.clone();
@@ -835,7 +835,7 @@ fn the_end_of_the_consumer_while_it_closes_a_generator_goes_on() {
 
 // GN-10
 #[test]
-fn dropping_it_ends_the_function() {
+fn dropping_a_generator_ends_its_function() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inner = log.clone();
@@ -852,7 +852,7 @@ fn dropping_it_ends_the_function() {
 
 // GN-10: the second stage.
 #[test]
-fn dropping_it_unwinds_a_function_that_does_not_listen() {
+fn dropping_a_generator_unwinds_a_function_that_ignores_the_exit() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inner = log.clone();
@@ -870,7 +870,7 @@ fn dropping_it_unwinds_a_function_that_does_not_listen() {
 
 // GN-10
 #[test]
-fn one_that_was_not_started_drops_what_it_captured() {
+fn dropping_an_unstarted_generator_drops_its_captures() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -883,7 +883,7 @@ fn one_that_was_not_started_drops_what_it_captured() {
 
 // GN-10, GN-7: the inner ones go with the outer one, also where an inner one yielded.
 #[test]
-fn dropping_it_ends_what_it_steps() {
+fn dropping_a_generator_ends_the_generators_that_it_consumes() {
     for by_the_inner in [false, true] {
         let _no_leaks = NoLeaks::watch();
         let drops = Drops::new();
@@ -912,7 +912,7 @@ fn dropping_it_ends_what_it_steps() {
 
 // GN-10: a forced unwinding is for one generator, and passes through those within it.
 #[test]
-fn a_stubborn_function_is_unwound_through_the_one_within_it() {
+fn a_forced_unwind_passes_through_inner_generators() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let (own, its) = (log.clone(), log.clone());
@@ -933,7 +933,7 @@ fn a_stubborn_function_is_unwound_through_the_one_within_it() {
 
 /// The inner function is ended by the outer one when it yields for that.
 #[test]
-fn an_inner_function_that_is_being_ended_may_yield_for_the_outer_one() {
+fn a_function_that_is_being_ended_may_yield_for_the_outer_generator() {
     let _no_leaks = NoLeaks::watch();
     let outer = Generator::new(|outer| {
         let passed_on = outer.clone();
@@ -951,7 +951,7 @@ fn an_inner_function_that_is_being_ended_may_yield_for_the_outer_one() {
 
 // GN-10
 #[test]
-fn what_a_dropped_function_leaves_is_reported() {
+fn errors_and_panics_of_a_dropped_generator_are_reported() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let ends_with = |end: fn() -> Result<()>| {
@@ -976,7 +976,7 @@ fn what_a_dropped_function_leaves_is_reported() {
 
 // GN-10
 #[test]
-fn destructors_that_panic_are_reported_and_the_function_is_ended() {
+fn panics_of_destructors_are_reported_when_a_generator_is_dropped() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let panics = || on_drop(|| resume_unwind(Box::new("in a destructor")));
@@ -1025,7 +1025,7 @@ fn destructors_that_panic_are_reported_and_the_function_is_ended() {
 
 // GN-10
 #[test]
-fn a_destructor_that_panics_when_it_is_closed_goes_on_in_the_consumer() {
+fn a_panic_of_a_destructor_propagates_out_of_close() {
     let _no_leaks = NoLeaks::watch();
     let captured = on_drop(|| resume_unwind(Box::new("in a destructor")));
     let generator = Generator::<()>::new(move |_| {
@@ -1039,7 +1039,7 @@ fn a_destructor_that_panics_when_it_is_closed_goes_on_in_the_consumer() {
 
 // GN-10
 #[test]
-fn a_function_that_catches_every_unwinding_is_left_suspended() {
+fn a_function_that_stops_every_unwind_is_left_suspended() {
     let log = Log::new();
     let inner = log.clone();
     catch_reports();
@@ -1080,7 +1080,7 @@ fn a_function_that_is_being_ended_may_switch() {
 
 // GN-10: both stages of the consumer's end, while it drops a generator.
 #[test]
-fn a_consumer_that_is_ended_while_it_drops_a_generator_ends() {
+fn a_consumer_can_be_ended_while_it_drops_a_generator() {
     for is_stubborn in [false, true] {
         let _no_leaks = NoLeaks::watch();
         catch_reports();
@@ -1107,7 +1107,7 @@ fn a_consumer_that_is_ended_while_it_drops_a_generator_ends() {
 }
 
 #[test]
-fn one_that_is_forgotten_stays_as_it_is() {
+fn a_forgotten_generator_keeps_its_stack() {
     let before = stacks_in_use();
     let drops = Drops::new();
     let witness = drops.witness();
@@ -1123,7 +1123,7 @@ fn one_that_is_forgotten_stays_as_it_is() {
 }
 
 #[test]
-fn stacks_are_given_back_with_the_end_of_the_function_and_the_last_yielder() {
+fn a_stack_is_released_after_the_function_and_its_last_yielder() {
     let _no_leaks = NoLeaks::watch();
     let before = stacks_in_use();
     for _ in 0..1000 {
@@ -1145,7 +1145,7 @@ fn stacks_are_given_back_with_the_end_of_the_function_and_the_last_yielder() {
 }
 
 #[test]
-fn generators_that_have_ended_have_no_stacks() {
+fn finished_generators_have_no_stacks() {
     let _no_leaks = NoLeaks::watch();
     let before = stacks_in_use();
     let ended: Vec<Generator<u32>> = (0..100)
@@ -1188,7 +1188,7 @@ fn a_function_cannot_step_its_own_generator() {
 }
 
 #[test]
-fn a_function_that_drops_a_handle_of_its_own_generator_goes_on() {
+fn a_function_may_drop_a_handle_of_its_own_generator() {
     let _no_leaks = NoLeaks::watch();
     let generator = cyclic(|out, itself| {
         drop(itself);
@@ -1202,7 +1202,7 @@ fn a_function_that_drops_a_handle_of_its_own_generator_goes_on() {
 
 /// The last handle is in the function, so it goes with what the function leaves: after the function, in the consumer.
 #[test]
-fn a_function_may_have_the_last_handle_of_its_own_generator() {
+fn a_function_may_drop_the_last_handle_of_another_generator() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inner = log.clone();
@@ -1224,7 +1224,7 @@ fn a_function_may_have_the_last_handle_of_its_own_generator() {
 }
 
 #[test]
-fn one_that_its_own_function_keeps_is_leaked_with_it() {
+fn a_generator_held_by_its_own_function_is_leaked() {
     let before = stacks_in_use();
     let generator = cyclic(|out, itself| {
         out.yield_(1)?;
@@ -1240,7 +1240,7 @@ fn one_that_its_own_function_keeps_is_leaked_with_it() {
 
 // GN-14
 #[test]
-fn a_step_in_a_section_without_switches_is_allowed() {
+fn a_step_in_a_no_switch_section_is_allowed() {
     let mut generator = count(2);
     assert_eq!(no_switch(|| generator.next()).unwrap().unwrap(), 1);
     assert_eq!(generator.next().unwrap().unwrap(), 2);
@@ -1249,7 +1249,7 @@ fn a_step_in_a_section_without_switches_is_allowed() {
 
 // GN-14
 #[test]
-fn a_yield_out_of_a_section_without_switches_is_refused() {
+fn a_yield_out_of_a_no_switch_section_is_refused() {
     let generator = Generator::new(|out| {
         for _ in 0..2 {
             let refused = no_switch(|| out.yield_(String::from("back"))).unwrap_err();
@@ -1272,7 +1272,7 @@ fn a_yield_out_of_a_section_without_switches_is_refused() {
 
 // GN-14: the section may be of the function, and the yield of one within it.
 #[test]
-fn a_yield_over_two_levels_out_of_a_section_is_refused() {
+fn a_yield_over_two_levels_out_of_a_no_switch_section_is_refused() {
     let outer = Generator::new(|outer| {
         let passed_on = outer.clone();
         let inner = Generator::new(move |inner| {
@@ -1327,7 +1327,7 @@ fn a_yield_while_the_function_unwinds_is_refused() {
 
 // GN-14
 #[test]
-fn a_yield_in_a_destructor_that_the_exit_reaches_is_an_item() {
+fn a_yield_in_a_destructor_during_close_succeeds() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let seen = log.clone();
@@ -1349,7 +1349,7 @@ fn a_yield_in_a_destructor_that_the_exit_reaches_is_an_item() {
 
 // GN-14, GN-10
 #[test]
-fn it_can_be_dropped_while_its_consumer_panics() {
+fn a_generator_can_be_dropped_while_its_consumer_panics() {
     let _no_leaks = NoLeaks::watch();
     for is_stubborn in [false, true] {
         let log = Log::new();
@@ -1375,7 +1375,7 @@ fn it_can_be_dropped_while_its_consumer_panics() {
 
 // GN-14, GN-10
 #[test]
-fn a_panic_in_its_function_while_its_consumer_panics_is_reported() {
+fn a_panic_of_the_function_while_the_consumer_panics_is_reported() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let payload = catch_unwind(AssertUnwindSafe(|| {
@@ -1392,7 +1392,7 @@ fn a_panic_in_its_function_while_its_consumer_panics_is_reported() {
 }
 
 #[test]
-fn without_a_stack_the_first_step_says_so() {
+fn without_a_stack_the_first_step_is_an_error() {
     let drops = Drops::new();
     let witness = drops.witness();
     let mut generator = Generator::builder().stack_size(1).build(move |out| {
@@ -1407,7 +1407,7 @@ fn without_a_stack_the_first_step_says_so() {
 }
 
 #[test]
-fn a_builder_names_it_and_sizes_its_stack() {
+fn the_builder_sets_the_name_and_the_stack_size() {
     let generator = Generator::builder().name("numbers").stack_size(64 << 10);
     let generator = generator.build(|out: Yielder<u32>| {
         let usage = getcurrent().stack_usage().unwrap();
@@ -1423,7 +1423,7 @@ fn a_builder_names_it_and_sizes_its_stack() {
 // ---- what depends on the stack -----------------------------------------------------------------------
 
 #[test]
-fn the_usage_of_a_stack_is_that_of_the_one_it_is_parked_on() {
+fn stack_usage_is_that_of_the_stack_where_the_greenlet_is_suspended() {
     let greenlet = Greenlet::builder().stack_size(512 << 10).build(|(): ()| {
         let generator = Generator::builder().stack_size(128 << 10).build(|out| {
             let deep = black_box([1_u8; 5000]);
@@ -1454,7 +1454,7 @@ fn steps_once(generator: &Generator<u32>) -> Result<u32> {
 }
 
 #[test]
-fn a_backtrace_of_a_greenlet_in_a_function_has_the_function() {
+fn a_backtrace_includes_the_function_of_a_generator() {
     let greenlet = Greenlet::new(|(): ()| {
         let generator = Generator::new(|out| {
             waits_in_the_function()?;
@@ -1499,7 +1499,7 @@ fn a_backtrace_of_a_full_stack_is_refused() {
     not(any(target_arch = "x86_64", target_arch = "aarch64")),
     ignore = "the frames end at the first one there"
 )]
-fn a_captured_backtrace_goes_on_into_the_consumer() {
+fn a_captured_backtrace_continues_into_the_consumer() {
     #[inline(never)]
     fn captures() -> String {
         black_box(std::backtrace::Backtrace::force_capture()).to_string()
@@ -1522,7 +1522,7 @@ thread_local! {
 
 // GN-15
 #[test]
-fn one_in_a_thread_local_is_ended_whenever_that_is_dropped() {
+fn a_generator_in_a_thread_local_is_ended_when_the_thread_local_is_dropped() {
     for is_first in [false, true] {
         let reported = std::thread::spawn(move || {
             catch_reports();
@@ -1561,7 +1561,7 @@ fn two_thousand_generators_take_turns() {
 
 /// What it was and what it is: three parts of the core that look at a greenlet's state are not confused by a function.
 #[test]
-fn a_greenlet_in_a_function_is_as_any_suspended_one() {
+fn a_greenlet_suspended_inside_a_generator_looks_suspended() {
     let greenlet = Greenlet::new(|(): ()| {
         let generator = Generator::new(|out| {
             up::<()>(())?;
