@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greenlet_that_is_released_is_recorded_no_longer() {
+    fn releasing_a_greenlet_removes_it_from_the_recorded_switches() {
         on_a_thread(|| {
             let make = || {
                 let greenlet = Greenlet::new(|(): ()| {
