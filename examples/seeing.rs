@@ -73,7 +73,7 @@ fn wait_for_flour() -> Result<()> {
     pause()
 }
 
-/// Back to whoever had us run.
+/// Switches back to the parent.
 #[track_caller]
 fn pause() -> Result<()> {
     getparent().expect("clerks are greenlets").switch(())

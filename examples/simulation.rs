@@ -61,7 +61,7 @@ struct Resource {
 }
 
 impl Resource {
-    /// Waits for it, but not longer than `patience`; says whether the caller has it.
+    /// Waits for it, but not longer than `patience`; returns `true` if the caller has it.
     fn acquire_within(&self, simulation: &Simulation, patience: f64) -> Result<bool> {
         if !self.is_taken.replace(true) {
             return Ok(true);

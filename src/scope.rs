@@ -356,7 +356,7 @@ impl<Y, R> Deref for ScopedGenerator<'_, Y, R> {
 
 impl<Y, R> Drop for ScopedGenerator<'_, Y, R> {
     fn drop(&mut self) {
-        // CAUTION: runs foreign code.
+        // CAUTION: runs arbitrary user code.
         self.generator.end();
     }
 }

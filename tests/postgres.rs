@@ -67,7 +67,7 @@ fn increment(conn: &mut PgConnection) -> Result<()> {
 }
 
 #[test]
-fn transactions_at_once_wait_for_each_other() {
+fn concurrent_transactions_wait_for_each_other() {
     with_database("bridge_counter", async |url| {
         connect(&url)
             .await
@@ -95,7 +95,7 @@ fn transactions_at_once_wait_for_each_other() {
 }
 
 #[test]
-fn a_cancel_rolls_back_before_it_is_over() {
+fn a_cancel_returns_after_the_rollback() {
     /// Rolls back when it is dropped, by an await.
     struct Rollback<'a>(&'a mut PgConnection);
     impl Drop for Rollback<'_> {

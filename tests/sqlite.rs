@@ -65,7 +65,7 @@ fn increment(conn: &mut SqliteConnection) -> Result<()> {
 }
 
 #[test]
-fn transactions_at_once_wait_for_each_other() {
+fn concurrent_transactions_wait_for_each_other() {
     with_database("counter", async |file| {
         let insert = "insert into t values (1, 0)";
         connect(&file).await.execute(insert).await.unwrap();
@@ -84,7 +84,7 @@ fn transactions_at_once_wait_for_each_other() {
 }
 
 #[test]
-fn a_cancel_rolls_back_before_it_is_over() {
+fn a_cancel_returns_after_the_rollback() {
     /// Rolls back when it is dropped, by an await.
     struct Rollback<'a>(&'a mut SqliteConnection);
     impl Drop for Rollback<'_> {

@@ -25,8 +25,8 @@ fn main() -> ExitCode {
             a_generator_that_stops_its_end_during_a_panic_aborts,
         ),
         (
-            "a_panic_of_main_ends_the_process_as_always",
-            a_panic_of_main_ends_the_process_as_always,
+            "a_panic_of_main_ends_the_process",
+            a_panic_of_main_ends_the_process,
         ),
     ])
 }
@@ -125,8 +125,8 @@ fn a_generator_that_stops_its_end_during_a_panic_aborts() {
 
 // CX-4: a panic of main itself, outside any greenlet's function, ends the process as always.
 // #[test], on the main thread
-fn a_panic_of_main_ends_the_process_as_always() {
-    let output = child::run("a_panic_of_main_ends_the_process_as_always", || {
+fn a_panic_of_main_ends_the_process() {
+    let output = child::run("a_panic_of_main_ends_the_process", || {
         Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap();
         println!("begins");
         panic!("of main itself");

@@ -90,7 +90,7 @@ fn round_trips_leak_nothing() {
 
 // LK-2, LK-3, HZ-20
 #[test]
-fn starting_and_ending_ten_thousand_times_leaves_nothing() {
+fn starting_and_ending_ten_thousand_times_leaks_nothing() {
     let returns = || drop(Greenlet::new(|text: String| Ok(text)).switch::<String>(String::from("text")));
     let fails = || drop(Greenlet::new(|(): ()| -> Result<()> { Err(anyhow!("boom")) }).switch::<()>(()));
     let is_killed = || {
@@ -123,7 +123,7 @@ fn starting_and_ending_ten_thousand_times_leaves_nothing() {
 
 // LK-4, TE-7, TE-8, HZ-24, HZ-35
 #[test]
-fn threads_leave_nothing() {
+fn threads_that_end_leak_nothing() {
     let round = || {
         let function = || {
             let ended = Greenlet::new(|(): ()| Ok(getcurrent()));
@@ -205,7 +205,7 @@ fn captures_are_stored_once_until_the_start() {
 }
 
 #[test]
-fn an_allocator_that_ends_all_greenlets_finds_each_with_its_function() {
+fn an_allocator_may_end_all_greenlets_while_one_is_created() {
     let _main = getcurrent();
     let other = Greenlet::new(|(): ()| Ok(()));
     // So that there is something in the next one's record that is no box.
@@ -255,7 +255,7 @@ fn each_rarely_used_field_is_freed_with_its_greenlet() {
 }
 
 #[test]
-fn greenlets_of_a_late_destructor_leave_nothing() {
+fn greenlets_of_a_late_destructor_leak_nothing() {
     struct Late;
 
     impl Drop for Late {

@@ -97,8 +97,8 @@ fn limit_address_space(bytes: libc::rlim_t) -> bool {
 }
 
 #[test]
-fn a_burst_gives_its_memory_back() {
-    in_child("a_burst_gives_its_memory_back", &[], || {
+fn a_burst_of_greenlets_gives_its_memory_back() {
+    in_child("a_burst_of_greenlets_gives_its_memory_back", &[], || {
         drop(crowd(10)); // what is there once and for all
         let before = resident();
         let all = crowd_up_to(100_000).0;
@@ -168,9 +168,9 @@ fn stacks_of_an_ended_thread_are_reused() {
 
 // SW-33
 #[test]
-fn no_memory_for_a_stack_is_an_error_and_nothing_has_moved() {
+fn a_failed_stack_allocation_is_an_error_and_changes_nothing() {
     in_child(
-        "no_memory_for_a_stack_is_an_error_and_nothing_has_moved",
+        "a_failed_stack_allocation_is_an_error_and_changes_nothing",
         &[],
         || {
             drop(crowd(1));
@@ -196,23 +196,27 @@ fn no_memory_for_a_stack_is_an_error_and_nothing_has_moved() {
 
 // RT-6
 #[test]
-fn no_memory_for_a_pending_parent_goes_to_the_next() {
-    in_child("no_memory_for_a_pending_parent_goes_to_the_next", &[], || {
-        drop(crowd(1));
-        if !limit_address_space((status("VmSize:") + (64 << 20)) as _) {
-            return left_out("a pending parent without memory for its stack", LIMIT);
-        }
-        let parent = Greenlet::builder()
-            .stack_size(256 << 20)
-            .build(|number: u8| Ok(number));
-        let child = Greenlet::builder()
-            .parent(&parent)
-            .build(|number: u8| Ok(number + 1));
-        let error = child.switch::<u8>(1_u8).unwrap_err();
-        let error = error.downcast::<StackError>().unwrap();
-        assert_eq!(error.into_value().unwrap().downcast::<u8>().unwrap(), 2);
-        assert_eq!((child.state(), parent.state()), (State::Dead, State::Pending));
-    });
+fn an_outcome_skips_a_pending_parent_that_gets_no_stack() {
+    in_child(
+        "an_outcome_skips_a_pending_parent_that_gets_no_stack",
+        &[],
+        || {
+            drop(crowd(1));
+            if !limit_address_space((status("VmSize:") + (64 << 20)) as _) {
+                return left_out("a pending parent without memory for its stack", LIMIT);
+            }
+            let parent = Greenlet::builder()
+                .stack_size(256 << 20)
+                .build(|number: u8| Ok(number));
+            let child = Greenlet::builder()
+                .parent(&parent)
+                .build(|number: u8| Ok(number + 1));
+            let error = child.switch::<u8>(1_u8).unwrap_err();
+            let error = error.downcast::<StackError>().unwrap();
+            assert_eq!(error.into_value().unwrap().downcast::<u8>().unwrap(), 2);
+            assert_eq!((child.state(), parent.state()), (State::Dead, State::Pending));
+        },
+    );
 }
 
 #[test]
@@ -294,13 +298,13 @@ fn stacks_of_many_sizes_coexist_and_bad_sizes_are_refused() {
 }
 
 #[test]
-fn the_high_water_mark_is_how_deep_a_stack_has_been() {
+fn the_high_water_mark_is_the_deepest_use_of_a_stack() {
     fn deep(levels: usize) -> usize {
         let frame = std::hint::black_box([levels; 128]);
         let below = if levels == 0 { 0 } else { deep(levels - 1) };
         below + std::hint::black_box(frame)[0].min(1)
     }
-    in_child("the_high_water_mark_is_how_deep_a_stack_has_been", &[], || {
+    in_child("the_high_water_mark_is_the_deepest_use_of_a_stack", &[], || {
         let greenlet = Greenlet::new(|levels: usize| wait(deep(levels)));
         assert_eq!(greenlet.stack_high_water(), None);
         assert_eq!(greenlet.switch::<usize>(60_usize).unwrap(), 60);

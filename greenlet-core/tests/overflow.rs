@@ -355,7 +355,7 @@ fn overflow_names_the_greenlet() {
     assert_reports_overflow("named", "greenlet 'deep'", 64 << 10);
 }
 
-fn overflow_of_an_unnamed_greenlet_says_where_it_was_made() {
+fn overflow_of_an_unnamed_greenlet_names_the_place_of_creation() {
     assert_reports_overflow("unnamed", "greenlet 1", 64 << 10);
 }
 
@@ -365,7 +365,7 @@ fn overflow_below_another_greenlet_names_the_inner_one() {
 
 /// The bare switch pushes a few words when the target has become current. Somewhere among these, they are the
 /// first that do not fit.
-fn overflow_in_a_switch_names_the_leaving_greenlet() {
+fn overflow_in_a_switch_names_the_suspending_greenlet() {
     for place in 0..12 {
         assert_reports_overflow(&format!("switch {place}"), "greenlet 'deep'", 64 << 10);
     }
@@ -389,11 +389,11 @@ fn overflow_beside_a_generator_names_the_greenlet() {
     assert_reports_overflow("consumer of a generator", "greenlet 'consumer'", 64 << 10);
 }
 
-fn overflow_on_another_thread() {
+fn overflow_on_another_thread_names_the_greenlet() {
     assert_reports_overflow("thread", "greenlet 'deep'", 64 << 10);
 }
 
-fn overflow_on_a_thread_that_std_did_not_make() {
+fn overflow_on_a_thread_not_created_by_std_names_the_greenlet() {
     assert_reports_overflow("bare thread", "greenlet 'deep'", 64 << 10);
     assert_reports_overflow("bare thread ends", "greenlet 'deep'", 64 << 10);
 }
@@ -403,7 +403,7 @@ fn overflow_cuts_a_long_name_between_characters() {
     assert_reports_overflow("long name", &name, 64 << 10);
 }
 
-fn overflow_of_a_thread_s_own_stack_keeps_rust_s_message() {
+fn overflow_of_a_thread_stack_keeps_the_message_of_std() {
     for case in ["main stack", "main stack of a thread"] {
         for guard in GUARDS {
             let output = run(case, guard);
@@ -466,15 +466,15 @@ fn main() -> ExitCode {
     }
     harness::run(&tests! {
         overflow_names_the_greenlet
-        overflow_of_an_unnamed_greenlet_says_where_it_was_made
+        overflow_of_an_unnamed_greenlet_names_the_place_of_creation
         overflow_below_another_greenlet_names_the_inner_one
-        overflow_in_a_switch_names_the_leaving_greenlet
+        overflow_in_a_switch_names_the_suspending_greenlet
         overflow_in_a_generator_names_it_and_its_consumer
         overflow_beside_a_generator_names_the_greenlet
-        overflow_on_another_thread
-        overflow_on_a_thread_that_std_did_not_make
+        overflow_on_another_thread_names_the_greenlet
+        overflow_on_a_thread_not_created_by_std_names_the_greenlet
         overflow_cuts_a_long_name_between_characters
-        overflow_of_a_thread_s_own_stack_keeps_rust_s_message
+        overflow_of_a_thread_stack_keeps_the_message_of_std
         other_faults_kill_as_they_would_without_us
         other_faults_reach_the_handler_before_ours
     })

@@ -16,12 +16,12 @@ mod child;
 fn main() -> ExitCode {
     child::run_tests(&[
         (
-            "suspended_ones_are_dead_when_main_returns",
-            suspended_ones_are_dead_when_main_returns,
+            "suspended_greenlets_are_dead_when_main_returns",
+            suspended_greenlets_are_dead_when_main_returns,
         ),
         (
-            "run_to_end_ends_suspended_ones_before_main_returns",
-            run_to_end_ends_suspended_ones_before_main_returns,
+            "run_to_end_ends_suspended_greenlets_before_main_returns",
+            run_to_end_ends_suspended_greenlets_before_main_returns,
         ),
         ("a_forked_child_runs_no_clean_up", a_forked_child_runs_no_clean_up),
         #[cfg(target_os = "linux")]
@@ -30,13 +30,13 @@ fn main() -> ExitCode {
             a_report_that_cannot_be_printed_does_not_panic,
         ),
         (
-            "the_report_of_a_thread_names_eight",
-            the_report_of_a_thread_names_eight,
+            "the_report_of_a_thread_names_at_most_eight_greenlets",
+            the_report_of_a_thread_names_at_most_eight_greenlets,
         ),
         ("leaked_stacks_are_counted", leaked_stacks_are_counted),
         (
-            "many_suspended_ones_do_not_crash_the_end",
-            many_suspended_ones_do_not_crash_the_end,
+            "many_suspended_greenlets_do_not_crash_the_process_end",
+            many_suspended_greenlets_do_not_crash_the_process_end,
         ),
         (
             "exit_inside_a_greenlet_runs_no_suspended_code",
@@ -55,22 +55,25 @@ fn main() -> ExitCode {
             exit_while_unwinding_runs_no_suspended_code,
         ),
         (
-            "exit_while_one_is_kept_suspended_leaves_it",
-            exit_while_one_is_kept_suspended_leaves_it,
+            "exit_leaves_a_kept_greenlet_suspended",
+            exit_leaves_a_kept_greenlet_suspended,
         ),
         (
-            "threads_inside_greenlets_do_not_hold_up_the_end",
-            threads_inside_greenlets_do_not_hold_up_the_end,
+            "threads_inside_greenlets_do_not_delay_the_process_end",
+            threads_inside_greenlets_do_not_delay_the_process_end,
         ),
         ("exit_handlers_may_use_greenlets", exit_handlers_may_use_greenlets),
         (
             "thread_local_destructors_may_use_greenlets",
             thread_local_destructors_may_use_greenlets,
         ),
-        ("a_forked_child_goes_on", a_forked_child_goes_on),
         (
-            "the_first_use_may_be_in_a_destructor",
-            the_first_use_may_be_in_a_destructor,
+            "a_forked_child_can_use_greenlets",
+            a_forked_child_can_use_greenlets,
+        ),
+        (
+            "the_first_use_of_greenlets_may_be_in_a_thread_local_destructor",
+            the_first_use_of_greenlets_may_be_in_a_thread_local_destructor,
         ),
     ])
 }
@@ -126,8 +129,8 @@ fn leave_some() {
 // SH-1, HZ-10, HZ-11, UD-8: what is suspended when the main thread returns is dead, and nobody is told. The
 // process ends with its own status.
 // #[test], on the main thread
-fn suspended_ones_are_dead_when_main_returns() {
-    let output = child::run("suspended_ones_are_dead_when_main_returns", || {
+fn suspended_greenlets_are_dead_when_main_returns() {
+    let output = child::run("suspended_greenlets_are_dead_when_main_returns", || {
         KEPT.with(|_| ()); // on Linux destroyed after the library's own
         leave_some();
     });
@@ -164,8 +167,8 @@ fn a_report_that_cannot_be_printed_does_not_panic() {
 
 // SH-1: their destructors run, once, where `main` asks for it.
 // #[test], on the main thread
-fn run_to_end_ends_suspended_ones_before_main_returns() {
-    let output = child::run("run_to_end_ends_suspended_ones_before_main_returns", || {
+fn run_to_end_ends_suspended_greenlets_before_main_returns() {
+    let output = child::run("run_to_end_ends_suspended_greenlets_before_main_returns", || {
         run_to_end(leave_some);
         println!("main returns");
     });
@@ -200,8 +203,8 @@ fn a_forked_child_runs_no_clean_up() {
 
 // TE-2
 // #[test], on the main thread
-fn the_report_of_a_thread_names_eight() {
-    let output = child::run("the_report_of_a_thread_names_eight", || {
+fn the_report_of_a_thread_names_at_most_eight_greenlets() {
+    let output = child::run("the_report_of_a_thread_names_at_most_eight_greenlets", || {
         let leave = |count: usize| {
             let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
             let leave = move || {
@@ -259,8 +262,8 @@ fn leaked_stacks_are_counted() {
 
 // SH-1, XS-9: many, in a deep chain of parents, one of them while it handles an error.
 // #[test], on the main thread
-fn many_suspended_ones_do_not_crash_the_end() {
-    let output = child::run("many_suspended_ones_do_not_crash_the_end", || {
+fn many_suspended_greenlets_do_not_crash_the_process_end() {
+    let output = child::run("many_suspended_greenlets_do_not_crash_the_process_end", || {
         let mut parent = getcurrent();
         for number in 0..2000 {
             let greenlet = Greenlet::new(move |(): ()| {
@@ -408,8 +411,8 @@ fn exit_while_unwinding_runs_no_suspended_code() {
 
 // HZ-8: one that is kept suspended stays so at the end, and the process does not wait for it.
 // #[test], on the main thread
-fn exit_while_one_is_kept_suspended_leaves_it() {
-    let output = child::run("exit_while_one_is_kept_suspended_leaves_it", || {
+fn exit_leaves_a_kept_greenlet_suspended() {
+    let output = child::run("exit_leaves_a_kept_greenlet_suspended", || {
         let kept = suspended("kept");
         raw::lock_for_await(&kept);
         raw::keep_suspended(&kept, || {
@@ -423,8 +426,8 @@ fn exit_while_one_is_kept_suspended_leaves_it() {
 
 // SH-1, HZ-11, HZ-21: threads that sit in greenlets when the process ends are just stopped.
 // #[test], on the main thread
-fn threads_inside_greenlets_do_not_hold_up_the_end() {
-    let output = child::run("threads_inside_greenlets_do_not_hold_up_the_end", || {
+fn threads_inside_greenlets_do_not_delay_the_process_end() {
+    let output = child::run("threads_inside_greenlets_do_not_delay_the_process_end", || {
         for _ in 0..3 {
             let (ready, is_ready) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
@@ -550,11 +553,14 @@ fn thread_local_destructors_may_use_greenlets() {
 
 // SH-2: a thread whose first use of greenlets is in a destructor of a thread-local.
 // #[test], on the main thread
-fn the_first_use_may_be_in_a_destructor() {
-    let output = child::run("the_first_use_may_be_in_a_destructor", || {
-        std::thread::spawn(|| BEFORE.with(|_| ())).join().unwrap();
-        println!("the thread is over");
-    });
+fn the_first_use_of_greenlets_may_be_in_a_thread_local_destructor() {
+    let output = child::run(
+        "the_first_use_of_greenlets_may_be_in_a_thread_local_destructor",
+        || {
+            std::thread::spawn(|| BEFORE.with(|_| ())).join().unwrap();
+            println!("the thread is over");
+        },
+    );
     let Some(output) = output else { return };
     assert_eq!(
         output.status.code(),
@@ -570,8 +576,8 @@ fn the_first_use_may_be_in_a_destructor() {
 // TD-10: after a fork the child goes on, while other threads of the parent use greenlets: a thread that
 // has stacks at hand takes no lock of the process.
 // #[test], on the main thread
-fn a_forked_child_goes_on() {
-    let output = child::run("a_forked_child_goes_on", || {
+fn a_forked_child_can_use_greenlets() {
+    let output = child::run("a_forked_child_can_use_greenlets", || {
         let start_some = || {
             let some: Vec<Greenlet> = (0..100)
                 .map(|_| Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(())))

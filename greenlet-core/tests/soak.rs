@@ -201,7 +201,7 @@ fn resident() -> usize {
 }
 
 #[test]
-fn memory_does_not_grow_after_the_first_lap() {
+fn memory_does_not_grow_after_the_first_round() {
     let seed = setting("GREENLET_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
     let shortened = setting("GREENLET_SOAK_STEPS");
     let steps = shortened.map_or(4 * CROWD, |steps| steps as usize);

@@ -19,7 +19,7 @@
 //!   first act of the resumed greenlet, whether `wait` returns or unwinds. A greenlet that is never
 //!   resumed keeps its stack unchanged.
 //! - **[kept]** The driver polls only the request of the greenlet that it keeps suspended meanwhile
-//!   (`Greenlet::keep_suspended`). So the future is not dropped during its `poll`. To this end the
+//!   (`raw::keep_suspended`). So the future is not dropped during its `poll`. To this end the
 //!   request names its greenlet, and there is one request at a time: posting requires and ends
 //!   `Phase::Running`, and `Driver::enter_running` starts that phase without a request.
 //! - **[one-thread]** The driver and its greenlets are on one thread, because handles are not

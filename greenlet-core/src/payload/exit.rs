@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_a_context_is_not_kept() {
+    fn an_exit_with_a_context_is_not_cached() {
         let cache = ExitCache::none();
         let exit = || GreenletExit::with_reason("test");
         for error in [
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_used_again_and_says_what_the_new_one_says() {
+    fn a_cached_exit_is_reused_with_the_new_reason() {
         let cache = ExitCache::none();
         let first = cache.error(reason::ENDED);
         let place: *const GreenletExit = first.downcast_ref().unwrap();

@@ -108,7 +108,7 @@ mod tests {
     use crate::{Greenlet, getparent};
 
     #[test]
-    fn a_capture_needs_less_than_the_room_that_is_asked_for() {
+    fn a_capture_needs_less_stack_than_the_check_demands() {
         const PAINT: u8 = 0xA5;
         let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
         child.switch::<()>(()).unwrap();

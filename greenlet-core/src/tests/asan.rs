@@ -141,7 +141,7 @@ fn a_use_after_return_in_a_greenlet_is_reported() {
 
 // What a panic skips on a stack, and what a greenlet leaves there when it ends, is no obstacle to the next.
 #[test]
-fn frames_that_were_left_are_forgotten() {
+fn abandoned_frames_do_not_affect_later_greenlets() {
     #[inline(never)]
     fn panics_deep(depth: usize) -> usize {
         let frame = black_box([depth; 64]);

@@ -111,7 +111,7 @@ impl Coroutine {
 }
 
 #[test]
-fn words_go_both_ways() {
+fn a_switch_carries_words_both_ways() {
     let mut cache = StackCache::new();
     let coroutine = Coroutine::new(&mut cache, 64 << 10, |it| {
         it.pause(7);
@@ -261,7 +261,7 @@ fn a_backtrace_ends_at_the_base() {
 }
 
 #[test]
-fn switching_goes_up_and_down_in_memory() {
+fn switching_works_towards_higher_and_lower_stacks() {
     let mut cache = StackCache::new();
     let stacks: Vec<Box<Coroutine>> = (0..4)
         .map(|number| {

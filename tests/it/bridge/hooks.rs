@@ -78,7 +78,7 @@ fn hooks_nest_around_each_run_and_get_the_running_greenlet() {
 }
 
 #[test]
-fn hooks_are_around_the_end_by_a_drop_and_a_panic() {
+fn hooks_run_around_an_end_by_a_drop_or_a_panic() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -215,7 +215,7 @@ impl SpawnHooks for Depth {
 }
 
 #[test]
-fn hooks_are_suspended_where_the_drop_of_the_future_is_unwound() {
+fn hooks_are_suspended_when_the_drop_of_a_future_is_unwound() {
     let depth = Rc::new(Cell::new(0));
     let counted = depth.clone();
     let dropper = Greenlet::new(move |(): ()| {

@@ -153,7 +153,7 @@ fn tokio_reader(kind: io::ErrorKind) -> impl tokio::io::AsyncRead + Unpin {
 }
 
 #[test]
-fn lines_and_seeks() {
+fn async_files_support_lines_and_seeks() {
     let mut spawned = greenlet_spawn(|| {
         let mut cursor = TokioIo::new(io::Cursor::new(b"one\ntwo\nthree".to_vec()));
         cursor.seek(SeekFrom::Start(4)).unwrap();

@@ -319,7 +319,7 @@ fn one_run(seed: u64) {
 }
 
 #[test]
-fn random_functions_behave_as_the_model() {
+fn random_functions_match_the_model() {
     let given = std::env::var("GREENLET_SEED")
         .ok()
         .map(|seed| seed.parse().unwrap());

@@ -66,7 +66,7 @@ fn a_pending_future_is_polled_once_per_poll_and_then_by_the_driver() {
 }
 
 #[test]
-fn the_second_poll_is_not_in_the_function() {
+fn the_second_poll_runs_in_the_driver() {
     let _no_leaks = NoLeaks::watch();
     let mut spawned = spawn(|| {
         let mut polled_in = Vec::new();
@@ -85,7 +85,7 @@ fn the_second_poll_is_not_in_the_function() {
 }
 
 #[test]
-fn the_waker_is_that_of_the_poll_also_when_the_task_changes_it() {
+fn a_poll_in_place_uses_the_waker_of_the_current_poll() {
     let _no_leaks = NoLeaks::watch();
     let stored: Rc<RefCell<Option<Waker>>> = Rc::default();
     let put = stored.clone();
@@ -114,7 +114,7 @@ fn the_waker_is_that_of_the_poll_also_when_the_task_changes_it() {
 }
 
 #[test]
-fn an_await_inside_such_a_poll_is_outside() {
+fn an_await_inside_a_poll_in_place_is_refused() {
     let _no_leaks = NoLeaks::watch();
     let mut spawned = spawn(|| {
         let inner = await_(async { try_await_(async {}).unwrap_err().downcast::<NoDriver>().unwrap() });
@@ -269,7 +269,7 @@ fn half_way(between: impl Future<Output = ()>, end: Poll<bool>) -> impl Future<O
 }
 
 #[test]
-fn a_driver_that_is_dropped_in_the_middle_of_such_a_poll_leaves_nothing_dangling() {
+fn a_driver_can_be_dropped_in_the_middle_of_a_poll_in_place() {
     for end in [Poll::Ready(true), Poll::Pending] {
         let _no_leaks = NoLeaks::watch();
         let drops = Drops::new();
@@ -307,7 +307,7 @@ fn a_driver_that_is_dropped_in_the_middle_of_such_a_poll_leaves_nothing_dangling
 }
 
 #[test]
-fn a_poll_that_continues_under_another_waker_loses_no_wake_up() {
+fn a_poll_in_place_that_continues_with_another_waker_loses_no_wake_up() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let between = handle.future();
@@ -327,7 +327,7 @@ fn a_poll_that_continues_under_another_waker_loses_no_wake_up() {
 }
 
 #[test]
-fn a_wake_up_that_came_in_the_middle_of_such_a_poll_is_not_lost() {
+fn a_wake_up_in_the_middle_of_a_poll_in_place_is_not_lost() {
     let _no_leaks = NoLeaks::watch();
     let (event, between) = (Handle::default(), Handle::default());
     let (waited_for, waits) = (event.future(), between.future());
@@ -353,7 +353,7 @@ fn a_wake_up_that_came_in_the_middle_of_such_a_poll_is_not_lost() {
 }
 
 #[test]
-fn an_older_waker_is_dropped_too() {
+fn a_replaced_waker_is_dropped() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let between = handle.future();

@@ -79,7 +79,7 @@ fn a_panic_of_the_function_comes_out_of_the_future() {
 }
 
 #[test]
-fn the_end_of_a_worker_ends_what_is_suspended_there() {
+fn a_worker_ends_its_suspended_greenlets_before_it_ends() {
     let (sender, receiver) = mpsc::channel::<()>();
     let pool = pool(1);
     on_threads(pool.run(|| {

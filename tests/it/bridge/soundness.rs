@@ -75,7 +75,7 @@ fn attack_a_waiting_child(attack: impl Fn(&Greenlet, &Greenlet) + 'static) -> (S
 }
 
 #[test]
-fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll() {
+fn a_waiting_child_cannot_be_reparented_and_resumed_during_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let (mut spawned, drops) = attack_a_waiting_child(|_, child| {
         assert!(child.set_parent(&getmain()).unwrap_err().is_awaiting());
@@ -88,7 +88,7 @@ fn a_waiting_child_cannot_be_moved_out_of_the_gate_and_resumed_during_its_poll()
 }
 
 #[test]
-fn an_open_gate_does_not_let_anybody_in_during_a_poll() {
+fn an_unlocked_child_cannot_be_resumed_during_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let (mut spawned, drops) = attack_a_waiting_child(|root, child| {
         raw::unlock(root);
@@ -101,7 +101,7 @@ fn an_open_gate_does_not_let_anybody_in_during_a_poll() {
 }
 
 #[test]
-fn an_open_gate_does_not_let_anybody_into_the_root_during_a_poll() {
+fn an_unlocked_function_cannot_be_resumed_during_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let watched = drops.clone();
@@ -125,7 +125,7 @@ fn an_open_gate_does_not_let_anybody_into_the_root_during_a_poll() {
 }
 
 #[test]
-fn ending_the_parent_of_who_waits_does_not_lead_into_who_waits_during_its_poll() {
+fn ending_the_parent_of_a_waiter_does_not_resume_the_waiter_during_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let watched = drops.clone();
@@ -227,7 +227,7 @@ fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
 }
 
 #[test]
-fn a_tracer_cannot_post_between_an_await_and_its_poll() {
+fn a_tracer_cannot_await_between_an_await_and_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let written = log.clone();
@@ -266,7 +266,7 @@ fn a_tracer_cannot_post_between_an_await_and_its_poll() {
 }
 
 #[test]
-fn the_end_of_another_function_is_not_taken_for_the_own() {
+fn the_end_of_another_function_does_not_finish_a_spawn() {
     let _no_leaks = NoLeaks::watch();
     let mut first = greenlet_spawn(|| {
         drop(getmain().switch::<()>("for nobody"));
@@ -296,7 +296,7 @@ fn the_end_of_another_function_is_not_taken_for_the_own() {
 }
 
 #[test]
-fn what_a_cancelled_child_posted_does_not_shadow_what_follows() {
+fn an_await_of_a_cancelled_child_does_not_hide_the_next_one() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let goodbye = handle.future();
@@ -436,7 +436,7 @@ fn an_end_does_not_wait_for_code_that_awaits_again_and_again() {
 
 /// The steps of an end: the exit, refusals, one forced unwinding, a report.
 #[test]
-fn an_end_unwinds_once_by_force_and_then_reports() {
+fn an_end_forces_one_unwind_and_then_reports() {
     catch_reports();
     let seen: Rc<RefCell<Vec<&str>>> = Rc::default();
     let inside = seen.clone();
@@ -480,7 +480,7 @@ fn a_spawn_may_be_forgotten() {
 }
 
 #[test]
-fn a_panic_in_the_destructor_of_an_awaited_future_is_the_functions_own() {
+fn a_panic_in_the_destructor_of_an_awaited_future_propagates_in_the_function() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -522,7 +522,7 @@ fn a_panic_in_a_destructor_after_a_drop_is_reported() {
 }
 
 #[test]
-fn a_spawn_dropped_in_a_section_without_switches_ends_after_it() {
+fn a_spawn_dropped_in_a_no_switch_section_ends_after_it() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let watched = drops.clone();
@@ -539,7 +539,7 @@ fn a_spawn_dropped_in_a_section_without_switches_ends_after_it() {
 }
 
 #[test]
-fn a_spawn_dropped_by_a_panic_ends_afterwards() {
+fn a_spawn_dropped_by_a_panic_ends_after_the_unwind() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let watched = drops.clone();
@@ -558,7 +558,7 @@ fn a_spawn_dropped_by_a_panic_ends_afterwards() {
 }
 
 #[test]
-fn a_waker_that_wakes_and_polls_others_inside_of_a_poll_mixes_nothing_up() {
+fn a_future_may_poll_another_driver_inside_its_poll() {
     let _no_leaks = NoLeaks::watch();
     let handle = Handle::default();
     let (outer_future, inner_future) = (handle.future(), handle.future());
@@ -750,7 +750,7 @@ fn a_poll_after_the_function_panicked_does_not_run_anything() {
 }
 
 #[test]
-fn the_poll_of_a_spawn_in_a_section_without_switches_changes_nothing() {
+fn polling_a_spawn_in_a_no_switch_section_changes_nothing() {
     let _no_leaks = NoLeaks::watch();
     let mut spawned = greenlet_spawn(|| await_(async { 1 })).into_result();
     let mut cx = Context::from_waker(Waker::noop());
@@ -818,7 +818,7 @@ fn a_poller_below_the_function_that_it_would_start_is_refused() {
 }
 
 #[test]
-fn a_function_is_not_run_while_main_which_it_returns_to_in_between_is_kept_suspended() {
+fn a_poll_is_refused_while_an_ancestor_of_the_poller_is_kept_suspended() {
     for has_begun in [false, true] {
         let _no_leaks = NoLeaks::watch();
         let handle = Handle::default();

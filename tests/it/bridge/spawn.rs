@@ -271,7 +271,7 @@ fn cancel_before_the_first_poll_drops_the_function_unrun() {
 }
 
 #[test]
-fn an_await_outside_is_an_error_or_a_panic_that_says_so() {
+fn an_await_outside_a_spawn_is_an_error_or_a_panic() {
     assert!(
         try_await_(async {})
             .unwrap_err()
@@ -289,7 +289,7 @@ fn an_await_outside_is_an_error_or_a_panic_that_says_so() {
 }
 
 #[test]
-fn an_await_inside_the_poll_of_an_awaited_future_is_outside() {
+fn an_await_inside_the_poll_of_an_awaited_future_is_refused() {
     let mut spawned = greenlet_spawn(|| {
         await_(async {
             try_await_(async {})
@@ -384,7 +384,7 @@ fn a_spawn_that_is_ended_while_its_future_is_polled_ends_afterwards() {
 }
 
 #[test]
-fn a_spawn_that_is_ended_while_it_waits_says_so_at_the_next_poll() {
+fn polling_a_spawn_that_was_ended_while_it_waited_returns_the_exit() {
     let drops = Drops::new();
     let handle = Handle::default();
     let future = handle.future_with(Some(drops.witness()));
@@ -472,7 +472,7 @@ fn a_greenlet_that_polled_a_spawn_can_be_ended_while_the_spawn_waits() {
 }
 
 #[test]
-fn a_function_that_must_await_and_does_not_panics() {
+fn a_function_that_must_await_panics_if_it_does_not() {
     let mut spawned = greenlet::SpawnBuilder::new().require_await(true).spawn(|| 1);
     let payload = catch_unwind(AssertUnwindSafe(|| poll(&mut spawned))).unwrap_err();
     assert!(

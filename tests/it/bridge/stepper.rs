@@ -37,7 +37,7 @@ fn a_test_chooses_the_order_of_two_functions() {
 }
 
 #[test]
-fn a_step_says_that_a_future_is_pending_and_counts_wakes() {
+fn a_step_reports_a_pending_future_and_counts_wakes() {
     let handle = Handle::default();
     let future = handle.future();
     let mut stepper = Stepper::new(move || {
@@ -62,7 +62,7 @@ fn a_step_says_that_a_future_is_pending_and_counts_wakes() {
 }
 
 #[test]
-fn every_await_is_ended_by_a_drop_and_by_a_cancel_in_nested_greenlets_too() {
+fn a_drop_and_a_cancel_end_every_await_of_nested_greenlets() {
     let awaits = end_at_each_await(|witnesses| {
         let (captured, witnesses) = (witnesses.make(), witnesses.clone());
         move || -> anyhow::Result<()> {

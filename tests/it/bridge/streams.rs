@@ -79,7 +79,7 @@ fn dropping_a_stream_ends_its_function_and_drops_its_items() {
 }
 
 #[test]
-fn a_stream_goes_through_an_iterator_and_back() {
+fn a_stream_can_become_an_iterator_and_a_stream_again() {
     let numbers = stream::iter(1..=4);
     let doubled = stream_from(move |items| {
         for n in iter_stream(numbers) {

@@ -75,7 +75,7 @@ fn a_greenlet_that_started_before_is_not_started_again() {
 }
 
 #[test]
-fn the_place_is_where_the_origin_switched() {
+fn an_event_has_the_place_where_the_origin_switched() {
     let mut line = 0;
     let ((), recording) = record(|| {
         let a = named("a", |()| pause());

@@ -34,7 +34,7 @@ fn outline(tree: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_tree_has_each_greenlet_below_its_parent() {
+fn the_tree_shows_each_greenlet_below_its_parent() {
     let _main = getcurrent();
     let a = Greenlet::builder().name("a").build(|(): ()| {
         let below = named("below");
@@ -74,7 +74,7 @@ fn the_tree_has_each_greenlet_below_its_parent() {
 }
 
 #[test]
-fn a_line_tells_where_it_is_parked_and_made_and_how_old_it_is() {
+fn a_line_shows_the_place_of_suspension_the_place_of_creation_and_the_age() {
     track_ages(true);
     let made = line!() + 1;
     let a = Greenlet::builder().name("a").build(|(): ()| {
@@ -147,7 +147,7 @@ fn a_very_deep_tree_is_drawn_without_recursion() {
 }
 
 #[test]
-fn looking_keeps_nothing_alive_and_runs_nothing() {
+fn a_snapshot_keeps_nothing_alive_and_runs_nothing() {
     let a = named("a");
     a.switch::<()>(()).unwrap();
     let weak = a.downgrade();
@@ -159,7 +159,7 @@ fn looking_keeps_nothing_alive_and_runs_nothing() {
 }
 
 #[test]
-fn the_graph_has_a_node_for_each_and_an_arrow_to_each_parent() {
+fn the_graph_has_a_node_for_each_greenlet_and_an_arrow_to_its_parent() {
     let a = named("a \"quoted\" \\");
     a.switch::<()>(()).unwrap();
     let b = Greenlet::builder().name("b").parent(&a).build(|(): ()| Ok(()));
@@ -202,7 +202,7 @@ fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
         .build(|(): ()| waits_for_news());
     reader.switch::<()>(()).unwrap();
     let text = dump().to_string();
-    let (tree, traces) = text.split_once("\nreader, parked at ").unwrap();
+    let (tree, traces) = text.split_once("\nreader, suspended at ").unwrap();
     assert!(tree.contains("main       current"), "{tree}");
     assert!(traces.contains("tree::waits_for_news"), "{traces}");
     assert!(!traces.contains("greenlet_core::"), "{traces}");
@@ -210,13 +210,13 @@ fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
         tree.contains("main, current\n") && tree.contains("a_dump_has_the_tree"),
         "{tree}"
     );
-    assert!(!tree.contains("greenlet::view::"), "{tree}");
+    assert!(!tree.contains("greenlet::debug::"), "{tree}");
     assert!(traces.lines().count() < 12, "{traces}");
     // Main's backtrace is shown where it waits.
     let inside = Greenlet::new(|(): ()| Ok(dump().to_string()));
     let text = inside.switch::<String>(()).unwrap();
     assert!(
-        text.contains("main, parked at ") && text.contains("a_dump_has_the_tree"),
+        text.contains("main, suspended at ") && text.contains("a_dump_has_the_tree"),
         "{text}"
     );
 }
@@ -266,7 +266,7 @@ fn other_threads_answer_at_their_next_switch() {
 }
 
 #[test]
-fn an_errand_cannot_switch_and_its_panic_is_contained() {
+fn a_broadcast_cannot_switch_and_its_panic_is_contained() {
     let _main = getcurrent();
     let me = thread::current().id();
     let (send, receive) = mpsc::channel();
@@ -285,7 +285,7 @@ fn an_errand_cannot_switch_and_its_panic_is_contained() {
 }
 
 #[test]
-fn a_thread_that_ends_is_not_waited_for() {
+fn a_broadcast_does_not_wait_for_a_thread_that_ends() {
     let (stop, stopped) = mpsc::channel::<()>();
     let (ready, is_ready) = mpsc::channel();
     let ends = thread::spawn(move || {

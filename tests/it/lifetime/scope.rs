@@ -381,7 +381,7 @@ fn a_generator_that_is_executing_is_ended_with_its_consumer() {
 }
 
 #[test]
-fn an_exit_in_the_middle_is_an_ordinary_end() {
+fn an_exit_inside_a_scope_ends_its_greenlets() {
     let text = String::from("text");
     let child = scope(|s| {
         let child = s.greenlet(|(): ()| {

@@ -20,7 +20,7 @@ use crate::support::ThreadEnd;
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
 /// inside `std::thread::scope`, whose thread then outlived what it borrowed.
 #[test]
-fn forgetting_a_greenlet_inside_a_scoped_thread() {
+fn a_forgotten_greenlet_joins_its_scoped_thread_before_the_scope_is_left() {
     let mut text = "Happy".to_owned();
     let (to_thread, wait_for_main) = mpsc::channel::<()>();
     let (to_main, from_thread) = mpsc::channel();
@@ -50,7 +50,7 @@ fn forgetting_a_greenlet_inside_a_scoped_thread() {
 /// Of generator-rs issue 59: the function ends by a panic after its suspension, which must not get lost
 /// together with the thread.
 #[test]
-fn forgetting_a_greenlet_that_panics_when_it_is_ended() {
+fn a_forgotten_greenlet_that_panics_at_its_end_is_ended_by_the_scope() {
     let text = "Happy".to_owned();
     let log = Log::new();
     crate::support::catch_reports();
@@ -72,7 +72,7 @@ fn forgetting_a_greenlet_that_panics_when_it_is_ended() {
 /// corosensei pull request 60: the handles of an inner and an outer coroutine are swapped, so that the
 /// inner one was dropped by the outer scope.
 #[test]
-fn swapping_the_handles_of_an_inner_and_an_outer_scope() {
+fn greenlets_of_an_inner_scope_end_with_it_after_a_swap_of_handles() {
     let log = Log::new();
     scope(|outer| {
         let mut long_lived = outer.greenlet(|(): ()| wait());
@@ -101,7 +101,7 @@ fn swapping_the_handles_of_an_inner_and_an_outer_scope() {
 /// The greenlet that holds the scope switches away inside it and is ended there, in each of the ways in
 /// which a greenlet can be ended.
 #[test]
-fn ending_the_greenlet_that_holds_the_scope() {
+fn ending_the_holder_of_a_scope_ends_the_greenlets_of_the_scope() {
     type End = fn(Greenlet);
     let ways: [(&str, End); 4] = [
         ("last handle", |greenlet| drop(greenlet)),
@@ -148,7 +148,7 @@ fn ending_the_greenlet_that_holds_the_scope() {
 
 /// At the end of the thread all of it stays in place; `run_to_end` ends the child before its holder.
 #[test]
-fn forgetting_the_greenlet_that_holds_the_scope() {
+fn forgetting_the_holder_of_a_scope_leaves_no_dangling_borrow() {
     for end in ThreadEnd::BOTH {
         let (sender, receiver) = mpsc::channel();
         end.of_thread(move || {
@@ -180,7 +180,7 @@ fn forgetting_the_greenlet_that_holds_the_scope() {
 
 /// A greenlet of the scope goes on while its holder never does.
 #[test]
-fn a_greenlet_of_the_scope_may_outrun_its_holder() {
+fn a_greenlet_of_a_scope_may_run_on_while_its_holder_stays_suspended() {
     let handle = Rc::new(RefCell::new(None));
     let leave = handle.clone();
     let holder = Greenlet::new(move |(): ()| {
@@ -212,7 +212,7 @@ fn a_greenlet_of_the_scope_may_outrun_its_holder() {
 /// Clean-up that goes elsewhere takes the holder's control along, as everywhere; the scope stays until it
 /// is given back.
 #[test]
-fn clean_up_may_leave_the_holder_waiting() {
+fn clean_up_may_keep_the_holder_of_a_scope_waiting() {
     let log = Log::new();
     let seen = log.clone();
     let holder = Greenlet::new(move |(): ()| {
@@ -262,7 +262,7 @@ fn a_greenlet_that_ignores_its_exit_is_unwound() {
 
 /// The holder stands below the greenlet that it ends.
 #[test]
-fn the_holder_may_be_a_descendant_of_its_greenlet() {
+fn the_holder_of_a_scope_may_be_a_descendant_of_its_greenlet() {
     let holder = Greenlet::new(|(): ()| {
         let text = String::from("text");
         let main = getparent().unwrap();

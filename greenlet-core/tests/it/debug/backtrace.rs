@@ -124,7 +124,7 @@ fn a_running_greenlet_gets_its_own_backtrace() {
 }
 
 #[test]
-fn main_and_other_ancestors_can_be_asked_about() {
+fn main_and_other_ancestors_have_backtraces() {
     #[inline(never)]
     fn outer_waits_here(inner: &Greenlet) -> Result<String> {
         black_box(inner.switch::<String>(()))
@@ -147,7 +147,7 @@ fn main_and_other_ancestors_can_be_asked_about() {
     let text = main_waits_here();
     assert!(text.contains("main_waits_here"), "{text}");
     assert!(
-        text.contains("main_and_other_ancestors_can_be_asked_about"),
+        text.contains("main_and_other_ancestors_have_backtraces"),
         "{text}"
     );
 }
@@ -174,7 +174,7 @@ fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
 }
 
 #[test]
-fn a_greenlet_with_a_closed_gate_has_a_backtrace() {
+fn a_greenlet_locked_for_an_await_has_a_backtrace() {
     let greenlet = suspended(1);
     raw::lock_for_await(&greenlet);
     let text = greenlet.backtrace().unwrap().to_string();
@@ -245,7 +245,7 @@ fn errors_exits_and_mismatches_still_arrive_after_a_backtrace() {
 }
 
 #[test]
-fn a_greenlet_that_ends_another_can_be_asked_about() {
+fn a_greenlet_that_ends_another_has_a_backtrace() {
     // It is suspended in the library's own code, not in a switch of the user's.
     let log = Log::new();
     let asked = Greenlet::new({
@@ -284,7 +284,7 @@ fn a_greenlet_that_ends_another_can_be_asked_about() {
 }
 
 #[test]
-fn a_stack_that_is_nearly_full_is_left_alone() {
+fn a_backtrace_on_a_nearly_full_stack_is_refused() {
     #[inline(never)]
     fn dig(left: usize) -> Result<()> {
         let mut page = [0_u8; 1024];

@@ -189,7 +189,7 @@ fn each_way_to_end_drops_everything_once() {
 
 // TE-2: the end of a thread drops nothing of what is suspended; `run_to_end` drops everything once.
 #[test]
-fn the_end_of_a_thread_drops_nothing_and_run_to_end_everything_once() {
+fn a_thread_end_drops_nothing_and_run_to_end_drops_everything_once() {
     for (end, expected) in [(ThreadEnd::Plain, 0), (ThreadEnd::RunToEnd, 2)] {
         let raised = SentDrops::new();
         let (first, second) = (raised.error(), raised.error());
@@ -207,7 +207,7 @@ fn the_end_of_a_thread_drops_nothing_and_run_to_end_everything_once() {
 }
 
 #[test]
-fn a_pending_one_drops_its_function_once() {
+fn a_pending_greenlet_drops_its_function_once() {
     let ends: [fn(Greenlet); 4] = [
         drop,
         |greenlet| assert!(greenlet.kill().unwrap().is_exit()),
@@ -229,7 +229,7 @@ fn a_pending_one_drops_its_function_once() {
 
 // DE-5, DE-19
 #[test]
-fn what_nobody_takes_is_dropped_once() {
+fn values_and_errors_that_nobody_takes_are_dropped_once() {
     // The value that a dying greenlet returns.
     let drops = Drops::new();
     let witness = drops.witness();
@@ -289,7 +289,7 @@ fn what_nobody_takes_is_dropped_once() {
 
 // DE-23, LK-2: a parent chain of any length goes in a loop, also pending and dead ones.
 #[test]
-fn a_long_chain_of_pending_ones_is_dropped_once_each() {
+fn each_pending_greenlet_of_a_long_chain_is_dropped_once() {
     const COUNT: usize = 100_000;
     let drop_chain = || {
         for finishes in [false, true] {
@@ -318,7 +318,7 @@ fn a_long_chain_of_pending_ones_is_dropped_once_each() {
 
 // DE-21, DE-24: a chain in which each suspended greenlet holds the next on its own stack.
 #[test]
-fn a_chain_of_suspended_ones_is_dropped_once_each() {
+fn each_suspended_greenlet_of_a_chain_is_dropped_once() {
     let drops = Drops::new();
     let mut held: Option<Greenlet> = None;
     for _ in 0..500 {

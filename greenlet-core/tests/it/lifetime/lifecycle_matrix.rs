@@ -332,7 +332,7 @@ fn run(life: Life, ending: Ending, place: Place) -> Vec<String> {
 
 // ST-5, EX-4, DE-1, TE-1
 #[test]
-fn every_cell_has_its_log_or_its_reason() {
+fn every_possible_cell_of_the_matrix_has_the_expected_log() {
     let (mut shown, mut left_out) = (0, 0);
     let mut differences = Vec::new();
     for life in LIVES {

@@ -93,7 +93,7 @@ fn an_end_makes_no_cycle_of_parents_between_its_stages() {
 }
 
 #[test]
-fn an_end_leaves_no_greenlet_running_below_a_closed_gate() {
+fn an_end_leaves_no_greenlet_running_below_a_locked_one() {
     let _leaks = NoLeaks::watch();
     let ender: Later<WeakGreenlet> = later();
     let known = ender.clone();

@@ -54,7 +54,7 @@ fn suspended(name: &'static str, sender: &Sender<String>) -> Greenlet {
 
 // TE-1
 #[test]
-fn a_variable_of_the_function_ends_its_greenlet() {
+fn dropping_a_variable_of_the_thread_ends_its_greenlet() {
     let log = log_of(|sender| {
         let _variable = suspended("variable", &sender);
     });
@@ -63,7 +63,7 @@ fn a_variable_of_the_function_ends_its_greenlet() {
 
 // TE-1, XD-7: a drop during a panic only delays the end, up to the end of the library's own thread-local.
 #[test]
-fn an_end_that_a_panic_has_delayed_is_made_up_for() {
+fn an_end_delayed_by_a_panic_runs_when_the_thread_ends() {
     for is_early in [true, false] {
         let (sender, log) = mpsc::channel();
         let panicked = ThreadEnd::Plain.of_thread(move || {
@@ -136,7 +136,7 @@ fn a_thread_local_that_is_destroyed_late_finds_its_greenlet_dead() {
 
 // TE-2: one report for all. It leaves out those that were reported when they refused to end.
 #[test]
-fn what_is_left_is_reported_once() {
+fn one_report_names_all_greenlets_that_are_still_suspended() {
     let log = log_of(|sender| {
         for name in ["first", "second", "third"] {
             std::mem::forget(suspended(name, &sender));
@@ -157,7 +157,7 @@ fn what_is_left_is_reported_once() {
 // TE-7, TE-10: what main has is dropped, and what a greenlet has that is left stays, its stack's values as
 // well as its locals and its attachment.
 #[test]
-fn what_main_has_is_dropped_and_what_is_left_stays() {
+fn main_is_dropped_and_suspended_greenlets_keep_what_they_own() {
     let log = log_of(|sender| {
         LOCAL.set(Some(says(&sender, "local of main")));
         getmain().attach(Rc::new(says(&sender, "attachment of main")));
@@ -185,7 +185,7 @@ fn what_main_has_is_dropped_and_what_is_left_stays() {
 }
 
 #[test]
-fn what_other_threads_ask_of_the_thread_is_answered() {
+fn a_broadcast_does_not_wait_for_a_thread_that_ended() {
     let (sender, receiver) = mpsc::channel();
     log_of(move |log| {
         std::mem::forget(suspended("left", &log));
@@ -198,7 +198,7 @@ fn what_other_threads_ask_of_the_thread_is_answered() {
 
 // TH-16: the error stays usable after its thread, without the value.
 #[test]
-fn the_error_of_a_late_throw_leaves_its_thread() {
+fn the_error_of_a_late_throw_is_usable_on_another_thread() {
     let (errors, received) = mpsc::channel();
     log_of(move |_| {
         let main = getmain();

@@ -66,7 +66,7 @@ fn each_thread_has_a_tree_of_its_own() {
 
 // TD-2: a call that blocks in a greenlet blocks its thread alone.
 #[test]
-fn blocking_in_a_greenlet_blocks_its_thread_alone() {
+fn a_blocking_call_in_a_greenlet_blocks_only_its_thread() {
     let (question, asked) = mpsc::channel();
     let (answer, answered) = mpsc::channel();
     let blocked = std::thread::spawn(move || {
@@ -85,7 +85,7 @@ fn blocking_in_a_greenlet_blocks_its_thread_alone() {
 // TD-4, TD-5: a greenlet is of the thread that makes it, whatever its state, so what makes one is what
 // travels: a function, which may be `Send`.
 #[test]
-fn a_greenlet_is_of_the_thread_that_makes_it() {
+fn a_greenlet_belongs_to_the_thread_that_creates_it() {
     let body = |first: u32| Ok(first + up::<u32>(())?);
     let here = Greenlet::new(body);
     here.switch::<()>(1_u32).unwrap();
@@ -101,7 +101,7 @@ fn a_greenlet_is_of_the_thread_that_makes_it() {
 // TD-7, HZ-6: what a refused switch gives back inside its error may reach another thread; the value can
 // be taken on its own thread only.
 #[test]
-fn an_error_may_travel_the_value_in_it_stays() {
+fn an_error_can_be_sent_but_its_value_is_available_only_on_its_own_thread() {
     let child = Greenlet::new(|_: u8| Ok(()));
     let log = Log::new();
     let noted = log.clone();
@@ -122,7 +122,7 @@ fn an_error_may_travel_the_value_in_it_stays() {
 
 // TD-8: what of it may be known elsewhere is plain data, and may be sent there.
 #[test]
-fn what_is_known_of_a_greenlet_may_be_sent() {
+fn plain_data_about_a_greenlet_can_be_sent() {
     let greenlet = Greenlet::builder().name("g").build(|(): ()| up::<()>(()));
     greenlet.switch::<()>(()).unwrap();
     let facts = (
@@ -139,7 +139,7 @@ fn what_is_known_of_a_greenlet_may_be_sent() {
 // TE-1, TE-2: the end of a thread ends what its variables hold, as these are dropped. Greenlets that are
 // still suspended afterwards run nothing, unless `run_to_end` ends them in time.
 #[test]
-fn a_thread_ends_what_its_variables_hold_and_leaves_the_rest() {
+fn a_thread_that_returns_ends_only_the_greenlets_of_its_variables() {
     for end in ThreadEnd::BOTH {
         let drops = Arc::new(AtomicUsize::new(0));
         let (sender, reasons) = mpsc::channel();
@@ -166,7 +166,7 @@ fn a_thread_ends_what_its_variables_hold_and_leaves_the_rest() {
 
 // TE-1, TE-2: also when the thread's function panics.
 #[test]
-fn a_thread_that_panics_ends_what_its_variables_hold_and_leaves_the_rest() {
+fn a_thread_that_panics_ends_only_the_greenlets_of_its_variables() {
     for (end, expected) in [(ThreadEnd::Plain, 1), (ThreadEnd::RunToEnd, 2)] {
         let drops = Arc::new(AtomicUsize::new(0));
         let counts = drops.clone();
@@ -185,7 +185,7 @@ fn a_thread_that_panics_ends_what_its_variables_hold_and_leaves_the_rest() {
 // suspended; a pending one still is, and cannot be started; dropping them runs nothing. No time
 // passes between the end and its being noticed.
 #[test]
-fn what_is_left_of_a_thread_refuses() {
+fn greenlets_refuse_switches_in_late_destructors() {
     ThreadEnd::BOTH.into_iter().for_each(look_at_what_is_left);
 }
 
@@ -249,7 +249,7 @@ fn look_at_what_is_left(end: ThreadEnd) {
 
 // TE-10: what the stack of a suspended greenlet refers to stays, a handle of main for example.
 #[test]
-fn a_handle_of_main_on_a_stack_stays_with_the_stack() {
+fn a_leaked_stack_keeps_its_handle_of_main() {
     for (end, expected) in [(ThreadEnd::Plain, 0), (ThreadEnd::RunToEnd, 1)] {
         let drops = Arc::new(AtomicUsize::new(0));
         let counts = drops.clone();
@@ -273,7 +273,7 @@ fn a_handle_of_main_on_a_stack_stays_with_the_stack() {
 // that a panic or a `no_switch` section put off. They play out in whoever is current, before the
 // operation that settles them has staged anything, and touch neither its value nor its error.
 #[test]
-fn ends_that_waited_do_not_touch_the_operation_that_settles_them() {
+fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
     let log = Log::new();
     let owe = || {
         let log = log.clone();
@@ -356,7 +356,7 @@ fn ends_that_waited_do_not_touch_the_operation_that_settles_them() {
 
 // XD-7, XD-8, HZ-29: what waits when the thread ends is ended then; nothing of it is left.
 #[test]
-fn ends_that_wait_do_not_outlive_the_thread() {
+fn deferred_ends_run_before_the_thread_ends() {
     let drops = Arc::new(AtomicUsize::new(0));
     let counts = drops.clone();
     let panicked = std::thread::spawn(move || {
@@ -369,7 +369,7 @@ fn ends_that_wait_do_not_outlive_the_thread() {
 
 // TE-7, LK-3, LK-4: when all has ended, a thread has main alone, and no stack in use.
 #[test]
-fn nothing_is_left_in_a_thread_when_all_has_ended() {
+fn a_thread_whose_greenlets_have_ended_has_only_main() {
     let drops = Arc::new(AtomicUsize::new(0));
     let counts = drops.clone();
     std::thread::spawn(move || {

@@ -30,7 +30,7 @@ fn stubborn(drops: &Drops, log: &Log) -> Greenlet {
 // DE-8, UD-6: unwinding by force is no panic: no hook is called, nobody sees `panicking` afterwards, and
 // destructors have run when the drop is over.
 #[test]
-fn unwinding_by_force_calls_no_panic_hook() {
+fn a_forced_unwind_calls_no_panic_hook() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     thread_local!(static PANICS: Cell<u32> = const { Cell::new(0) });

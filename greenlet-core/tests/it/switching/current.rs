@@ -56,7 +56,7 @@ fn getcurrent_is_right_during_the_end_of_other_greenlets() {
 // FR-3, FR-7: instead of a frame, where a suspended greenlet is parked; instead of a saved stack's size,
 // how much of its stack is used. Both for suspended ones alone.
 #[test]
-fn only_a_suspended_greenlet_is_parked_at_a_place() {
+fn only_a_suspended_greenlet_has_a_place_and_a_stack_usage() {
     let greenlet = Greenlet::new(|(): ()| {
         assert!(getcurrent().suspended_at().is_none());
         up::<()>(())

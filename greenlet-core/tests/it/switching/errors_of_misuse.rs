@@ -63,7 +63,7 @@ fn a_receiver_that_asks_for_another_type_gets_the_value_in_the_error() {
 }
 
 #[test]
-fn a_wrong_type_for_a_start_leaves_it_pending() {
+fn a_start_with_the_wrong_type_leaves_the_greenlet_pending() {
     let child = Greenlet::new(|text: String| Ok(text.len()));
     for _ in 0..2 {
         let mismatch: TypeMismatch = child.switch::<usize>(1_u8).unwrap_err().downcast().unwrap();
@@ -99,7 +99,7 @@ fn a_parent_cycle_is_refused() {
 }
 
 #[test]
-fn main_gets_no_parent() {
+fn setting_a_parent_of_main_is_refused() {
     let child = Greenlet::new(|(): ()| Ok(()));
     for parent in [child, getcurrent()] {
         let error = getcurrent().set_parent(&parent).unwrap_err();
@@ -109,7 +109,7 @@ fn main_gets_no_parent() {
 }
 
 #[test]
-fn a_bad_stack_size_leaves_it_pending() {
+fn a_bad_stack_size_leaves_the_greenlet_pending() {
     let drops = Drops::new();
     for size in [0, 1, stack::MIN_SIZE - 1, stack::MAX_SIZE + 1, usize::MAX] {
         let child = Greenlet::builder().stack_size(size).build(|(): ()| Ok(()));
@@ -148,7 +148,7 @@ fn a_bad_stack_size_leaves_it_pending() {
 
 // TD-9
 #[test]
-fn switching_into_a_closed_greenlet_is_refused() {
+fn a_switch_to_a_locked_greenlet_is_refused() {
     let waiting = suspended();
     let below = Greenlet::builder().parent(&waiting).build(|n: u32| Ok(n));
     let suspended_below = suspended();
@@ -188,7 +188,7 @@ fn switching_into_a_closed_greenlet_is_refused() {
 // A running greenlet must never come below a closed gate: it would end into a greenlet that cannot be
 // resumed. Also not by a detour over a pending or a dead one.
 #[test]
-fn nothing_gets_below_a_closed_gate() {
+fn no_greenlet_runs_below_a_locked_one() {
     let waiting = suspended();
     let pending = Greenlet::new(|(): ()| Ok(()));
     let dead = Greenlet::new(|(): ()| Ok(()));
@@ -244,7 +244,7 @@ fn a_switch_while_unwinding_is_refused() {
 
 // XS-5: they are ended later, once, in the order in which they were let go of.
 #[test]
-fn those_let_go_of_while_unwinding_are_ended_at_the_next_chance() {
+fn ends_deferred_by_an_unwind_run_at_the_next_operation() {
     let make = |log: &Log, name: &'static str| {
         let log = log.clone();
         let greenlet = Greenlet::new(move |(): ()| {
@@ -315,7 +315,7 @@ fn those_let_go_of_while_unwinding_are_ended_at_the_next_chance() {
 }
 
 #[test]
-fn a_switch_in_a_section_is_refused_and_names_the_section() {
+fn a_switch_in_a_no_switch_section_is_refused_and_names_the_section() {
     let target = suspended();
     let line = line!() + 1;
     no_switch(|| {
@@ -342,7 +342,7 @@ fn a_switch_in_a_section_is_refused_and_names_the_section() {
 }
 
 #[test]
-fn those_let_go_of_in_a_section_are_ended_when_it_is_over() {
+fn ends_deferred_by_a_no_switch_section_run_when_it_is_left() {
     let log = Log::new();
     let inside = log.clone();
     let target = Greenlet::new(move |(): ()| {
@@ -370,7 +370,7 @@ fn those_let_go_of_in_a_section_are_ended_when_it_is_over() {
 
 // An end does not wait for code that tries again after each refusal by a closed gate.
 #[test]
-fn an_end_does_not_wait_for_code_that_switches_to_a_closed_one_again_and_again() {
+fn an_end_does_not_wait_for_code_that_retries_refused_switches() {
     catch_reports();
     let closed = suspended();
     for stops_unwinding in [false, true] {
@@ -403,7 +403,7 @@ fn an_end_does_not_wait_for_code_that_switches_to_a_closed_one_again_and_again()
 
 // Clean-up may create others that need an end, but not for ever.
 #[test]
-fn ending_all_ends_what_clean_up_leaves_and_stops_after_a_hundred_rounds() {
+fn ending_all_greenlets_includes_those_of_clean_up_for_a_hundred_rounds() {
     struct LeavesAnother(u32, Log);
     impl Drop for LeavesAnother {
         fn drop(&mut self) {
@@ -434,7 +434,7 @@ fn ending_all_ends_what_clean_up_leaves_and_stops_after_a_hundred_rounds() {
 
 // Ending an ancestor from below makes no cycle, although who ends it is its parent meanwhile.
 #[test]
-fn ending_ones_own_ancestor_comes_back() {
+fn ending_an_ancestor_returns_to_the_caller() {
     let log = Log::new();
     let inside = log.clone();
     let main = getcurrent();
@@ -462,7 +462,7 @@ fn ending_ones_own_ancestor_comes_back() {
 
 // Nor does a clean-up that hangs the old parent below the greenlet that is being ended.
 #[test]
-fn a_clean_up_can_make_no_cycle() {
+fn clean_up_cannot_make_a_cycle_of_parents() {
     let old_parent = Greenlet::new(|(): ()| Ok(()));
     let shelf: Rc<RefCell<Option<Greenlet>>> = Rc::default();
     let (hang, store) = (old_parent.clone(), shelf.clone());
@@ -486,7 +486,7 @@ fn a_clean_up_can_make_no_cycle() {
 // What is owed is settled in the last frames of a greenlet that itself is being ended, in both stages:
 // nothing unwinds out of them.
 #[test]
-fn settling_at_the_end_survives_being_ended() {
+fn a_greenlet_can_be_ended_while_it_runs_deferred_ends() {
     catch_reports();
     let main = getcurrent();
     let stubborn = Greenlet::builder().name("stubborn").build(move |(): ()| {

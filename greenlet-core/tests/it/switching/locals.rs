@@ -43,7 +43,7 @@ fn alone(test: impl FnOnce() + Send + 'static) {
 
 // CV-1, CV-11, HZ-31; cv::test_context_not_propagated
 #[test]
-fn test_context_not_propagated() {
+fn a_new_greenlet_inherits_no_locals() {
     alone(|| {
         NAME.set("main".to_owned());
         let (a, b) = (namer(Greenlet::builder()), namer(Greenlet::builder()));
@@ -85,7 +85,7 @@ fn locals_are_empty_until_one_is_set_or_used() {
 
 // CV-3; cv::test_context_propagated_by_setting_attribute
 #[test]
-fn test_context_propagated_by_setting_attribute() {
+fn a_greenlet_can_be_given_a_copy_of_locals() {
     alone(|| {
         NAME.set("main".to_owned());
         let heir = namer(Greenlet::builder().locals(Locals::current().copy()));
@@ -117,7 +117,7 @@ fn a_copy_shares_what_is_inside_the_values() {
 
 // CV-3, CV-4; cv::test_context_shared
 #[test]
-fn test_context_shared() {
+fn greenlets_can_share_one_set_of_locals() {
     alone(|| {
         NAME.set("main".to_owned());
         let shared = Locals::current();
@@ -183,7 +183,7 @@ fn locals_do_not_leave_their_thread() {
 
 // CV-7, CV-8; cv::test_context_propagated_by_context_run
 #[test]
-fn test_context_propagated_by_context_run() {
+fn a_greenlet_can_run_a_closure_with_other_locals() {
     let entered = Locals::new();
     entered.set(&NAME, "entered".to_owned());
     let inside = entered.clone();
@@ -231,7 +231,7 @@ fn dead_greenlets_keep_their_values_until_their_last_handle_is_dropped() {
 
 // CV-10: here, there is no order to keep; cv::test_break_ctxvars
 #[test]
-fn test_break_ctxvars() {
+fn two_greenlets_can_be_inside_the_same_locals_at_once() {
     let shared = Locals::new();
     let enter = || {
         let shared = shared.clone();
@@ -255,7 +255,7 @@ fn test_break_ctxvars() {
 
 // CV-10; cv::test_not_broken_if_using_attribute_instead_of_context_run
 #[test]
-fn test_not_broken_if_using_attribute_instead_of_context_run() {
+fn two_greenlets_created_with_the_same_locals_share_them() {
     let shared = Locals::new();
     shared.set(&NAME, "shared".to_owned());
     let make = || namer(Greenlet::builder().locals(shared.clone()));

@@ -151,7 +151,7 @@ fn run_before_the_next_transfer(clean_up: impl FnOnce() + 'static) {
 
 // SW-30
 #[test]
-fn a_target_that_is_started_by_code_in_between_is_resumed() {
+fn a_target_that_user_code_starts_during_the_switch_is_resumed() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
@@ -173,7 +173,7 @@ fn a_target_that_is_started_by_code_in_between_is_resumed() {
 
 // SW-30
 #[test]
-fn a_target_that_is_ended_by_code_in_between_passes_the_value_up() {
+fn a_target_that_user_code_ends_during_the_switch_passes_the_value_up() {
     let _no_leaks = NoLeaks::watch();
     let target = Greenlet::new(|(): ()| Ok("not run with a value"));
     let ender = target.clone();
@@ -185,7 +185,7 @@ fn a_target_that_is_ended_by_code_in_between_passes_the_value_up() {
 
 // SW-31
 #[test]
-fn a_parent_that_is_changed_by_code_in_between_counts() {
+fn a_parent_that_user_code_sets_during_the_switch_is_used() {
     let _no_leaks = NoLeaks::watch();
     let other = Greenlet::new(|value: i32| Ok(format!("the new parent got {value}")));
     let dead = Greenlet::new(|(): ()| Ok(()));
@@ -197,7 +197,7 @@ fn a_parent_that_is_changed_by_code_in_between_counts() {
 
 // TH-15
 #[test]
-fn a_thrown_error_survives_code_in_between() {
+fn a_thrown_error_survives_user_code_during_the_throw() {
     let _no_leaks = NoLeaks::watch();
     let target = Greenlet::new(|(): ()| up::<()>(()));
     target.switch::<()>(()).unwrap();
@@ -224,7 +224,7 @@ fn leave_a_stack(size: usize) {
 }
 
 #[test]
-fn a_start_is_refused_also_where_a_stack_is_at_hand() {
+fn a_start_is_refused_also_if_a_stack_is_cached() {
     leave_a_stack(stack::DEFAULT_SIZE);
     let pending = Greenlet::new(|text: String| Ok(text.len()));
     let error = pending.switch::<usize>([7_u64; 3]).unwrap_err();
@@ -243,7 +243,7 @@ fn a_start_is_refused_also_where_a_stack_is_at_hand() {
 }
 
 #[test]
-fn a_stack_of_another_size_is_not_taken_because_it_is_at_hand() {
+fn a_cached_stack_of_another_size_is_not_used() {
     for (left, asked) in [
         (stack::MIN_SIZE, stack::DEFAULT_SIZE),
         (stack::DEFAULT_SIZE, 1 << 20),
@@ -263,7 +263,7 @@ fn a_stack_of_another_size_is_not_taken_because_it_is_at_hand() {
 
 /// The outer error says that the caller may not switch; what the target refuses is an inner one, which has the value.
 #[test]
-fn what_a_target_in_a_place_refuses_is_the_inner_error() {
+fn a_refusal_by_the_target_of_switch_in_is_the_inner_error() {
     let place = std::cell::RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
     let at = std::panic::Location::caller();
     let refused = raw::switch_in::<u32>(&place, "text", at).unwrap().unwrap_err();

@@ -30,7 +30,7 @@ fn a_result_of_a_switch_needs_no_room_for_its_error() {
 }
 
 #[test]
-fn errors_go_to_any_thread() {
+fn errors_are_send_and_sync() {
     fn is_error<T: std::error::Error + Send + Sync + 'static>() {}
     is_error::<AwaitInProgress>();
     is_error::<GreenletExit>();
@@ -43,7 +43,7 @@ fn errors_go_to_any_thread() {
 }
 
 #[test]
-fn handles_may_be_moved_and_may_cross_a_catch_unwind() {
+fn handles_are_unpin_and_unwind_safe() {
     fn is_plain<T: Unpin + UnwindSafe + RefUnwindSafe>() {}
     is_plain::<Greenlet>();
     is_plain::<WeakGreenlet>();

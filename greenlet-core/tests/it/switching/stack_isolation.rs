@@ -265,7 +265,7 @@ fn with_registers(seed: u64) -> Result<(u64, f64)> {
 // CX-10, HZ-16, HZ-40: what the compiler keeps in registers over a switch is there afterwards, in every
 // greenlet, also on the first switch and in optimised builds.
 #[test]
-fn registers_are_each_greenlets_own() {
+fn each_greenlet_has_its_own_registers() {
     let greenlets = [1_000, 2_000_000, 3].map(|seed| {
         let greenlet = Greenlet::new(move |(): ()| with_registers(seed));
         greenlet.switch::<()>(()).unwrap();

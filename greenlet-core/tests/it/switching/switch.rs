@@ -462,7 +462,7 @@ fn a_greenlet_that_was_resumed_before_can_switch_to_itself() {
 }
 
 #[test]
-fn the_gate_of_a_running_greenlet_stays_open_without_other_handles() {
+fn a_running_greenlet_without_other_handles_cannot_be_locked() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         up::<()>(())?;
@@ -488,7 +488,7 @@ impl Refused for Greenlet {
 
 /// The place is that of the last switch: from two places in turn, and from one that others stand for.
 #[test]
-fn a_greenlet_is_parked_where_it_switched_the_last_time() {
+fn suspended_at_is_the_place_of_the_last_switch() {
     #[track_caller]
     #[inline(never)]
     fn pause() -> anyhow::Result<()> {

@@ -33,7 +33,7 @@ fn a_value_arrives_as_it_was_sent() {
 
 // VP-4, VP-5
 #[test]
-fn keywords_are_fields() {
+fn struct_fields_replace_keyword_arguments() {
     let _no_leaks = NoLeaks::watch();
     struct Order {
         what: &'static str,
@@ -112,7 +112,7 @@ fn a_result_arrives_as_it_was_returned() {
 
 // VP-8
 #[test]
-fn code_that_runs_in_between_cannot_overwrite_what_is_sent() {
+fn user_code_during_a_switch_cannot_overwrite_the_sent_value() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let busy = Greenlet::new(|mut value: &'static str| {
