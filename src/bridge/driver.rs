@@ -347,7 +347,7 @@ impl Driver {
         if request.posted_by != waiter.id() {
             return Polled::Withdrawn; // [kept]
         }
-        let is_done = raw::keep_suspended(&waiter, || {
+        let is_done = raw::keep_suspended(waiter, || {
             // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
             // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
             // call; [one-thread] it is on this thread.

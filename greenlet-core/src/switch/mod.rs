@@ -92,7 +92,7 @@ fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
         return None;
     }
     let is_ready = thread.flags.allows(target.context.sp.get()) || prepare_target(target, carried);
-    is_ready.then(|| Target(target))
+    if is_ready { Some(Target(target)) } else { None }
 }
 
 /// Suspends the running greenlet at `at` and resumes `target`. Returns what the next switch to the suspended one brings.
