@@ -13,7 +13,7 @@ use crate::switch::{StartError, Target, exit_to, into_target, start, unsent, unw
 use crate::thread::{ThreadState, flag};
 
 /// Ends the running greenlet with a value for its parent.
-#[inline]
+#[inline(always)] // a call costs 3 of the 225 instructions of create, run, end
 pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
     let Some(parent) = suspended_parent(thread) else {

@@ -173,7 +173,7 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
 /// Starts a pending target with a stack of the thread's cache. Returns `false` if it is not pending, or needs more.
 #[inline(never)] // keeps the frame out of `prepare_target`
 fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
-    let Some(vtable) = target.closure.vtable().filter(|_| target.status.is_pending()) else {
+    let Some(vtable) = target.closure.vtable() else {
         return false;
     };
     if !carried.is(vtable.takes) || !target.is_open_to_switches() {

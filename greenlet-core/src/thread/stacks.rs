@@ -37,9 +37,15 @@ impl ThreadState {
     #[inline]
     pub(crate) fn take_cached_stack(&self, size: usize) -> Option<Stack> {
         match self.last_stack.take() {
-            Some(stack) if stack.has_size(size) => return Some(stack),
-            Some(stack) => self.cache_stack(stack),
-            None => {}
+            Some(stack) if stack.has_size(size) => Some(stack),
+            other => self.take_cached_stack_slow(other, size),
+        }
+    }
+
+    #[inline(never)]
+    fn take_cached_stack_slow(&self, last: Option<Stack>, size: usize) -> Option<Stack> {
+        if let Some(stack) = last {
+            self.cache_stack(stack);
         }
         self.stacks.borrow_mut().take(size)
     }
