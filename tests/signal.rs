@@ -1,4 +1,5 @@
-//! A signal prints the greenlets of all threads: in a child process, of which the parent reads standard error.
+//! A signal prints the greenlets of all threads. The parent reads standard error of a child
+//! process.
 
 #![cfg(all(unix, feature = "signal"))]
 
@@ -63,7 +64,7 @@ fn child() {
             .build(|(): ()| waits_for_news());
         reader.switch::<()>(()).unwrap();
         ready.send(()).unwrap();
-        // Longer than the second after which the blocked thread is given up.
+        // Longer than the second that the dump waits for a blocked thread.
         let start = Instant::now();
         while start.elapsed() < Duration::from_millis(1500) {
             reader.switch::<()>(()).unwrap();

@@ -119,7 +119,7 @@ pub(crate) fn abort(what: &str) -> ! {
 mod tests {
     use std::os::unix::process::ExitStatusExt;
 
-    /// Set in the child process that is to abort.
+    /// The environment variable that is set in the child process that aborts.
     const CHILD: &str = "GREENLET_TEST_ABORT";
 
     // SW-35

@@ -1,4 +1,4 @@
-//! Streams of the bridge, both ways, and blocking on purpose.
+//! Streams from functions, iterators from streams, and `block_on_greenlet`.
 
 use std::sync::mpsc;
 use std::task::Poll;
@@ -118,7 +118,7 @@ fn blocking_polls_once_for_each_wake_up() {
     let set = is_woken.clone();
     let wakes = std::thread::spawn(move || {
         let waker = wakers.recv().unwrap();
-        std::thread::sleep(Duration::from_millis(20)); // in which a loop that does not park polls a lot
+        std::thread::sleep(Duration::from_millis(20)); // a loop that does not park would poll many times meanwhile
         set.store(true, std::sync::atomic::Ordering::SeqCst);
         waker.wake();
     });
