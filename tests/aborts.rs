@@ -39,7 +39,7 @@ fn assert_aborts(output: Option<Output>, messages: [&str; 2]) {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("has returned"));
 }
 
-/// Returns a greenlet function that catches every unwinding.
+/// Switches to main for ever, and catches every unwinding.
 fn swallow() -> Result<()> {
     loop {
         let main = getparent().unwrap();

@@ -115,7 +115,7 @@ fn a_cancel_returns_after_the_rollback() {
             assert!(waited.unwrap_err().is::<GreenletExit>());
             Ok(conn)
         });
-        // Wait until the session of the query is visible as waiting.
+        // Lets the function run until it waits for ever.
         let waited = tokio::time::timeout(std::time::Duration::from_millis(200), &mut spawned).await;
         assert!(waited.is_err());
         let mut conn = spawned.cancel().await.unwrap().unwrap();

@@ -78,8 +78,7 @@ fn an_overrun_on_the_stack_of_a_greenlet_is_reported() {
         "{report}"
     );
     assert!(report.contains("writes_behind_an_array"), "{report}");
-    // The report names the variable and the calls down to the first frame of the greenlet, and no
-    // caller outside.
+    // The report names the variable, and the calls down to the first frame of the greenlet.
     assert!(report.contains("'array'"), "{report}");
     assert!(report.contains("first_frame::run"), "{report}");
 }

@@ -222,7 +222,8 @@ fn hooks_are_suspended_when_the_drop_of_a_future_is_unwound() {
         let mut spawned = SpawnBuilder::new().hooks(Depth(counted)).spawn(|| {
             drop(try_await_(std::future::pending::<()>()));
             for _ in 0..2 {
-                // It stops even the forced unwind, so the thread that drops it is unwound instead.
+                // It stops even the forced unwind, so the greenlet that drops the spawn is unwound
+                // instead.
                 let stopped = catch_unwind(|| drop(getmain().switch::<()>("from the clean-up")));
                 drop(stopped);
             }

@@ -97,7 +97,7 @@ fn a_childs_link_to_its_parent_is_a_handle() {
 
 // DE-3, DE-4, DE-26: the dropping greenlet, main or another, is the parent during the end. The
 // recorded parent is neither started nor resumed. Clean-up runs in the greenlet itself, with its
-// own locals.
+// attachment.
 #[test]
 fn the_greenlet_that_drops_the_last_handle_is_the_parent_meanwhile() {
     let log = Log::new();

@@ -220,7 +220,8 @@ fn a_value_is_moved_out_before_the_attachment_of_its_sender_is_dropped() {
 
 #[test]
 fn a_value_is_moved_out_before_the_last_handle_of_an_old_parent_is_dropped() {
-    /// Throws from a few calls deeper, so that later calls overwrite the text.
+    /// Sends the text from a few calls deeper, so that later calls overwrite that part of the
+    /// stack.
     #[inline(never)]
     fn sends_text(to: &Greenlet, calls: usize) -> anyhow::Result<()> {
         match std::hint::black_box(calls) {

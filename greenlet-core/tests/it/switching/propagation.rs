@@ -335,7 +335,7 @@ fn a_greenlet_has_its_whole_stack_however_deep_its_starter_is() {
         result
     }
     let nested = |levels: u32| {
-        /// Returns a greenlet that uses much stack, and starts the next one there.
+        /// Starts a greenlet that uses much stack, and starts the next one at that depth.
         fn start(levels: u32) -> Result<u32> {
             if levels == 0 {
                 return Ok(0);

@@ -42,7 +42,7 @@ fn suspended() -> Greenlet {
     g
 }
 
-/// Returns the events of an operation on what `set_up` has created.
+/// Returns the events of an operation.
 fn events<T>(operation: impl FnOnce() -> T) -> Vec<String> {
     let log = Log::new();
     trace_to(&log);
