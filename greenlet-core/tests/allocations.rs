@@ -77,7 +77,7 @@ fn round_trips_leak_nothing() {
         loop {
             value = up(value)?;
         }
-        #[expect(unreachable_code, reason = "says what the function returns")]
+        #[expect(unreachable_code, reason = "it sets the return type")]
         Ok(())
     });
     let left = left_after(1000, || {

@@ -394,7 +394,7 @@ fn polling_a_spawn_that_was_ended_while_it_waited_returns_the_exit() {
     assert_eq!(drops.count(), 1);
     handle.ready.set(true);
     assert!(ready(poll(&mut spawned)).unwrap_err().is::<GreenletExit>());
-    assert_eq!(handle.polls.get(), 1, "what is gone is not polled");
+    assert_eq!(handle.polls.get(), 1, "a dropped future is not polled");
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn dropping_a_stream_ends_its_function_and_drops_its_items() {
         items.yield_(watched.witness());
         let error = items.try_yield(watched.witness()).unwrap_err();
         assert!(error.is::<GreenletExit>());
-        assert_eq!(watched.count(), 2, "what is not taken is dropped");
+        assert_eq!(watched.count(), 2, "items that are not taken are dropped");
     });
     drop(next(&mut stream));
     assert_eq!(drops.count(), 1);

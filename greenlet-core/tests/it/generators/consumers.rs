@@ -32,7 +32,7 @@ fn the_function_runs_in_the_greenlet_that_steps_it() {
             loop {
                 up::<()>(shared.resume(()).transpose()?)?;
             }
-            #[expect(unreachable_code, reason = "it gives the type")]
+            #[expect(unreachable_code, reason = "it sets the return type")]
             Ok(())
         })
     };
@@ -103,7 +103,7 @@ fn a_function_may_switch_elsewhere_while_the_consumer_waits() {
             seen.add(format!("for {}", name(&back)));
             back = back.switch::<Greenlet>(())?;
         }
-        #[expect(unreachable_code, reason = "it gives the type")]
+        #[expect(unreachable_code, reason = "it sets the return type")]
         Ok(())
     });
     let asked = other.clone();

@@ -48,7 +48,7 @@ fn a_new_greenlet_inherits_no_locals() {
     alone(|| {
         NAME.set("main".to_owned());
         let (a, b) = (namer(Greenlet::builder()), namer(Greenlet::builder()));
-        assert_eq!(ask(&a, ""), "nobody", "of the creator nothing is inherited");
+        assert_eq!(ask(&a, ""), "nobody", "nothing is inherited from the creator");
         assert_eq!(ask(&a, "a"), "a");
         assert_eq!(ask(&b, ""), "nobody");
         assert_eq!(ask(&b, "b"), "b");
@@ -99,7 +99,7 @@ fn a_greenlet_can_be_given_a_copy_of_locals() {
         assert_eq!(ask(&later, ""), "main");
         assert_eq!(ask(&empty, ""), "nobody");
         assert_eq!(ask(&heir, "heir"), "heir");
-        assert_eq!(NAME.get(), "main's next", "and back nothing goes");
+        assert_eq!(NAME.get(), "main's next", "the copy does not change the original");
     });
 }
 

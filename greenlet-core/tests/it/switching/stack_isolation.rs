@@ -54,14 +54,14 @@ fn a_panic_does_not_travel_through_a_switch() {
     let inside = log.clone();
     let switches = Greenlet::new(move |(): ()| {
         let outcome = catch_unwind(AssertUnwindSafe(|| panics.switch::<&str>(())));
-        inside.add(format!("the one who switched gets {:?}", outcome.unwrap()?));
+        inside.add(format!("the switching greenlet gets {:?}", outcome.unwrap()?));
         Ok(())
     });
     let caught = catch_unwind(AssertUnwindSafe(|| switches.switch::<()>(())));
     assert_eq!(text(caught), "of its own");
     assert!(switches.is_active());
     switches.switch::<()>("only this").unwrap();
-    assert_eq!(log.take(), ["the one who switched gets \"only this\""]);
+    assert_eq!(log.take(), ["the switching greenlet gets \"only this\""]);
 }
 
 // CX-5, LK-5: an error that leaves a greenlet is the outcome of the switch. A thousand of them leak
