@@ -125,14 +125,14 @@ fn a_scope_aborts_while_a_last_handle_drops_captures_and_has_switched_away() {
 // While the drop of the spawn unwinds the function, the await in the destructor can neither wait
 // nor return an error.
 #[test]
-fn an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts() {
+fn an_await_in_a_destructor_that_cannot_return_prints_a_message_and_aborts() {
     struct Rollback;
     impl Drop for Rollback {
         fn drop(&mut self) {
             greenlet::await_(async {});
         }
     }
-    let test = "an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts";
+    let test = "an_await_in_a_destructor_that_cannot_return_prints_a_message_and_aborts";
     let output = in_child(test, || {
         let mut spawned = greenlet::greenlet_spawn(|| {
             let _rollback = Rollback;

@@ -422,7 +422,7 @@ fn overflow_of_a_thread_stack_keeps_the_message_of_std() {
     }
 }
 
-fn other_faults_kill_as_they_would_without_us() {
+fn other_faults_kill_the_process_as_without_the_library() {
     for case in [
         "stray",
         "stray inside",
@@ -444,7 +444,7 @@ fn other_faults_kill_as_they_would_without_us() {
     }
 }
 
-fn other_faults_reach_the_handler_before_ours() {
+fn other_faults_reach_the_previous_handler() {
     for (case, code) in [
         ("stray, plain handler", 77),
         ("stray, handler with info", 78),
@@ -479,7 +479,7 @@ fn main() -> ExitCode {
         overflow_on_a_thread_not_created_by_std_names_the_greenlet
         overflow_cuts_a_long_name_between_characters
         overflow_of_a_thread_stack_keeps_the_message_of_std
-        other_faults_kill_as_they_would_without_us
-        other_faults_reach_the_handler_before_ours
+        other_faults_kill_the_process_as_without_the_library
+        other_faults_reach_the_previous_handler
     })
 }

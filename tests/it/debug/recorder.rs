@@ -109,7 +109,7 @@ fn an_event_has_the_place_where_the_origin_switched() {
 }
 
 #[test]
-fn names_do_not_depend_on_what_ran_before() {
+fn names_do_not_depend_on_earlier_greenlets() {
     for _ in 0..2 {
         let ((), recording) = record(|| {
             for _ in 0..2 {

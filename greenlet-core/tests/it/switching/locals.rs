@@ -105,7 +105,7 @@ fn a_greenlet_can_be_given_a_copy_of_locals() {
 
 // CV-3: a copy does not clone the values, as in Python.
 #[test]
-fn a_copy_shares_what_is_inside_the_values() {
+fn copying_locals_does_not_clone_their_values() {
     alone(|| {
         COUNT.with(|count| count.set(1));
         let copy = Locals::current().copy();

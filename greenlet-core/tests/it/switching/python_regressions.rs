@@ -162,7 +162,7 @@ fn cloning_a_handle_copies_nothing() {
 // HZ-38: code that examines the errors it knows, and propagates others with `?`, propagates an
 // exit.
 #[test]
-fn an_exit_passes_code_that_handles_only_its_own_errors() {
+fn an_exit_propagates_through_code_that_handles_only_its_own_errors() {
     #[derive(Debug)]
     struct Known;
     impl std::fmt::Display for Known {
@@ -266,7 +266,7 @@ fn an_exit_starts_a_pending_parent() {
 
 // UD-2: an outcome never runs out of ancestors: main receives it when all others fail.
 #[test]
-fn main_receives_what_no_other_ancestor_takes() {
+fn main_receives_an_outcome_that_no_other_ancestor_takes() {
     let mut parent = getcurrent();
     for _ in 0..5 {
         parent = Greenlet::builder()

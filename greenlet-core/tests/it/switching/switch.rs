@@ -39,7 +39,7 @@ fn control_moves_only_where_it_is_sent() {
 
 // SW-2, SW-3, SW-4
 #[test]
-fn a_switch_returns_what_is_next_sent_to_its_caller_by_anyone() {
+fn a_switch_returns_the_next_value_that_any_greenlet_sends_to_its_caller() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let main = getcurrent();

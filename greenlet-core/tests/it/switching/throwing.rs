@@ -241,7 +241,7 @@ fn a_thrown_error_is_moved_and_not_copied() {
 
 // TH-12, TH-17
 #[test]
-fn a_throw_returns_what_is_next_sent_and_can_be_repeated() {
+fn a_throw_returns_the_next_value_sent_to_the_thrower_and_can_be_repeated() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         let mut caught = 0;
@@ -296,7 +296,7 @@ fn the_thrower_has_no_special_role() {
 
 // TH-14
 #[test]
-fn throwing_at_a_greenlet_is_like_a_child_of_it_that_fails() {
+fn a_throw_acts_like_a_failing_child_of_the_target() {
     let _no_leaks = NoLeaks::watch();
     let by_throw: fn(&Greenlet, Error) -> Result<Value> = |target, error| target.throw(error);
     let by_child: fn(&Greenlet, Error) -> Result<Value> = |target, error| {
