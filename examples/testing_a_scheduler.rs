@@ -35,8 +35,7 @@ impl Scheduler {
         let outcome = loop {
             let next = self.ready.borrow_mut().pop_front();
             let Some(task) = next else { break Ok(()) };
-            // A task that another task spawned has that one as its parent. Its end must return
-            // here.
+            // Another task may have spawned it and be its parent. Its end must return here.
             if task.parent().as_ref() != Some(&getcurrent()) {
                 task.set_parent(&getcurrent())?;
             }
