@@ -1,16 +1,18 @@
-//! How many greenlets can live at once, and what each of them costs.
+//! Measures how many greenlets can be alive at once, and the cost of each.
 //!
 //! ```console
 //! $ cargo run --release --example many -- 1000000
 //! ```
 //!
-//! Makes that many, each suspended inside its function on a guarded stack of its own; switches into each
-//! once more; ends them all. Progress goes to standard error; one line of JSON to standard output:
-//! nanoseconds and bytes for each greenlet, and how many mappings the process has with all of them alive.
+//! The program creates that many greenlets, each suspended inside its function on its own guarded
+//! stack. It switches into each once more, and then ends them all. It prints its progress to
+//! standard error, and one line of JSON to standard output: nanoseconds and bytes for each
+//! greenlet, and the number of mappings of the process while all are alive.
 //!
-//! The exit status is 0 if all could be made, and 2 if the system gave no more stacks (the JSON line then
-//! is about those that were made, and has the error). With `GREENLET_GUARD=mprotect` in the environment
-//! that is what happens at about 32,000, half of `vm.max_map_count`.
+//! The exit status is 0 if all could be created, and 2 if the system gave no more stacks. The JSON
+//! line then describes the greenlets that were created, and has the error. With
+//! `GREENLET_GUARD=mprotect` in the environment this happens at about 32,000, half of
+//! `vm.max_map_count`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -20,7 +22,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use greenlet::{Greenlet, GreenletExit, StackError, getparent};
 
-/// Enough for what the greenlets do, and for a panic.
+/// A stack size that is enough for the function of the greenlets, and for a panic.
 const STACK_SIZE: usize = 64 << 10;
 
 fn main() -> Result<ExitCode> {
@@ -90,14 +92,14 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::from(if refusal.is_some() { 2 } else { 0 }))
 }
 
-/// What each greenlet runs: it is suspended twice, and then ended.
+/// The function of each greenlet: it is suspended twice, and then ended.
 fn body(number: usize) -> Result<()> {
     let main = getparent().context("a greenlet that was made has a parent")?;
     main.switch::<()>(number)?;
     main.switch::<()>(number * 2)
 }
 
-/// What the process has, as Linux says; elsewhere, nothing.
+/// The resources of the process, from Linux; nothing on other systems.
 struct Memory {
     resident: u64,
     page_tables: u64,
@@ -112,7 +114,7 @@ impl Memory {
             let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
             kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
         };
-        // Not as a whole: at the limit of mappings there may be no memory for it.
+        // Do not read the file as a whole: at the limit of mappings there may be no memory for it.
         let maps = File::open("/proc/self/maps").map(BufReader::new);
         Memory {
             resident: bytes("VmRSS:"),

@@ -1,7 +1,8 @@
-//! A scheduler with priorities that starves nobody.
+//! A scheduler with priorities that lets no task starve.
 //!
-//! The ready task with the highest rank runs next. A task's rank is its priority and one more for each turn
-//! that it has waited, so a low one is only slower; the tests say by how much.
+//! The ready task with the highest rank runs next. The rank of a task is its priority plus one for
+//! each turn that it has waited. So a task of low priority is only slower; the tests check by how
+//! much.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -13,7 +14,7 @@ use greenlet::{Greenlet, getcurrent, getparent, testing::recorder};
 struct Ready {
     task: Greenlet,
     priority: u64,
-    /// The turn at which it got ready.
+    /// The turn at which it became ready.
     since: u64,
 }
 
@@ -21,7 +22,7 @@ struct Ready {
 struct Scheduler {
     ready: Rc<RefCell<Vec<Ready>>>,
     turn: Rc<Cell<u64>>,
-    /// The priority of the task that runs.
+    /// The priority of the running task.
     current: Rc<Cell<u64>>,
 }
 
@@ -43,7 +44,8 @@ impl Scheduler {
         });
     }
 
-    /// The ready task of the highest rank; of several, the one that has waited longest, and then the first.
+    /// Returns the ready task of the highest rank. Among several, the one that has waited longest
+    /// comes first.
     fn pop(&self) -> Option<Ready> {
         let mut ready = self.ready.borrow_mut();
         let now = self.turn.get();
@@ -59,7 +61,7 @@ impl Scheduler {
         getparent().expect("only tasks pause").switch_owned(())
     }
 
-    /// Runs the tasks to their ends. It is the parent of those that it runs, so it sees each turn.
+    /// Runs the tasks to their ends. The caller is their parent, so it sees each turn.
     fn run(&self) -> Result<()> {
         while let Some(next) = self.pop() {
             self.turn.set(self.turn.get() + 1);
@@ -71,7 +73,7 @@ impl Scheduler {
     }
 }
 
-/// Tasks of different priorities, each with `steps` steps to do. They note their steps.
+/// Runs tasks of different priorities, each with `steps` steps. Returns their steps in order.
 fn race(tasks: &[(&'static str, u64)], steps: u32) -> Result<()> {
     let scheduler = Scheduler::default();
     for &(name, priority) in tasks {
@@ -86,7 +88,7 @@ fn race(tasks: &[(&'static str, u64)], steps: u32) -> Result<()> {
     scheduler.run()
 }
 
-/// Who made the steps, in order.
+/// The tasks that made the steps, in order.
 fn steps(recording: &recorder::Recording) -> Vec<&str> {
     let notes = recording.events().iter().filter(|event| event.text().is_some());
     notes.map(recorder::Event::target).collect()

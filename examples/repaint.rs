@@ -1,5 +1,5 @@
-//! A synchronous function, repainted: it runs two queries on an asynchronous database driver, and does
-//! not know that anything is asynchronous.
+//! A synchronous function on an asynchronous database driver. It runs two queries, and has no
+//! `async` code.
 //!
 //! ```text
 //! cargo run --release --example repaint                                   # embedded SQLite, no set-up
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 type Conn = PoolConnection<Any>;
 
-/// Writes a row and reads it back. Plain synchronous code, but for two calls of `await_`.
+/// Writes a row and reads it back. Plain synchronous code, except for two calls of `await_`.
 fn add_and_select_data(conn: &mut Conn, data: &str) -> Result<String> {
     let insert = sqlx::query("insert into mytable(data) values ($1) returning id").bind(data);
     let id: i64 = await_(insert.fetch_one(&mut **conn))?.try_get("id")?;
@@ -47,7 +47,7 @@ async fn write_and_read_back(
     task: u64,
     progress: Progress,
 ) -> Result<u64> {
-    // More tasks than connections take turns, however long that is.
+    // If there are more tasks than connections, they take turns, however long that takes.
     let _turn = turns.acquire().await?;
     let mut conn = pool.acquire().await?;
     for n in 0..ROWS {
@@ -76,7 +76,7 @@ async fn run(url: &str, tasks: u64) -> Result<u64> {
     };
     let table = format!("create table if not exists mytable (id {id}, data text not null)");
 
-    // A pool keeps trying an address that refuses; one connection first tells at once.
+    // A pool keeps trying an address that refuses connections. One connection first fails at once.
     let first = tokio::time::timeout(PATIENCE, AnyConnection::connect(url)).await;
     let mut first = first.context("no answer from the server")??;
     sqlx::query(&table).execute(&mut first).await?;
@@ -121,7 +121,7 @@ async fn run(url: &str, tasks: u64) -> Result<u64> {
     Ok(rows)
 }
 
-/// Shows how far the rows are, on standard error: in place on a terminal, a few lines elsewhere.
+/// Shows the progress on standard error: in place on a terminal, a few lines elsewhere.
 #[derive(Clone)]
 struct Progress {
     done: Rc<Cell<u64>>,
@@ -142,7 +142,7 @@ impl Progress {
         let every = (self.total / 4).max(1);
         if std::io::stderr().is_terminal() {
             eprint!("\r{done}/{} rows", self.total);
-            let _ = std::io::stderr().flush(); // progress is no result: losing it is no error
+            let _ = std::io::stderr().flush(); // losing a progress line is no error
         } else if done % every == 0 {
             eprintln!("{done}/{} rows", self.total);
         }
@@ -155,7 +155,7 @@ impl Progress {
     }
 }
 
-/// The number after `--tasks`; 1 without it.
+/// Returns the number after `--tasks`, or 1 without it.
 fn tasks() -> Result<u64> {
     let mut args = std::env::args().skip(1);
     let mut tasks = 1;
@@ -174,7 +174,7 @@ fn tasks() -> Result<u64> {
     Ok(tasks)
 }
 
-/// The part of a database URL that names what it is, as it is printed at the end.
+/// Returns the part of a database URL that the last line prints.
 fn kind(url: &str) -> Result<&'static str> {
     if url.starts_with("sqlite:") {
         Ok("sqlite")
@@ -185,7 +185,7 @@ fn kind(url: &str) -> Result<&'static str> {
     }
 }
 
-/// An error with its causes, without those that only say again what the one before said.
+/// Returns an error with its causes, without those that only repeat the one before.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {

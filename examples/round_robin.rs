@@ -1,7 +1,7 @@
 //! The smallest scheduler: `spawn`, `pause`, `run`. `docs/schedulers.md` builds it step by step.
 //!
-//! A task that pauses switches straight to the next one: one switch a turn, where a loop in the middle
-//! would make two of it. The loop only sees those that end.
+//! A task that pauses switches directly to the next one. That is one switch a turn; a central loop
+//! would need two. The loop only sees the tasks that end.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ impl RoundRobin {
         self.ready.borrow_mut().push_back(task);
     }
 
-    /// Lets the others run, and goes on after them.
+    /// Lets the other tasks run first.
     #[track_caller]
     fn pause(&self) -> Result<()> {
         let next = {
@@ -40,7 +40,7 @@ impl RoundRobin {
         while outcome.is_ok() {
             let next = self.ready.borrow_mut().pop_front();
             let Some(task) = next else { break };
-            // A task that ends resumes this loop, because the loop's greenlet is its parent.
+            // Every task is a child of the caller of `run`, so its outcome returns here.
             task.set_parent(&getcurrent())?;
             outcome = task.switch_owned(());
         }
@@ -50,7 +50,7 @@ impl RoundRobin {
     }
 }
 
-/// Three tasks count, each as far as its name is long.
+/// Three tasks count, each up to the length of its name.
 fn count() -> Result<()> {
     let scheduler = RoundRobin::default();
     for name in ["a", "bb", "ccc"] {
@@ -101,7 +101,7 @@ mod tests {
             "end bb -> main",
             "switch main -> ccc",
             "note ccc: 3",
-            "switch ccc -> ccc", // alone, it hands over to itself
+            "switch ccc -> ccc", // the only task switches to itself
             "end ccc -> main",
         ]);
     }

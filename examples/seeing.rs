@@ -1,8 +1,8 @@
-//! What there is to see of a program's greenlets: `cargo run --example seeing`.
+//! The views of a program's greenlets: `cargo run --example seeing`.
 //!
-//! A small shop: three clerks in different places, some of them waiting. It prints the tree, and with
-//! `dot`, `dump` or `trace` as an argument the graph, the backtraces or a time line instead. With `wait` it
-//! goes on until it is killed, to be looked at from outside.
+//! A small shop with three clerks in different places, some of them waiting. It prints the tree.
+//! With `dot`, `dump` or `trace` as an argument it prints the graph, the backtraces or a time line.
+//! With `wait` it runs until it is killed, so that a debugger can inspect it.
 
 use anyhow::Result;
 use greenlet::record;
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Someone who works until there is nothing to do.
+/// A clerk that works until there is nothing to do.
 #[track_caller]
 fn clerk(name: &str, work: fn() -> Result<()>) -> Greenlet {
     Greenlet::builder().name(name).build(move |(): ()| work())

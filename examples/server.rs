@@ -10,7 +10,7 @@
 //! curl localhost:3000/accounts/1
 //! ```
 //!
-//! `ADDRESS` is where it listens; `127.0.0.1:3000` without it.
+//! `ADDRESS` is the address that it listens on, `127.0.0.1:3000` by default.
 
 use std::num::NonZeroUsize;
 
@@ -24,9 +24,9 @@ use serde_json::{Value, json};
 use sqlx::any::AnyPoolOptions;
 use sqlx::{Any, AnyPool, Row, Transaction};
 
-// ---- business code: synchronous, and it may be deep ----------------------------------------------------
+// ---- business code: synchronous, at any depth of calls ----------------------------------------------------
 
-/// Opens an account; returns its number.
+/// Opens an account, and returns its number.
 fn open_account(db: &AnyPool, owner: &str, balance: i64) -> Result<i64> {
     let insert = sqlx::query("insert into accounts(owner, balance) values ($1, $2) returning id");
     let row = await_(insert.bind(owner).bind(balance).fetch_one(db))?;
@@ -40,11 +40,11 @@ fn balance(db: &AnyPool, account: i64) -> Result<i64> {
     Ok(row.try_get("balance")?)
 }
 
-/// Moves money from one account to another, or nothing at all: an error rolls back.
+/// Moves money from one account to another. An error rolls back everything.
 fn transfer(db: &AnyPool, from: i64, to: i64, amount: i64) -> Result<()> {
     ensure!(amount > 0, "the amount must be positive");
     let mut transaction = await_(db.begin())?;
-    // In the order of their numbers, so that two transfers never wait for each other.
+    // Lock the accounts in the order of their numbers, so that two transfers never deadlock.
     let mut changes = [(from, -amount), (to, amount)];
     changes.sort_unstable();
     for (account, change) in changes {
@@ -78,8 +78,8 @@ struct App {
 
 type Answer = (StatusCode, Json<Value>);
 
-/// Runs business code on a worker; the runtime's thread is free meanwhile. If the client goes away, the
-/// handler is dropped, the code is ended, and what it began is rolled back.
+/// Runs business code on a worker, while the thread of the runtime stays free. If the client
+/// disconnects, the handler is dropped, which ends the code and rolls back its transaction.
 async fn run(app: App, code: impl FnOnce(&AnyPool) -> Result<Value> + Send + 'static) -> Answer {
     match app.workers.run(move || code(&app.db)).await {
         Ok(answer) => (StatusCode::OK, Json(answer)),
@@ -125,7 +125,7 @@ async fn post_transfer(State(app): State<App>, Json(body): Json<Value>) -> Answe
     .await
 }
 
-/// The server's routes, with a database that has its tables.
+/// Returns the routes of the server, with a database that has its tables.
 pub async fn router(url: &str) -> Result<Router> {
     sqlx::any::install_default_drivers();
     let is_sqlite = url.starts_with("sqlite:");

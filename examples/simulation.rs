@@ -1,7 +1,8 @@
 //! A discrete-event simulation in virtual time: the bank of the SimPy tutorial, whose customers lose patience.
 //!
-//! Each customer is a greenlet, and its life is told from arrival to departure in one function. The random
-//! numbers are Python's, so the run prints what SimPy prints for the same seed; a test holds it to that.
+//! Each customer is a greenlet: one function tells its life from arrival to departure. The random
+//! numbers are those of Python, so the run prints what SimPy prints for the same seed. A test
+//! compares the two.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -10,10 +11,11 @@ use std::rc::Rc;
 use anyhow::Result;
 use greenlet::{Greenlet, getcurrent, getmain, testing::recorder};
 
-/// When, and which first of those at one time. Times are not negative, so their bits are in order.
+/// A time, and the order among events of that time. Times are not negative, so their bits are in
+/// order.
 type Moment = (u64, u64);
 
-/// Virtual time, and what is to happen in it. The main greenlet runs it.
+/// The virtual time and the queue of future events. The main greenlet runs it.
 #[derive(Default)]
 struct Simulation {
     now: Cell<f64>,
@@ -22,7 +24,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    /// Adds a process, which begins now, after what is to happen now already.
+    /// Adds a process that begins now, after all events that are already due now.
     fn process(&self, function: impl FnOnce() -> Result<()> + 'static) {
         let process = Greenlet::builder().parent(&getmain()).build(|(): ()| function());
         self.resume_after(0.0, process);
@@ -35,7 +37,7 @@ impl Simulation {
         moment
     }
 
-    /// Lets time pass for the running process.
+    /// Suspends the running process for a time.
     fn hold(&self, delay: f64) -> Result<()> {
         self.resume_after(delay, getcurrent());
         getmain().switch(())
@@ -53,7 +55,7 @@ impl Simulation {
     }
 }
 
-/// Something that one process has at a time.
+/// A resource that only one process can hold at a time.
 #[derive(Default)]
 struct Resource {
     is_taken: Cell<bool>,
@@ -61,7 +63,7 @@ struct Resource {
 }
 
 impl Resource {
-    /// Waits for it, but not longer than `patience`; returns `true` if the caller has it.
+    /// Waits for the resource, but not longer than `patience`. Returns `true` if the caller has it.
     fn acquire_within(&self, simulation: &Simulation, patience: f64) -> Result<bool> {
         if !self.is_taken.replace(true) {
             return Ok(true);
@@ -185,7 +187,7 @@ impl Mersenne {
         for n in 1..Mersenne::SIZE {
             state[n] = mix(state[n - 1], 1_812_433_253).wrapping_add(n as u32);
         }
-        // As CPython does it, with the seed as a key of one word.
+        // Like CPython, with the seed as a key of one word.
         let mut place = 1;
         let advance = |state: &mut [u32; Mersenne::SIZE], place: usize| {
             if place + 1 < Mersenne::SIZE {
@@ -254,7 +256,7 @@ mod tests {
         assert_eq!(random.random(), 0.275_029_318_369_119_26);
     }
 
-    /// What SimPy 4 prints, with seed 42.
+    /// The output of SimPy 4 with seed 42.
     #[test]
     fn the_bank_is_simpys() {
         let (outcome, recording) = record(|| run(5).map(drop));
@@ -280,7 +282,7 @@ mod tests {
         );
     }
 
-    /// A thousand customers: how many SimPy sees leave, and its last event.
+    /// The number of customers of a thousand that leave in SimPy, and its last event.
     #[test]
     fn the_bank_is_simpys_for_long() {
         let (outcome, recording) = record(|| run(1000).map(drop));

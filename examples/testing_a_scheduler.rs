@@ -1,6 +1,6 @@
-//! A small round-robin scheduler, and how it is tested: `cargo test --example testing_a_scheduler`.
+//! A small round-robin scheduler and its tests: `cargo test --example testing_a_scheduler`.
 //!
-//! The tests below say who ran when, in which order, and that nothing is left over. Run as a program,
+//! The tests check the order in which tasks run, and that nothing is left over. Run as a program,
 //! it prints one recording as text and as a Mermaid diagram.
 
 use std::cell::RefCell;
@@ -35,7 +35,7 @@ impl Scheduler {
         let outcome = loop {
             let next = self.ready.borrow_mut().pop_front();
             let Some(task) = next else { break Ok(()) };
-            // Spawned by a task, it has that for a parent; its end is to come here.
+            // Another task may have spawned it and be its parent. Its end must return here.
             if task.parent().as_ref() != Some(&getcurrent()) {
                 task.set_parent(&getcurrent())?;
             }
@@ -48,7 +48,7 @@ impl Scheduler {
         outcome
     }
 
-    /// Lets the others run, and goes on after them.
+    /// Lets the other tasks run first.
     #[track_caller] // a recording shows the task's line, not ours
     fn pause(&self) -> Result<()> {
         self.ready.borrow_mut().push_back(getcurrent());
@@ -56,7 +56,7 @@ impl Scheduler {
     }
 }
 
-/// Goes back to the loop, without getting into the line again.
+/// Switches to the loop, without entering the queue of ready tasks.
 #[track_caller]
 fn leave() -> Result<()> {
     let Some(main_loop) = getparent() else {
@@ -65,7 +65,7 @@ fn leave() -> Result<()> {
     main_loop.switch(())
 }
 
-/// Something that tasks wait for: an open gate, or a line of those in front of it.
+/// An event that tasks wait for: it has happened, or it has a queue of waiting tasks.
 #[derive(Clone, Default)]
 struct Event {
     is_set: Rc<RefCell<bool>>,
@@ -88,7 +88,7 @@ impl Event {
     }
 }
 
-/// A baker and two guests, who wait for the bread.
+/// A baker, and two guests that wait for the bread.
 fn bakery() -> Result<()> {
     let scheduler = Scheduler::new();
     let bread = Event::default();
@@ -189,7 +189,7 @@ mod tests {
             "switch waits -> main",
             "start main -> fails",
             "end fails -> main (throw)",
-            "throw main -> waits", // its last handle goes
+            "throw main -> waits", // its last handle is dropped
             "end waits -> main",
         ]);
     }

@@ -1,5 +1,5 @@
-//! Two mistakes abort the process: a scope whose greenlets cannot be ended, and an await in a destructor that
-//! cannot return. Each case runs in a process of its own.
+//! Two mistakes abort the process: a scope whose greenlets cannot be ended, and an await in a
+//! destructor that cannot return. Each case runs in a child process.
 
 use std::mem;
 use std::os::unix::process::ExitStatusExt;
@@ -39,7 +39,7 @@ fn assert_aborts(output: Option<Output>, messages: [&str; 2]) {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("has returned"));
 }
 
-/// It catches whatever unwinds it.
+/// Switches to main for ever, and catches every unwinding.
 fn swallow() -> Result<()> {
     loop {
         let main = getparent().unwrap();
@@ -73,7 +73,7 @@ fn a_scope_aborts_if_a_greenlet_has_stopped_its_end_before() {
                 swallow()
             });
             child.switch::<()>(()).unwrap();
-            drop(child); // reported, and left alone
+            drop(child); // reported and leaked
         });
     });
     assert_aborts(output, [CANNOT_RETURN, "could not be ended"]);
@@ -87,7 +87,7 @@ impl Drop for SwitchesAway {
     }
 }
 
-/// The greenlet is dead, but what it captured is still being dropped, by somebody who was interrupted.
+/// The greenlet is dead, but an interrupted drop of its captures is still running.
 fn end_and_switch_away(end: fn(Greenlet)) {
     let text = String::from("borrowed");
     let main = getcurrent();
@@ -122,16 +122,17 @@ fn a_scope_aborts_while_a_last_handle_drops_captures_and_has_switched_away() {
     assert_aborts(output, [CANNOT_RETURN, "captures are being dropped"]);
 }
 
-// While the drop of the spawn unwinds the function, the await in the destructor can neither wait nor return.
+// While the drop of the spawn unwinds the function, the await in the destructor can neither wait
+// nor return an error.
 #[test]
-fn an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts() {
+fn an_await_in_a_destructor_that_cannot_return_prints_a_message_and_aborts() {
     struct Rollback;
     impl Drop for Rollback {
         fn drop(&mut self) {
             greenlet::await_(async {});
         }
     }
-    let test = "an_await_in_a_destructor_that_cannot_return_says_so_before_it_aborts";
+    let test = "an_await_in_a_destructor_that_cannot_return_prints_a_message_and_aborts";
     let output = in_child(test, || {
         let mut spawned = greenlet::greenlet_spawn(|| {
             let _rollback = Rollback;

@@ -1,4 +1,4 @@
-//! The gdb script lists greenlets and their backtraces: in a process that is stopped, and in a core file.
+//! The gdb script lists greenlets and their backtraces, in a stopped process and in a core file.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
@@ -12,7 +12,7 @@ const CHILD: &str = "GREENLET_TEST_GDB_CHILD";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/greenlet-gdb.py");
 const TEST: &str = "gdb_shows_the_greenlets_of_a_process_and_of_a_core_file";
 
-/// Runs gdb with commands, and returns all that it says.
+/// Runs gdb with commands, and returns its output.
 fn gdb(arguments: &[&str], commands: &[&str]) -> String {
     let mut command = Command::new("gdb");
     command.args(["-q", "-nx", "-batch", "-ex", "set debuginfod enabled off"]);
@@ -74,7 +74,7 @@ fn gdb_shows_the_greenlets_of_a_process_and_of_a_core_file() {
     std::fs::remove_file(core).unwrap();
 }
 
-/// Looks for what the commands must have printed.
+/// Checks the output of the commands.
 fn check(text: &str) {
     // The list.
     let state_of = |name: &str| {
@@ -91,7 +91,7 @@ fn check(text: &str) {
     assert_eq!(state_of("never"), "pending", "{text}");
     assert_eq!(state_of("deep"), "suspended", "{text}");
     assert_eq!(state_of("inside"), "suspended", "{text}");
-    assert_eq!(state_of("gated"), "awaiting", "{text}");
+    assert_eq!(state_of("locked"), "awaiting", "{text}");
     assert_eq!(state_of("aborts"), "current", "{text}");
     assert!(text.contains("suspended at tests/gdb.rs:"), "{text}");
     assert!(text.contains("created at tests/gdb.rs:"), "{text}");
@@ -120,7 +120,7 @@ fn check(text: &str) {
     assert!(deep.last().unwrap().contains("closure"), "{text}");
     assert!(deep.len() < 12, "{text}");
     assert!(
-        part("gated").iter().any(|line| line.contains("gdb::waits_deep")),
+        part("locked").iter().any(|line| line.contains("gdb::waits_deep")),
         "{text}"
     );
     // From the function of a generator into its consumer.
@@ -136,7 +136,7 @@ fn check(text: &str) {
     );
     assert!(!text.contains(" aborts, "), "{text}");
 
-    // The selected one, in gdb's own words, down to its first frame.
+    // The selected greenlet, in gdb's own format, down to its first frame.
     let own = text
         .lines()
         .filter(|line| line.starts_with('#') && line.contains("gdb::waits_deep"));
@@ -173,10 +173,10 @@ fn child() {
         steps(&generator)
     });
     inside.switch::<()>(2_u32).unwrap();
-    let gated = build("gated").build(|depth: u32| outer_body(depth));
-    gated.switch::<()>(0_u32).unwrap();
-    raw::lock_for_await(&gated);
+    let locked = build("locked").build(|depth: u32| outer_body(depth));
+    locked.switch::<()>(0_u32).unwrap();
+    raw::lock_for_await(&locked);
     let aborts = build("aborts").build(|(): ()| -> Result<()> { std::process::abort() });
     aborts.switch::<()>(()).unwrap();
-    drop((never, deep, inside, gated));
+    drop((never, deep, inside, locked));
 }

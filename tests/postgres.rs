@@ -1,5 +1,6 @@
-//! The bridge over a real PostgreSQL server: transactions at once, rollbacks, lost connections, timeouts.
-//! Without a `DATABASE_URL` of one, these tests say that they were left out; `sqlite.rs` needs none.
+//! The bridge over a real PostgreSQL server: concurrent transactions, rollbacks, lost connections,
+//! timeouts. Without `DATABASE_URL` these tests print that they were skipped; `sqlite.rs` needs no
+//! server.
 
 use std::io::{self, Write};
 use std::rc::Rc;
@@ -10,15 +11,15 @@ use futures::future::join_all;
 use greenlet::{GreenletExit, await_, greenlet_spawn, try_await_};
 use sqlx::{Connection, Executor, PgConnection, Row};
 
-/// Says on the terminal that a test was left out, and the how-manieth of how many that is.
+/// Prints on the terminal that a test was skipped, with a running number.
 fn left_out<T>(_: &T) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let nth = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     let all = include_str!("postgres.rs").matches("\n#[test]\n").count();
-    // The type of a test's closure is called after the test.
+    // The type name of a closure contains the name of its test.
     let name = std::any::type_name::<T>().trim_end_matches("::{{closure}}");
     let line = format!("left out, {nth} of {all}: {name}, which wants a PostgreSQL DATABASE_URL\n");
-    // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
+    // Not `eprintln!`: the harness hides its output when a test passes.
     io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
@@ -55,7 +56,7 @@ async fn count(url: &str, table: &str) -> i64 {
     row.unwrap().get(0)
 }
 
-/// Synchronous: adds one to a counter, in a transaction that reads before it writes.
+/// Synchronous: increments a counter, in a transaction that reads before it writes.
 fn increment(conn: &mut PgConnection) -> Result<()> {
     let mut transaction = try_await_(conn.begin())??;
     let select = "select n from bridge_counter where id = 1 for update";
@@ -96,7 +97,7 @@ fn concurrent_transactions_wait_for_each_other() {
 
 #[test]
 fn a_cancel_returns_after_the_rollback() {
-    /// Rolls back when it is dropped, by an await.
+    /// Awaits a rollback when it is dropped.
     struct Rollback<'a>(&'a mut PgConnection);
     impl Drop for Rollback<'_> {
         fn drop(&mut self) {
@@ -114,11 +115,11 @@ fn a_cancel_returns_after_the_rollback() {
             assert!(waited.unwrap_err().is::<GreenletExit>());
             Ok(conn)
         });
-        // Until it waits for ever.
+        // Lets the function run until it waits for ever.
         let waited = tokio::time::timeout(std::time::Duration::from_millis(200), &mut spawned).await;
         assert!(waited.is_err());
         let mut conn = spawned.cancel().await.unwrap().unwrap();
-        // The same connection is in order, and outside of any transaction.
+        // The same connection still works, and is outside of any transaction.
         conn.execute("insert into bridge_rollback values (2, 2)")
             .await
             .unwrap();

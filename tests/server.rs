@@ -1,5 +1,5 @@
-//! The example server under load: many clients at once over real connections, against SQLite, and against
-//! PostgreSQL where there is a `DATABASE_URL`.
+//! The example server under load: many clients at once over real connections, against SQLite, and
+//! against PostgreSQL if `DATABASE_URL` is set.
 
 #[path = "../examples/server.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs)]
@@ -12,7 +12,7 @@ use greenlet::{TokioIo, await_, greenlet_spawn};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A synchronous HTTP client, on the bridge itself: one request for each connection.
+/// A synchronous HTTP client, itself on the bridge: one request for each connection.
 fn request(address: std::net::SocketAddr, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let stream = await_(TcpStream::connect(address)).unwrap();
     let mut stream = BufReader::new(TokioIo::new(stream));
@@ -44,7 +44,7 @@ fn under_load(url: &str) {
         let url = url.to_owned();
         async move { server::router(&url).await.unwrap() }
     };
-    // The server is on a runtime of many threads, the clients all on this one.
+    // The server runs on a multi-threaded runtime, all clients on this thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -122,7 +122,7 @@ fn sqlite_under_load() {
 fn postgres_under_load() {
     match std::env::var("DATABASE_URL") {
         Ok(url) if url.starts_with("postgres") => under_load(&url),
-        // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
+        // Not `eprintln!`: the harness hides its output when a test passes.
         _ => io::stderr()
             .write_all(b"left out: the server on PostgreSQL wants a DATABASE_URL\n")
             .unwrap(),

@@ -1,4 +1,5 @@
-//! A signal prints the greenlets of all threads: in a child process, of which the parent reads standard error.
+//! A signal prints the greenlets of all threads. The parent reads standard error of a child
+//! process.
 
 #![cfg(all(unix, feature = "signal"))]
 

@@ -1,5 +1,5 @@
-//! The bridge over SQLite, which needs no server: transactions at once, rollbacks, errors half-way, a spawn
-//! that is dropped in the middle of a query. The same shapes as in `postgres.rs`.
+//! The bridge over SQLite, which needs no server: concurrent transactions, rollbacks, errors in the
+//! middle, a spawn that is dropped in the middle of a query. `postgres.rs` has the same shapes.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -11,12 +11,12 @@ use greenlet::{Greenlet, GreenletExit, await_, greenlet_spawn, try_await_};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Executor, Row, SqliteConnection};
 
-/// A database file that goes with the test.
+/// A database file that is deleted at the end of the test.
 struct Database(PathBuf);
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0); // a file left over in the temporary folder harms nobody
+        let _ = std::fs::remove_file(&self.0); // a file left over in the temporary folder does no harm
     }
 }
 
@@ -54,7 +54,7 @@ async fn number(file: &Path, query: &str) -> i64 {
 
 const COUNT: &str = "select count(*) from t";
 
-/// Synchronous: adds one to a counter, in a transaction that reads before it writes.
+/// Synchronous: increments a counter, in a transaction that reads before it writes.
 fn increment(conn: &mut SqliteConnection) -> Result<()> {
     let mut transaction = try_await_(conn.begin_with("begin immediate"))??;
     let n: i64 = try_await_(transaction.fetch_one("select n from t where id = 1"))??.get(0);
@@ -85,7 +85,7 @@ fn concurrent_transactions_wait_for_each_other() {
 
 #[test]
 fn a_cancel_returns_after_the_rollback() {
-    /// Rolls back when it is dropped, by an await.
+    /// Awaits a rollback when it is dropped.
     struct Rollback<'a>(&'a mut SqliteConnection);
     impl Drop for Rollback<'_> {
         fn drop(&mut self) {
@@ -110,7 +110,7 @@ fn a_cancel_returns_after_the_rollback() {
             sent = is_inserted => sent.unwrap(),
         }
         let mut conn = spawned.cancel().await.unwrap().unwrap();
-        // The same connection is in order, and outside of any transaction.
+        // The same connection still works, and is outside of any transaction.
         conn.execute("insert into t values (2, 2)").await.unwrap();
         assert_eq!(number(&file, COUNT).await, 1);
     });

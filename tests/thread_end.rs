@@ -1,5 +1,5 @@
-//! The end of a thread and of the process, with spawned functions and with threads of a pool. Each test runs itself
-//! again as a child process.
+//! The end of a thread and of the process, with spawned functions and with threads of a pool. Each
+//! test runs itself again as a child process.
 
 #![cfg(target_os = "linux")] // the order in which thread-locals are destroyed
 
@@ -30,7 +30,8 @@ fn in_child(test: &str, case: fn()) -> Option<Output> {
     Some(child.unwrap())
 }
 
-/// Checks the status of a child, that its output contains these lines in turn, and that it reports nothing.
+/// Checks the status of a child, that its output contains these lines in this order, and that it
+/// reports nothing.
 #[track_caller]
 fn assert_ended(output: &Output, status: i32, lines: &[&str]) {
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -49,7 +50,7 @@ impl Drop for Says {
     }
 }
 
-/// Leaves a greenlet suspended that its own stack keeps.
+/// Leaves a suspended greenlet with a handle of itself on its stack.
 fn leave_ring() {
     let ring = Greenlet::new(|(): ()| {
         let _itself = getcurrent();
@@ -58,8 +59,8 @@ fn leave_ring() {
     ring.switch::<()>(()).unwrap();
 }
 
-// SH-1, TE-6: no code of a suspended greenlet runs from then on, not even by a thread-local that is destroyed
-// later and polls what it awaits. The awaited future looks at a thread-local that is gone.
+// SH-1, TE-6: after `exit`, no code of a suspended greenlet runs. A thread-local that is destroyed
+// later polls its awaited future, which uses a destroyed thread-local.
 #[test]
 fn exit_in_a_greenlet_marks_the_others_dead_first() {
     struct Late(Option<Spawn<()>>);
@@ -113,7 +114,7 @@ fn exit_in_a_greenlet_marks_the_others_dead_first() {
     assert_ended(&output, 3, &lines);
 }
 
-// TE-8: the hook of a pool ends what its threads leave.
+// TE-8: the hook of a pool ends the greenlets that are suspended on its threads.
 #[test]
 fn a_pool_with_a_hook_leaks_nothing() {
     let output = in_child("a_pool_with_a_hook_leaks_nothing", || {

@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use greenlet::{Greenlet, WeakGreenlet};
 
-/// Each knows the other one weakly: a handle on each stack would keep both for ever.
+/// Each greenlet has a weak handle of the other one. Strong handles on both stacks would keep both
+/// alive for ever.
 type Other = Rc<OnceCell<WeakGreenlet>>;
 
 fn player(name: &'static str, other: Other) -> Greenlet {

@@ -58,7 +58,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A truth value as Python prints it.
+/// Returns a `bool` as Python prints it.
 fn title(value: bool) -> String {
     if value { "True" } else { "False" }.to_owned()
 }

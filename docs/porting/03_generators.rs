@@ -54,7 +54,8 @@ fn main() -> Result<()> {
     });
     println!("{}", line(squares)?);
 
-    // The function gets the first value that is sent; no step is lost to get it going.
+    // The function receives the first sent value as its argument, so no extra step is needed to
+    // start it.
     let mut running = Generator::<f64, f64>::with_input(|out, first| {
         let (mut total, mut count) = (first, 1.0);
         loop {

@@ -1,4 +1,4 @@
-//! A struct with a greenlet and attributes of its own, which others look at while it is suspended.
+//! A struct with a greenlet and attributes, which other code reads while the greenlet is suspended.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -51,7 +51,7 @@ fn run(state: &RefCell<State>, mut command: Option<Command>) -> anyhow::Result<S
             Command::Deposit(amount) => state.borrow_mut().deposit(amount),
             Command::Withdraw(amount) => state.borrow_mut().withdraw(amount),
         };
-        command = parent.switch(balance)?; // nothing is borrowed now
+        command = parent.switch(balance)?; // no borrow is held here
     }
     let State { owner, balance, .. } = &*state.borrow();
     Ok(format!("{owner}'s account is closed with {balance}"))

@@ -1,4 +1,4 @@
-//! `GreenletExit`: killing, cleaning up, refusing, and errors of one's own that are thrown in.
+//! `GreenletExit`: killing, cleaning up, refusing, and throwing your own errors.
 
 use std::cell::Cell;
 
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     println!("{}", a.throw::<String>(Cancelled("changed my mind"))?);
     println!("{}", a.switch::<String>(())?);
 
-    // The exit comes back as a value: nobody has to catch it.
+    // The exit returns as a value, so no code has to catch it.
     let exit: GreenletExit = a.throw(GreenletExit::with_reason("enough"))?;
     println!(
         "GreenletExit {} {}",
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     drop(b);
     println!("b is gone");
 
-    // One that was never started dies unrun.
+    // A greenlet that was never started ends unrun.
     let c = Greenlet::new(worker);
     let exit = if c.kill()?.is_exit() { "GreenletExit" } else { "?" };
     println!("{exit} {}", title(c.is_dead()));

@@ -1,9 +1,9 @@
-//! Where errors go: up the parents, which can be changed, and past the dead.
+//! Errors propagate to the parents, which can be changed, and skip dead greenlets.
 
 use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, ParentError, getcurrent};
 
-/// Runs the child; an error in it ends up here, since it is the child's parent.
+/// Runs the child. An error of the child propagates to its parent, so it arrives here.
 fn supervisor((name, child): (&'static str, Greenlet)) -> Result<String> {
     child.set_parent(&getcurrent())?;
     match child.switch::<String>(name) {
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     let second: String = Greenlet::new(supervisor).switch(("second", Greenlet::new(bad)))?;
     println!("{second}");
 
-    // An error nobody handles goes on to the next parent.
+    // An unhandled error propagates to the next parent.
     let careless = Greenlet::new(|child: Greenlet| {
         child.set_parent(&getcurrent())?;
         child.switch::<String>("nobody")
@@ -40,12 +40,12 @@ fn main() -> Result<()> {
         println!("main: caught {error}");
     }
 
-    // What is sent to a dead greenlet goes to its parent.
+    // A value that is sent to a dead greenlet goes to its parent.
     let dead = Greenlet::new(good);
     println!("{}", dead.switch::<String>("main")?);
     println!("{}", dead.switch::<&str>("comes right back")?);
 
-    // No rings.
+    // A cycle of parents is refused.
     let (upper, lower) = (Greenlet::new(good), Greenlet::new(good));
     lower.set_parent(&upper)?;
     if upper

@@ -1,4 +1,4 @@
-//! Tracing: every transfer of control, as it happens.
+//! Tracing every transfer of control.
 
 use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, TraceKind, Tracer, getmain, getparent, gettrace, settrace};

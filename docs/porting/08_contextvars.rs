@@ -23,7 +23,7 @@ fn nested(levels: u32) -> Result<()> {
     if levels == 0 {
         return Ok(());
     }
-    // The value is put back on every way out.
+    // The value is restored on every way out.
     DEPTH.with_value(DEPTH.get() + 1, || {
         getparent().expect("it has one").switch::<()>(place())?;
         nested(levels - 1)

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use anyhow::Result;
 use greenlet::{Greenlet, getcurrent, getmain};
 
-/// Who runs next. The hub is the main greenlet.
+/// The queue of ready tasks. The main greenlet is the hub.
 #[derive(Clone, Default)]
 struct Scheduler {
     ready: Rc<RefCell<VecDeque<Greenlet>>>,
@@ -40,7 +40,8 @@ impl Scheduler {
         loop {
             let next = self.ready.borrow_mut().pop_front();
             match next {
-                // The handle goes along: one held here would keep a task that nobody waits for.
+                // The handle moves with the switch: a handle kept here would keep a task alive that
+                // no task waits for.
                 Some(task) => task.switch_owned::<()>(())?,
                 None => return Ok(()),
             }

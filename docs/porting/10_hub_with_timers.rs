@@ -1,4 +1,5 @@
-//! A gevent-like hub in virtual time: spawn, sleep, events, timeouts that are thrown in, kill and join.
+//! A gevent-like hub in virtual time: spawn, sleep, events, timeouts thrown into greenlets, kill
+//! and join.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -8,10 +9,10 @@ use anyhow::{Result, bail};
 use greenlet::{Greenlet, GreenletExit, getcurrent, getmain};
 
 type Callback = Box<dyn FnOnce() -> Result<()>>;
-/// A time, and a number that tells timers of the same time apart.
+/// A time, and a number that orders timers of the same time.
 type Timer = (u32, u32);
 
-/// Timers, and the greenlet that serves them: the main one.
+/// The timers, and the greenlet that serves them: the main greenlet.
 #[derive(Default)]
 struct Hub {
     now: Cell<u32>,

@@ -14,7 +14,7 @@ async fn fetch(table: &'static str, row: u32) -> Result<String> {
     Ok(format!("{table}[{row}]"))
 }
 
-// A synchronous library that knows nothing of it, and uses what it is given.
+// A synchronous library that has no `async` code, and calls the function that it is given.
 
 fn read_all(mut get: impl FnMut(u32) -> Result<String>) -> String {
     let mut rows = Vec::new();

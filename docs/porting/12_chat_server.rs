@@ -1,6 +1,7 @@
 //! A chat server on a hub of its own: sequential code for each client over non-blocking sockets.
 //!
-//! The clients are greenlets of the same hub, and follow a script, so what they see is always the same.
+//! The clients are greenlets of the same hub and follow a script, so their output is always the
+//! same.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -13,7 +14,8 @@ use greenlet::{Greenlet, getcurrent, getmain};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
-/// Who waits for which socket, and who is ready. The main greenlet runs it.
+/// The tasks that wait for each socket, and the tasks that are ready. The main greenlet runs the
+/// hub.
 struct Hub {
     poll: RefCell<Poll>,
     waiting: RefCell<HashMap<(Token, Direction), Greenlet>>,
@@ -46,7 +48,7 @@ impl Hub {
         task
     }
 
-    /// Registers a socket for everything, once: mio tells of changes.
+    /// Registers a socket for all events once: mio reports changes.
     fn register(&self, source: &mut impl mio::event::Source) -> io::Result<Token> {
         let token = Token(self.next.replace(self.next.get() + 1));
         let interests = Interest::READABLE | Interest::WRITABLE;
@@ -142,7 +144,8 @@ impl Stream {
         }
     }
 
-    /// Writes a line. While another task writes to the same socket, it is left to that one.
+    /// Writes a line. If another task is writing to the same socket, that task writes this line
+    /// too.
     fn write_line(&self, line: &str) -> Result<()> {
         self.outgoing.borrow_mut().extend(line.bytes().chain([b'\n']));
         if self.is_flushing.replace(true) {
@@ -182,7 +185,7 @@ struct Room {
 
 impl Room {
     fn say(&self, line: &str, without: Option<&str>) -> Result<()> {
-        // A list of its own: members come and go while a write waits.
+        // Copy the list: members come and go while a write waits.
         let members = self.members.borrow().clone();
         for (_, member) in members.iter().filter(|(name, _)| Some(name.as_str()) != without) {
             member.write_line(line)?;
@@ -251,7 +254,7 @@ struct Client {
 impl Client {
     fn new(hub: &SharedHub, label: &'static str, address: SocketAddr) -> Result<Client> {
         let stream = Stream::new(hub, TcpStream::connect(address)?)?;
-        // It is connected when it knows its peer.
+        // The socket is connected when it knows its peer.
         hub.wait_for(stream.token, Direction::Write, || {
             match stream.socket.peer_addr() {
                 Err(error) if error.kind() == ErrorKind::NotConnected => Err(ErrorKind::WouldBlock.into()),
@@ -306,7 +309,7 @@ fn script(hub: &SharedHub, address: SocketAddr) -> Result<()> {
     }
     one.say("/who")?;
     one.hear()?;
-    one.stream.close(); // without a word
+    one.stream.close(); // without `/quit`
     three.hear()?;
     three.say("/who")?;
     three.hear()

@@ -1,7 +1,8 @@
 //! A process simulation: the machine shop of the SimPy tutorial, on an engine of a page.
 //!
-//! Ten machines make parts, and break. One repairman mends them; between repairs he does other jobs, which
-//! he drops when a machine breaks. Random numbers come from a generator that every language has.
+//! Ten machines make parts, and break. One repairman mends them. Between repairs he does other
+//! jobs, which he interrupts when a machine breaks. The random numbers come from a generator that
+//! is easy to write in every language.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -55,7 +56,7 @@ impl std::fmt::Display for Interrupt {
 
 impl std::error::Error for Interrupt {}
 
-/// When, and which first: a time that is not negative is ordered as its bits are.
+/// A time and an order among equal times. Times are not negative, so their bits are in order.
 type Moment = (u64, u64);
 
 enum Event {
@@ -120,7 +121,8 @@ impl Engine {
     }
 }
 
-/// A resource that is preempted: those with priority push out who has none, and queue among themselves.
+/// A preemptible resource: a process with priority interrupts one without, and waits for others
+/// with priority.
 #[derive(Default)]
 struct Repairman {
     user: RefCell<Option<Greenlet>>,
@@ -166,7 +168,7 @@ impl Repairman {
     }
 }
 
-/// What all processes of the shop see.
+/// The state that all processes of the shop share.
 struct Shop {
     engine: Engine,
     repairman: Repairman,

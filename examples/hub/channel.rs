@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::hub::{Hub, Remote};
 
-/// Makes a channel that is received from in `hub`.
+/// Creates a channel whose receiver is in `hub`.
 pub(crate) fn channel<T: Send + 'static>(hub: &Rc<Hub>) -> (Sender<T>, Receiver<T>) {
     let queue = Arc::new(Mutex::new(VecDeque::new()));
     let signal = hub.next_number();
@@ -27,7 +27,7 @@ pub(crate) fn channel<T: Send + 'static>(hub: &Rc<Hub>) -> (Sender<T>, Receiver<
     (sender, receiver)
 }
 
-/// The end for any thread. Clones are the same end.
+/// The sending end, for any thread. All clones are the same end.
 pub(crate) struct Sender<T> {
     end: Arc<End<T>>,
 }
@@ -41,7 +41,7 @@ impl<T> Clone for Sender<T> {
 }
 
 struct End<T> {
-    /// `None` is the end.
+    /// `None` means that all senders are gone.
     queue: Arc<Mutex<VecDeque<Option<T>>>>,
     remote: Remote,
     signal: u64,
@@ -66,7 +66,7 @@ impl<T> Sender<T> {
     }
 }
 
-/// The end for one task of the hub.
+/// The receiving end, for one task of the hub.
 pub(crate) struct Receiver<T> {
     queue: Arc<Mutex<VecDeque<Option<T>>>>,
     signal: u64,
@@ -74,13 +74,13 @@ pub(crate) struct Receiver<T> {
 }
 
 impl<T> Receiver<T> {
-    /// Waits for the next item; `None` when all senders are gone.
+    /// Waits for the next item. Returns `None` when all senders are gone.
     pub(crate) fn recv(&self) -> Result<Option<T>> {
         loop {
             let next = self.queue.lock().expect("nobody panics with it").pop_front();
             match next {
                 Some(item) => return Ok(item),
-                // A signal that is raised from here on is answered by the loop, so none is missed.
+                // The loop handles a signal that is raised from here on, so none is missed.
                 None => self.hub.wait_for_signal(self.signal)?,
             }
         }

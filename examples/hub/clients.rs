@@ -12,8 +12,8 @@ use crate::net::Lines;
 
 /// Runs `count` clients at once, in a hub of their own, until all have ended.
 ///
-/// They connect one after the other, each when `greet` has seen the one before served, so that they do not overrun
-/// the queue of the listener. The time that is returned is that of what comes afterwards.
+/// They connect one after the other, each when `greet` has seen that the previous one is served. So
+/// they do not overrun the queue of the listener. The returned time is that of the rest.
 pub(crate) fn run_clients(
     count: usize,
     address: SocketAddr,
@@ -63,7 +63,7 @@ pub(crate) fn greet_chat(lines: &Lines) -> Result<()> {
     Ok(())
 }
 
-/// Sends lines one by one, and wants each back.
+/// Sends lines one by one, and expects each back.
 pub(crate) fn echo_client(lines: &Lines, n: usize, rounds: usize) -> Result<()> {
     for round in 0..rounds {
         let line = format!("line {round} of client {n}");
@@ -75,7 +75,8 @@ pub(crate) fn echo_client(lines: &Lines, n: usize, rounds: usize) -> Result<()> 
     Ok(())
 }
 
-/// Enters a room of the chat, waits until all of the room are there, says something, and hears the others.
+/// Enters a room of the chat, waits until all members are there, sends a line, and reads the
+/// others' lines.
 pub(crate) fn chat_client(hub: &Hub, lines: &Lines, n: usize, in_room: usize) -> Result<()> {
     lines.write(&format!("room{}", n / in_room))?;
     lines.write(&format!("client{n}"))?;

@@ -6,8 +6,8 @@
 //!        └───────── switch ────────────┘
 //! ```
 //!
-//! An operation is tried first, and waited for if it would block: mio tells of changes, once, and the loop
-//! remembers what nobody waited for.
+//! A task first tries an operation, and waits if it would block. mio reports changes once, so the
+//! loop remembers the changes that no task waited for.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -22,7 +22,7 @@ use greenlet::{Greenlet, GreenletExit, getcurrent, getmain};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-/// What a task waits for on a socket.
+/// The kinds of events on a socket that a task can wait for.
 #[derive(Clone, Copy)]
 pub(crate) enum Direction {
     Read,
@@ -32,18 +32,18 @@ pub(crate) enum Direction {
 /// One direction of a socket.
 #[derive(Default)]
 enum Side {
-    /// Nothing has changed since the last look.
+    /// Nothing has changed since the last check.
     #[default]
     Quiet,
-    /// Something has changed, and nobody has looked yet.
+    /// Something has changed, and no task has checked yet.
     Changed,
-    /// The other side has ended it: it will not block again, and there will be no more changes.
+    /// The other side has closed it: it will not block again, and there are no more changes.
     Ended,
     /// A task waits for a change.
     Waiting(Greenlet),
 }
 
-/// The token of the waker; those of sockets are their places in the hub's list.
+/// The token of the waker. The token of a socket is its index in the hub's list.
 const REMOTE: Token = Token(usize::MAX);
 
 pub(crate) struct Hub {
@@ -51,16 +51,16 @@ pub(crate) struct Hub {
     ready: RefCell<VecDeque<Greenlet>>,
     /// Two sides for each socket.
     sockets: RefCell<Vec<[Side; 2]>>,
-    /// Places in the list of sockets that are free again.
+    /// Free indices in the list of sockets.
     free: RefCell<Vec<usize>>,
     timers: RefCell<BTreeMap<(Instant, u64), Greenlet>>,
-    /// Those that wait for a signal of another thread.
+    /// The tasks that wait for a signal of another thread.
     signals: RefCell<HashMap<u64, Greenlet>>,
     next: Cell<u64>,
     remote: Remote,
 }
 
-/// How another thread gets at a hub: it leaves the number of a signal, and wakes the loop.
+/// A handle of a hub for other threads: it stores the number of a signal, and wakes the loop.
 #[derive(Clone)]
 pub(crate) struct Remote {
     raised: Arc<Mutex<Vec<u64>>>,
@@ -70,7 +70,7 @@ pub(crate) struct Remote {
 impl Remote {
     pub(crate) fn raise(&self, signal: u64) {
         self.raised.lock().expect("nobody panics with it").push(signal);
-        // An error would mean that the loop is gone, and those who wait in it.
+        // An error means that the loop is gone, together with the tasks that wait in it.
         let _ = self.waker.wake();
     }
 }
@@ -100,13 +100,13 @@ impl Hub {
         self.remote.clone()
     }
 
-    /// Starts a task, which runs when the loop comes to it.
+    /// Adds a task, which the loop starts later.
     pub(crate) fn spawn(&self, name: &str, task: impl FnOnce() -> Result<()> + 'static) -> Greenlet {
         let builder = Greenlet::builder().name(name).parent(&getmain());
         let task = builder.build(move |(): ()| {
             task().or_else(|error| {
                 if error.is::<GreenletExit>() {
-                    return Err(error); // it is to end
+                    return Err(error); // the task must end
                 }
                 eprintln!("a task failed: {error:#}");
                 Ok(())
@@ -132,7 +132,7 @@ impl Hub {
     fn run_until(&self, task: &Greenlet) -> Result<()> {
         let mut events = Events::with_capacity(1024);
         loop {
-            // Those that get ready meanwhile come after the next look at the sockets.
+            // Tasks that become ready meanwhile run after the next poll of the sockets.
             for task in self.ready.take() {
                 task.switch_owned::<()>(())?;
             }
@@ -170,12 +170,12 @@ impl Hub {
         Some(time.saturating_duration_since(Instant::now()))
     }
 
-    /// Notes what mio says of one side of a socket.
+    /// Records an event of mio for one side of a socket.
     fn change(&self, place: usize, direction: Direction, has_ended: bool) {
         let side = &mut self.sockets.borrow_mut()[place][direction as usize];
         let next = match side {
             _ if has_ended => Side::Ended,
-            Side::Waiting(_) => Side::Quiet, // who waits will look
+            Side::Waiting(_) => Side::Quiet, // the waiting task will check
             _ => Side::Changed,
         };
         if let Side::Waiting(task) = mem::replace(side, next) {
@@ -238,9 +238,10 @@ impl Hub {
         getmain().switch(())
     }
 
-    /// Lets go of all tasks that wait: they are ended.
+    /// Drops all waiting tasks, which ends them.
     pub(crate) fn clear(&self) {
-        // Taken out first, and dropped with nothing borrowed: what ends may come back here.
+        // Take them out first, and drop them with nothing borrowed: an ending task may call the
+        // hub.
         drop(self.ready.take());
         let sides: Vec<Side> = self
             .sockets
@@ -255,14 +256,14 @@ impl Hub {
     }
 }
 
-/// A socket's place in a hub. Drop it after the socket.
+/// The registration of a socket in a hub. Drop it after the socket.
 pub(crate) struct Registration {
     hub: Rc<Hub>,
     place: usize,
 }
 
 impl Registration {
-    /// Does `operation`; suspends the running task as long as it would block.
+    /// Runs `operation`, and suspends the running task as long as it would block.
     #[track_caller]
     pub(crate) fn wait_for<R>(
         &self,
@@ -279,7 +280,7 @@ impl Registration {
 
     /// Suspends the running task until there is a change that it has not seen.
     ///
-    /// For one who knows that the operation would block now: it saves a call of the system.
+    /// Saves a system call if the caller knows that the operation would block now.
     #[track_caller]
     pub(crate) fn wait(&self, direction: Direction) -> Result<()> {
         let before = {
@@ -293,7 +294,7 @@ impl Registration {
                 Side::Quiet | Side::Waiting(_) => mem::replace(side, Side::Waiting(getcurrent())),
             }
         };
-        // One task waits for a side. If there was another one, it is let go of, with nothing borrowed.
+        // Only one task waits for a side. Drop a previous one, with nothing borrowed.
         drop(before);
         getmain().switch(())
     }

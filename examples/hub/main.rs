@@ -1,12 +1,14 @@
-//! An I/O hub that serves a line echo and a chat over TCP to a thousand clients, in sequential code for each.
+//! An I/O hub that serves a line echo and a chat over TCP to a thousand clients, with sequential
+//! code for each.
 //!
 //! ```text
 //! cargo run --release --example hub                   a thousand clients of each
 //! cargo run --release --example hub 200 50            200 clients, 50 lines each
 //! ```
 //!
-//! It runs the echo beside the same in tokio, with the same clients, and prints both. `hub.rs` is the loop,
-//! `net.rs` the sockets, `servers.rs` and `clients.rs` what runs on it, `channel.rs` the way from one thread's hub to another one's.
+//! It runs the same echo on tokio too, with the same clients, and prints both results. `hub.rs` is
+//! the loop, `net.rs` has the sockets, `servers.rs` and `clients.rs` the tasks, `channel.rs` the
+//! channel between the hubs of two threads.
 
 mod channel;
 mod clients;
@@ -24,7 +26,7 @@ use crate::clients::{chat_client, echo_client, greet_chat, greet_echo, run_clien
 use crate::hub::Hub;
 use crate::servers::Server;
 
-/// Two hubs in two threads: one hands numbers over, the other one squares them and hands them back.
+/// Two hubs in two threads: one sends numbers, the other one squares them and sends them back.
 fn hand_over(count: u64) -> Result<u64> {
     let here = Hub::new()?;
     let (back, squares) = channel(&here);
@@ -40,13 +42,13 @@ fn hand_over(count: u64) -> Result<u64> {
             Ok(())
         })
     };
-    // The end of a thread runs nothing of what is suspended: this does, before.
+    // The end of a thread does not end its suspended greenlets, so `run_to_end` ends them first.
     let worker = std::thread::spawn(|| run_to_end(square));
     let work = meeting.recv()?;
     let sum = here.run(move || {
         let mut sum = 0;
         for n in 0..count {
-            work.send(n); // wakes the other hub, and the answer this one
+            work.send(n); // wakes the other hub; the answer wakes this one
             sum += squares.recv()?.context("the worker has gone")?;
         }
         Ok(sum)

@@ -14,7 +14,7 @@ use crate::hub::{Direction, Hub, Registration};
 pub(crate) struct Lines {
     socket: TcpStream,
     registration: Registration,
-    /// The last read got all that there was.
+    /// The last read returned all available bytes.
     is_drained: Cell<bool>,
     incoming: RefCell<Vec<u8>>,
     outgoing: RefCell<Vec<u8>>,
@@ -38,7 +38,7 @@ impl Lines {
     pub(crate) fn connect(hub: &Rc<Hub>, address: SocketAddr) -> Result<Lines> {
         let lines = Lines::new(hub, TcpStream::connect(address)?)?;
         let socket = &lines.socket;
-        // It is connected when it knows its peer.
+        // The socket is connected when it knows its peer.
         lines
             .registration
             .wait_for(Direction::Write, || match socket.peer_addr() {
@@ -52,7 +52,7 @@ impl Lines {
         Ok(lines)
     }
 
-    /// The next line, without its end; `None` at the end of the stream.
+    /// Returns the next line, without its end, or `None` at the end of the stream.
     #[track_caller]
     pub(crate) fn read(&self) -> Result<Option<String>> {
         loop {
@@ -82,7 +82,8 @@ impl Lines {
         Ok(Some(String::from_utf8(line)?))
     }
 
-    /// Writes a line. While another task writes to the same stream, it is left to that one.
+    /// Writes a line. If another task is writing to the same stream, that task writes this line
+    /// too.
     #[track_caller]
     pub(crate) fn write(&self, line: &str) -> Result<()> {
         let mut outgoing = self.outgoing.borrow_mut();
@@ -113,12 +114,12 @@ impl Lines {
     }
 
     pub(crate) fn close(&self) {
-        // The other side may have been faster.
+        // The other side may have closed first.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
-/// Accepts clients, and serves each in a task of its own.
+/// Accepts clients, and serves each in its own task.
 pub(crate) fn listen(
     hub: &Rc<Hub>,
     mut listener: TcpListener,

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use crate::hub::Hub;
 use crate::net::{Lines, listen};
 
-/// A server in a thread of its own, for as long as the process lives.
+/// A server on its own thread, for the life of the process.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
 }
@@ -24,7 +24,7 @@ where
 {
     let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
     let address = listener.local_addr()?;
-    // Without it, a task that is suspended when the loop fails would never drop its socket.
+    // Without this, a task that is suspended when the loop fails would never drop its socket.
     std::thread::spawn(|| {
         run_to_end(move || -> Result<()> {
             let hub = Hub::new()?;
@@ -55,17 +55,17 @@ type Room = BTreeMap<String, Rc<Lines>>;
 pub(crate) struct Rooms(Rc<RefCell<HashMap<String, Room>>>);
 
 impl Rooms {
-    /// Tells all of a room but one.
+    /// Sends a line to all members of a room except one.
     fn say(&self, room: &str, but: &str, line: &str) {
-        // A list of its own: members come and go while a write waits.
+        // Copy the list: members come and go while a write waits.
         let members = self.0.borrow().get(room).cloned().unwrap_or_default();
         for (_, member) in members.iter().filter(|(name, _)| *name != but) {
-            // Where it fails, the member's own task sees the end of the stream.
+            // If it fails, the member's own task sees the end of the stream.
             let _ = member.write(line);
         }
     }
 
-    /// Adds a member, and returns how many there are now.
+    /// Adds a member, and returns the number of members.
     fn enter(&self, room: &str, name: &str, lines: Rc<Lines>) -> usize {
         let mut rooms = self.0.borrow_mut();
         let room = rooms.entry(room.to_owned()).or_default();
@@ -80,7 +80,8 @@ impl Rooms {
     }
 }
 
-/// A client is asked, says which room it wants and what it is called, and then talks to the room until it says `/quit`.
+/// Serves a client: reads its room and its name, and then forwards its lines to the room until
+/// `/quit`.
 pub(crate) fn chat(rooms: &Rooms, lines: &Rc<Lines>) -> Result<()> {
     lines.write("* which room?")?;
     let (Some(room), Some(name)) = (lines.read()?, lines.read()?) else {

@@ -1,5 +1,5 @@
-//! Where everything runs in one hub, the log says who ran when. With servers in other threads, only the results are
-//! the same each time.
+//! If everything runs in one hub, the log shows the order of the tasks. With servers in other
+//! threads, only the results are the same each time.
 
 use std::rc::Rc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,7 +16,7 @@ use crate::hub::Hub;
 use crate::net::{Lines, listen};
 use crate::servers::{self, Rooms, Server};
 
-/// Runs a hub's first task, and records it. A task that nobody wakes ends the tests.
+/// Runs the first task of a hub, and records it. The tests fail if a task is never woken.
 fn recorded(first: impl FnOnce(&Rc<Hub>) -> Result<()> + 'static) -> Recording {
     let (done, wait_for_done) = mpsc::channel();
     std::thread::spawn(move || {
@@ -39,7 +39,7 @@ fn recorded(first: impl FnOnce(&Rc<Hub>) -> Result<()> + 'static) -> Recording {
     recording
 }
 
-/// A server in a hub, and the address of it.
+/// Starts a server in a hub, and returns its address.
 fn serve(hub: &Rc<Hub>, serve: impl Fn(Rc<Lines>) -> Result<()> + 'static) -> Result<std::net::SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
     let address = listener.local_addr()?;
@@ -141,7 +141,8 @@ fn an_echo_comes_back_to_who_waits_for_it() {
     ]);
 }
 
-/// mio tells of a change once: also while nobody waits for it, and of the end together with the last line.
+/// mio reports a change once, even if no task waits for it, and reports the end together with the
+/// last line.
 #[test]
 fn changes_that_come_early_are_seen() {
     let recording = recorded(|hub| {
@@ -163,7 +164,7 @@ fn changes_that_come_early_are_seen() {
         client.write("first")?;
         wait.recv()?;
         client.write("second")?;
-        hub.sleep(Duration::ZERO)?; // the loop looks at the sockets, and nobody waits
+        hub.sleep(Duration::ZERO)?; // the loop polls the sockets while no task waits
         go.send(());
         wait.recv()?;
         client.write("last")?;

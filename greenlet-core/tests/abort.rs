@@ -1,4 +1,4 @@
-//! What ends the process on purpose? Each test runs itself again as a child.
+//! Cases in which the library aborts the process. Each test runs itself again as a child.
 
 extern crate greenlet_core as greenlet;
 
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 
 const SIGABRT: i32 = 6;
 
-/// What a language runtime raises: the head that all of them share.
+/// An exception object: the header that all language runtimes share.
 #[repr(C, align(16))]
 struct ForeignException {
     class: u64,
@@ -46,7 +46,7 @@ unsafe extern "C-unwind" {
     fn pthread_exit(value: *mut std::ffi::c_void) -> !;
 }
 
-/// Raises an exception that is not Rust's.
+/// Raises an exception of another language.
 fn raise_foreign() {
     let class = u64::from_be_bytes(*b"TESTFORE");
     let exception = Box::new(ForeignException {
@@ -54,8 +54,8 @@ fn raise_foreign() {
         cleanup: None,
         private: [0; 6],
     });
-    // SAFETY: an exception object as the ABI wants it, which is never freed; the frames up to the first
-    // of the greenlet are Rust's, and may be unwound.
+    // SAFETY: the object has the layout that the ABI requires, and is never freed. All frames up to
+    // the first of the greenlet are Rust frames, which may be unwound.
     unsafe { _Unwind_RaiseException(Box::into_raw(exception)) };
 }
 
@@ -72,8 +72,8 @@ fn assert_aborted(output: &Output, says: &str) {
     assert_eq!(child::lines(output), ["begins"]);
 }
 
-// CX-3, HZ-23: an exception of another language that leaves a greenlet's function aborts the process, and
-// says so; it is not lost, and goes nowhere else.
+// CX-3, HZ-23: an exception of another language that leaves the function of a greenlet aborts the
+// process with a message.
 // #[test], on the main thread
 fn a_foreign_exception_that_leaves_a_greenlet_aborts() {
     let output = child::run("a_foreign_exception_that_leaves_a_greenlet_aborts", || {
@@ -89,14 +89,15 @@ fn a_foreign_exception_that_leaves_a_greenlet_aborts() {
     assert_aborted(&output, "Rust cannot catch foreign exceptions");
 }
 
-// CX-6, HZ-13: the unwinding by which the system ends a thread stops at the first frame of a greenlet with
-// an abort, as it does at the first frame of any Rust thread: nothing of it is swallowed.
+// CX-6, HZ-13: the unwinding by which the system ends a thread aborts at the first frame of a
+// greenlet, as it does at the first frame of any Rust thread.
 // #[test], on the main thread
 fn a_thread_cancelled_inside_a_greenlet_aborts() {
     let output = child::run("a_thread_cancelled_inside_a_greenlet_aborts", || {
         let cancelled = Greenlet::new(|(): ()| -> Result<()> {
             println!("begins");
-            // SAFETY: the frames of this greenlet may be unwound; the frames of others are not reached.
+            // SAFETY: the frames of this greenlet may be unwound, and the abort stops the unwinding
+            // before others.
             unsafe { pthread_exit(std::ptr::null_mut()) }
         });
         let _ = cancelled.switch::<()>(());
@@ -123,7 +124,7 @@ fn a_generator_that_stops_its_end_during_a_panic_aborts() {
     assert_aborted(&output, "its function stops each unwinding");
 }
 
-// CX-4: a panic of main itself, outside any greenlet's function, ends the process as always.
+// CX-4: a panic of main, outside the function of any greenlet, ends the process as usual.
 // #[test], on the main thread
 fn a_panic_of_main_ends_the_process() {
     let output = child::run("a_panic_of_main_ends_the_process", || {

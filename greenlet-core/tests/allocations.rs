@@ -1,4 +1,4 @@
-//! What greenlets leave behind in memory: nothing. A binary of its own, because it counts allocations.
+//! Greenlets leak no memory. These tests are a binary of their own, because it counts allocations.
 
 extern crate greenlet_core as greenlet;
 
@@ -10,20 +10,20 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, Locals, getcurrent, getparent, greenlets, no_switch, run_to_end, stacks_in_use};
 
-/// Counts the blocks that are allocated and not freed.
+/// Counts the blocks that are allocated and not yet freed.
 struct Counting;
 
 /// In the whole process.
 static BLOCKS: AtomicIsize = AtomicIsize::new(0);
 
 thread_local! {
-    /// Allocated by this thread, less those freed by it.
+    /// The blocks allocated by this thread, less those freed by it.
     static OWN_BLOCKS: Cell<isize> = const { Cell::new(0) };
-    /// Whether the next block of [`Odd`]'s size ends all greenlets of the thread.
+    /// If set, the next block of the size of [`Odd`] ends all greenlets of the thread.
     static IS_ENDING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What no other block is as large as.
+/// A type of a size that no other block has.
 type Odd = [u64; 1237];
 
 fn count(change: isize) {
@@ -31,7 +31,7 @@ fn count(change: isize) {
     OWN_BLOCKS.set(OWN_BLOCKS.get() + change);
 }
 
-// SAFETY: everything is done by `System`; the counters neither allocate nor have destructors.
+// SAFETY: `System` does the work. The counters neither allocate nor have destructors.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1);
@@ -52,8 +52,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// How many blocks of this thread are left after `times` rounds, once the first few have filled the
-/// caches.
+/// Returns how many blocks of this thread are left after `times` rounds, not counting those of the
+/// first few rounds, which fill the caches.
 fn left_after(times: usize, mut round: impl FnMut()) -> isize {
     for _ in 0..10 {
         round();
@@ -77,7 +77,7 @@ fn round_trips_leak_nothing() {
         loop {
             value = up(value)?;
         }
-        #[expect(unreachable_code, reason = "says what the function returns")]
+        #[expect(unreachable_code, reason = "it sets the return type")]
         Ok(())
     });
     let left = left_after(1000, || {
@@ -128,7 +128,7 @@ fn threads_that_end_leak_nothing() {
         let function = || {
             let ended = Greenlet::new(|(): ()| Ok(getcurrent()));
             drop(ended.switch::<Greenlet>(()).unwrap());
-            // Still suspended when the function returns, since it has a handle of itself.
+            // It is still suspended when the function returns, since it has a handle of itself.
             let kept = Greenlet::new(|(): ()| {
                 let _itself = getcurrent();
                 let _local = String::from("dropped by the end of all");
@@ -142,7 +142,8 @@ fn threads_that_end_leak_nothing() {
     for _ in 0..10 {
         round();
     }
-    // Other tests run at the same time, so a few blocks prove nothing: one each round would.
+    // Other tests run at the same time, so a few blocks prove nothing. A leak would be one block a
+    // round.
     let before = BLOCKS.load(Ordering::Relaxed);
     for _ in 0..1000 {
         round();
@@ -175,7 +176,7 @@ fn refused_operations_leak_nothing() {
 
 #[test]
 fn captures_are_stored_once_until_the_start() {
-    /// How many blocks more there are when a greenlet is pending, and when it is suspended.
+    /// Returns the number of additional blocks for a pending greenlet, and for a suspended one.
     fn blocks<const N: usize>() -> (isize, isize) {
         let make = || {
             let captured = [1_u8; N];
@@ -208,7 +209,7 @@ fn captures_are_stored_once_until_the_start() {
 fn an_allocator_may_end_all_greenlets_while_one_is_created() {
     let _main = getcurrent();
     let other = Greenlet::new(|(): ()| Ok(()));
-    // So that there is something in the next one's record that is no box.
+    // Leaves bytes in the slot that are no valid box, for the next greenlet.
     let before = Greenlet::new({
         let captured = [0x41_usize; 4];
         move |(): ()| Ok(captured[0])
@@ -272,10 +273,10 @@ fn greenlets_of_a_late_destructor_leak_nothing() {
         static LATE: Late = const { Late };
     }
 
-    /// What the destructor has left; something else before it has run.
+    /// The number of blocks that the destructor leaked, or the initial value before it has run.
     static LEFT: AtomicIsize = AtomicIsize::new(-1000);
     let ends = std::thread::spawn(|| {
-        LATE.with(|_| ()); // before the first greenlet: it is destroyed after what the thread keeps for them
+        LATE.with(|_| ()); // before the first greenlet, so destroyed after the library's own thread-local
         let greenlet = Greenlet::new(|(): ()| Ok(()));
         greenlet.switch::<()>(()).unwrap();
     });

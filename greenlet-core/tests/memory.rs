@@ -1,5 +1,5 @@
-//! Is memory bounded, given back, and missing politely? Each test is about a whole process, so it runs in a
-//! child of its own: this binary again, with the name of the test in the environment.
+//! Memory is bounded and given back, and a lack of memory is an error. Each test measures a whole
+//! process, so it runs in a child: this binary again, with the name of the test in the environment.
 
 extern crate greenlet_core as greenlet;
 
@@ -15,7 +15,7 @@ use this_binary::this_binary;
 const TEST: &str = "GREENLET_TEST_CASE";
 const PAGE: usize = 4096;
 
-/// Runs `body` in a child; `settings` are for its environment.
+/// Runs `body` in a child, with `settings` in its environment.
 fn in_child(test: &str, settings: &[(&str, &str)], body: fn()) {
     if std::env::var(TEST).is_ok_and(|wanted| wanted == test) {
         return body();
@@ -23,14 +23,14 @@ fn in_child(test: &str, settings: &[(&str, &str)], body: fn()) {
     let output = this_binary()
         .args([test, "--nocapture"])
         .env(TEST, test)
-        .env("RUST_BACKTRACE", "0") // of errors: they are slow
+        .env("RUST_BACKTRACE", "0") // backtraces of errors are slow
         .envs(settings.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{:?}\n{text}", output.status);
     for line in text.lines().filter(|line| line.starts_with("left out: ")) {
-        // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
+        // Not `eprintln!`: the harness hides its output when a test passes.
         io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
     let ran = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -39,20 +39,20 @@ fn in_child(test: &str, settings: &[(&str, &str)], body: fn()) {
 
 const LIMIT: &str = "an emulator heeds no limit of address space";
 
-/// Says, in a child, that a test does nothing here.
+/// Prints, in a child, that a test does nothing here.
 fn left_out(what: &str, why: &str) {
     eprintln!("left out: {what}: {why}");
 }
 
-/// Makes greenlets that are suspended.
-fn crowd(count: usize) -> Vec<Greenlet> {
-    let (all, refused) = crowd_up_to(count);
+/// Creates suspended greenlets.
+fn suspended(count: usize) -> Vec<Greenlet> {
+    let (all, refused) = suspended_up_to(count);
     assert!(refused.is_none(), "{refused:?}");
     all
 }
 
-/// Makes greenlets that are suspended, until there are so many, or until one is refused a stack.
-fn crowd_up_to(count: usize) -> (Vec<Greenlet>, Option<(Greenlet, StackError)>) {
+/// Creates suspended greenlets, until there are `count`, or until one gets no stack.
+fn suspended_up_to(count: usize) -> (Vec<Greenlet>, Option<(Greenlet, StackError)>) {
     let mut all = Vec::new();
     for number in 0..count {
         let next = Greenlet::builder().stack_size(64 << 10).build(wait);
@@ -83,8 +83,8 @@ fn status(field: &str) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// Sets how much address space the process may have; returns whether that is heeded, which emulators
-/// do not.
+/// Limits the address space of the process. Returns `true` if the limit has an effect. Emulators
+/// ignore it.
 #[must_use]
 fn limit_address_space(bytes: libc::rlim_t) -> bool {
     let limit = libc::rlimit {
@@ -99,11 +99,11 @@ fn limit_address_space(bytes: libc::rlim_t) -> bool {
 #[test]
 fn a_burst_of_greenlets_gives_its_memory_back() {
     in_child("a_burst_of_greenlets_gives_its_memory_back", &[], || {
-        drop(crowd(10)); // what is there once and for all
+        drop(suspended(10)); // allocates what stays for the whole process
         let before = resident();
-        let all = crowd_up_to(100_000).0;
+        let all = suspended_up_to(100_000).0;
         let count = all.len();
-        // Fewer where guards take mappings.
+        // Fewer if guards need mappings.
         assert!(count >= 20_000, "{count}");
         let at_most = stack::stats();
         assert_eq!((at_most.in_use, stacks_in_use()), (count, count));
@@ -126,8 +126,8 @@ fn a_burst_of_greenlets_gives_its_memory_back() {
         let bare = stack::stats();
         assert!(bare.resident_bytes <= 129 * each, "{bare:?}");
         assert_eq!(bare.idle, after.idle);
-        // What gave its memory back can be used again, with its guard.
-        drop(crowd(2000));
+        // Stacks that gave their memory back can be used again, with their guards.
+        drop(suspended(2000));
         assert_eq!(stack::stats().mapped_bytes, bare.mapped_bytes);
     });
 }
@@ -137,7 +137,7 @@ fn a_lower_idle_limit_holds_less() {
     in_child("a_lower_idle_limit_holds_less", &[], || {
         let held = |limit| {
             stack::set_idle_limit(limit);
-            drop(crowd(5000));
+            drop(suspended(5000));
             stack::stats().resident_bytes / PAGE
         };
         let (none, some, all) = (held(0), held(2000), held(10_000));
@@ -151,13 +151,13 @@ fn a_lower_idle_limit_holds_less() {
 #[test]
 fn stacks_of_an_ended_thread_are_reused() {
     in_child("stacks_of_an_ended_thread_are_reused", &[], || {
-        let use_thread = || std::thread::spawn(|| drop(crowd(1000))).join().unwrap();
+        let use_thread = || std::thread::spawn(|| drop(suspended(1000))).join().unwrap();
         use_thread();
         let before = stack::stats();
         assert_eq!((before.in_use, stacks_in_use()), (0, 0));
         assert!(before.idle >= 1000);
         use_thread();
-        drop(crowd(1000));
+        drop(suspended(1000));
         let after = stack::stats();
         assert_eq!(
             (after.mapped_bytes, after.idle),
@@ -173,7 +173,7 @@ fn a_failed_stack_allocation_is_an_error_and_changes_nothing() {
         "a_failed_stack_allocation_is_an_error_and_changes_nothing",
         &[],
         || {
-            drop(crowd(1));
+            drop(suspended(1));
             if !limit_address_space((status("VmSize:") + (64 << 20)) as _) {
                 return left_out("a stack without memory for it", LIMIT);
             }
@@ -201,7 +201,7 @@ fn an_outcome_skips_a_pending_parent_that_gets_no_stack() {
         "an_outcome_skips_a_pending_parent_that_gets_no_stack",
         &[],
         || {
-            drop(crowd(1));
+            drop(suspended(1));
             if !limit_address_space((status("VmSize:") + (64 << 20)) as _) {
                 return left_out("a pending parent without memory for its stack", LIMIT);
             }
@@ -231,7 +231,7 @@ fn existing_greenlets_keep_working_when_guards_run_out() {
             if limit > 200_000 {
                 return left_out("guards that run out", "this machine allows too many mappings");
             }
-            let (all, refused) = crowd_up_to(limit);
+            let (all, refused) = suspended_up_to(limit);
             let (refused, error) = refused.expect("the kernel stops");
             assert!(
                 error.is_out_of_memory() && error.to_string().contains("max_map_count"),
@@ -244,14 +244,14 @@ fn existing_greenlets_keep_working_when_guards_run_out() {
             assert_eq!(refused.state(), State::Pending);
             assert!(all.len() > limit / 2 - 1000, "{}", all.len());
 
-            // There still are mappings for others.
+            // Other allocations still find mappings.
             let block = vec![1_u8; 8 << 20];
             assert_eq!(std::thread::spawn(|| 5).join().unwrap(), 5);
             drop(block);
             for (number, greenlet) in all.iter().enumerate() {
                 assert_eq!(greenlet.switch::<usize>(number).unwrap(), number);
             }
-            // One more ends, and one more can begin.
+            // After one greenlet has ended, another one can start.
             let _: GreenletExit = all[0].throw(GreenletExit::new()).unwrap();
             let _: GreenletExit = all[1].throw(GreenletExit::new()).unwrap();
             assert_eq!(refused.switch::<usize>(8_usize).unwrap(), 8);

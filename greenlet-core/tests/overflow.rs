@@ -1,6 +1,7 @@
-//! A stack overflow is a message, and any other fault is none of our business. Each case kills a process,
-//! so it runs in a child: this binary again, with the name of the case in the environment. The usual test
-//! harness runs tests on threads of its own, and some cases are about the process's first.
+//! A stack overflow prints a message; the library does not handle other faults. Each case kills a
+//! process, so it runs in a child: this binary again, with the name of the case in the environment.
+//! The usual test harness runs tests on threads of its own, and some cases need the main thread of
+//! the process.
 
 extern crate greenlet_core as greenlet;
 
@@ -20,7 +21,7 @@ use this_binary::this_binary;
 
 const CASE: &str = "GREENLET_TEST_CASE";
 
-/// Both ways to make guard pages; the first is what the kernel at hand knows best.
+/// Both ways to create guard pages. The first is the newest that the running kernel supports.
 const GUARDS: [&str; 2] = ["", "mprotect"];
 
 /// Runs a case in a child, on the child's main thread.
@@ -56,7 +57,7 @@ fn assert_reports_overflow(case: &str, name: &str, size: usize) {
     }
 }
 
-/// Uses up the stack that it runs on.
+/// Overflows the stack that it runs on.
 #[inline(never)]
 fn recurse(depth: usize) -> usize {
     let frame = black_box([depth; 64]);
@@ -75,9 +76,11 @@ fn overflow(name: Option<&str>) {
     let _ = greenlet.switch::<usize>(());
 }
 
-/// Uses up the stack by calls that each switch away and back, from one of twelve places that are two words apart.
+/// Overflows the stack by calls that each switch away and back, from one of twelve places that are
+/// two words apart.
 fn overflow_in_a_switch(place: usize) {
-    /// Calls nothing before the switch: so what the switch pushes is the deepest that a call gets (in release builds).
+    /// Calls nothing before the switch, so the words that the switch pushes are the deepest of a
+    /// call (in release builds).
     #[inline(never)]
     fn descend(depth: usize, main: &Greenlet) -> usize {
         if depth == usize::MAX {
@@ -132,7 +135,7 @@ fn overflow_in_a_generator(name: Option<&str>) {
     drop(generator(name, |_| recurse(0)).resume(()));
 }
 
-/// Uses up the stack by calls that each yield.
+/// Overflows the stack by calls that each yield.
 fn overflow_in_a_yield() {
     #[inline(never)]
     fn descend(depth: usize, out: &Yielder<()>) -> usize {
@@ -148,9 +151,9 @@ fn overflow_in_a_yield() {
     }
 }
 
-/// Touches memory that nobody has.
+/// Accesses unmapped memory.
 fn stray() {
-    // SAFETY: it does not return: the process is to die of it, or a handler jumps off.
+    // SAFETY: the write does not return: it kills the process, or a handler jumps away.
     unsafe { black_box(ptr::without_provenance_mut::<u8>(8)).write_volatile(1) };
 }
 
@@ -177,7 +180,7 @@ extern "C" fn exit_with_78(signal: libc::c_int, info: *mut libc::siginfo_t, _: *
     };
 }
 
-/// Makes the library's handler exist, and leaves a greenlet suspended.
+/// Makes the library install its handler, and leaves a greenlet suspended.
 fn use_greenlets() -> Greenlet {
     let greenlet = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     greenlet.switch::<()>(()).unwrap();
@@ -188,10 +191,10 @@ fn on_a_thread(function: fn()) {
     std::thread::spawn(function).join().unwrap();
 }
 
-/// A thread that std did not make has no signal stack.
+/// Runs a function on a thread that std did not create. Such a thread has no signal stack.
 fn on_a_bare_thread(function: fn()) {
     extern "C" fn enter(function: *mut libc::c_void) -> *mut libc::c_void {
-        // SAFETY: it is the function below.
+        // SAFETY: the pointer is the function that is passed to `pthread_create` below.
         let function = unsafe { std::mem::transmute::<*mut libc::c_void, fn()>(function) };
         assert!(signal_stack_is_missing());
         function();
@@ -218,9 +221,9 @@ fn signal_stack_is_missing() -> bool {
     }
 }
 
-/// What the children do.
+/// The code of the child processes.
 fn run_the_case(case: &str) -> ! {
-    // SAFETY: no other thread exists; a core of each case is of no use.
+    // SAFETY: no other thread exists. A core file of each case is useless.
     unsafe {
         let none = libc::rlimit {
             rlim_cur: 0,
@@ -339,10 +342,11 @@ fn run_the_case(case: &str) -> ! {
                 getparent().unwrap().switch::<()>((&raw const here).addr())
             });
             let inside = suspended.switch::<usize>(()).unwrap();
-            // The stacks stand 17 pages apart, 16 of them usable: go down until it hurts.
+            // Stacks are 17 pages apart, 16 of them usable. Write downwards until a write faults.
             for page in 0..18 {
                 let address = ptr::with_exposed_provenance::<u8>(inside - page * 4096);
-                // SAFETY: the pages are those of a stack of ours, until one is a guard and kills us.
+                // SAFETY: the pages belong to a stack of the library, up to the guard that kills
+                // the process.
                 unsafe { black_box(address.read_volatile()) };
             }
         }
@@ -363,8 +367,8 @@ fn overflow_below_another_greenlet_names_the_inner_one() {
     assert_reports_overflow("nested", "greenlet 'inner'", 64 << 10);
 }
 
-/// The bare switch pushes a few words when the target has become current. Somewhere among these, they are the
-/// first that do not fit.
+/// The switch pushes a few words after the target has become current. At one of the tried depths,
+/// these words are the first that do not fit.
 fn overflow_in_a_switch_names_the_suspending_greenlet() {
     for place in 0..12 {
         assert_reports_overflow(&format!("switch {place}"), "greenlet 'deep'", 64 << 10);
@@ -418,7 +422,7 @@ fn overflow_of_a_thread_stack_keeps_the_message_of_std() {
     }
 }
 
-fn other_faults_kill_as_they_would_without_us() {
+fn other_faults_kill_the_process_as_without_the_library() {
     for case in [
         "stray",
         "stray inside",
@@ -440,7 +444,7 @@ fn other_faults_kill_as_they_would_without_us() {
     }
 }
 
-fn other_faults_reach_the_handler_before_ours() {
+fn other_faults_reach_the_previous_handler() {
     for (case, code) in [
         ("stray, plain handler", 77),
         ("stray, handler with info", 78),
@@ -453,7 +457,7 @@ fn other_faults_reach_the_handler_before_ours() {
     }
 }
 
-/// Tests with their names.
+/// The tests with their names.
 macro_rules! tests {
     ($($test:ident)*) => {
         [$((stringify!($test), $test as fn())),*]
@@ -475,7 +479,7 @@ fn main() -> ExitCode {
         overflow_on_a_thread_not_created_by_std_names_the_greenlet
         overflow_cuts_a_long_name_between_characters
         overflow_of_a_thread_stack_keeps_the_message_of_std
-        other_faults_kill_as_they_would_without_us
-        other_faults_reach_the_handler_before_ours
+        other_faults_kill_the_process_as_without_the_library
+        other_faults_reach_the_previous_handler
     })
 }

@@ -1,4 +1,4 @@
-//! What happens to greenlets when the process ends? Each test runs itself again as a child.
+//! Greenlets at the end of the process. Each test runs itself again as a child.
 
 extern crate greenlet_core as greenlet;
 
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     ])
 }
 
-/// Says when it is dropped.
+/// Prints when it is dropped.
 struct Says(&'static str);
 
 impl Drop for Says {
@@ -87,7 +87,7 @@ impl Drop for Says {
     }
 }
 
-/// A greenlet that is suspended, with something on its stack.
+/// Returns a suspended greenlet, with a local variable on its stack.
 fn suspended(name: &'static str) -> Greenlet {
     let greenlet = Greenlet::builder().name(name).build(move |(): ()| {
         let _local = Says(name);
@@ -113,7 +113,8 @@ fn assert_ended(output: &Output, status: i32, lines: &[&str]) {
     assert_eq!(errors, "", "no noise");
 }
 
-/// Leaves greenlets suspended: one is forgotten, one is in a thread-local, two stand on each other's stack.
+/// Leaves greenlets suspended: a forgotten one, one in a thread-local, and a child on the stack of
+/// its suspended parent.
 fn leave_some() {
     std::mem::forget(suspended("forgotten"));
     keep(suspended("in a thread-local"));
@@ -126,12 +127,12 @@ fn leave_some() {
     keep(outer);
 }
 
-// SH-1, HZ-10, HZ-11, UD-8: what is suspended when the main thread returns is dead, and nobody is told. The
-// process ends with its own status.
+// SH-1, HZ-10, HZ-11, UD-8: suspended greenlets are dead when the main thread returns, and nothing
+// is reported. The process ends with its own status.
 // #[test], on the main thread
 fn suspended_greenlets_are_dead_when_main_returns() {
     let output = child::run("suspended_greenlets_are_dead_when_main_returns", || {
-        KEPT.with(|_| ()); // on Linux destroyed after the library's own
+        KEPT.with(|_| ()); // on Linux destroyed after the library's own thread-local
         leave_some();
     });
     let Some(output) = output else { return };
@@ -165,7 +166,7 @@ fn a_report_that_cannot_be_printed_does_not_panic() {
     assert_ended(&output, 0, &["dropped"]);
 }
 
-// SH-1: their destructors run, once, where `main` asks for it.
+// SH-1: `run_to_end` in `main` runs their destructors once.
 // #[test], on the main thread
 fn run_to_end_ends_suspended_greenlets_before_main_returns() {
     let output = child::run("run_to_end_ends_suspended_greenlets_before_main_returns", || {
@@ -177,7 +178,7 @@ fn run_to_end_ends_suspended_greenlets_before_main_returns() {
     assert_ended(&output, 0, &[&dropped[..], &["main returns"]].concat());
 }
 
-// TD-10: a forked child that exits neither runs the parent's clean-up nor reports anything.
+// TD-10: a forked child that exits runs no clean-up of the parent, and reports nothing.
 // #[test], on the main thread
 fn a_forked_child_runs_no_clean_up() {
     let output = child::run("a_forked_child_runs_no_clean_up", || {
@@ -235,7 +236,7 @@ fn the_report_of_a_thread_names_at_most_eight_greenlets() {
     assert!(ten.contains("'h'") && !ten.contains("'i'"), "{ten}");
 }
 
-/// Leaves a greenlet suspended that its own stack keeps.
+/// Leaves a suspended greenlet with a handle of itself on its stack.
 fn leave_ring() {
     let ring = Greenlet::new(|(): ()| {
         let _itself = getcurrent();
@@ -244,7 +245,7 @@ fn leave_ring() {
     ring.switch::<()>(()).unwrap();
 }
 
-// TE-8: threads that come and go, with and without `run_to_end`.
+// TE-8: threads that end with and without `run_to_end`.
 // #[test], on the main thread
 fn leaked_stacks_are_counted() {
     let output = child::run("leaked_stacks_are_counted", || {
@@ -260,7 +261,8 @@ fn leaked_stacks_are_counted() {
     assert_ended(&output, 0, &[]);
 }
 
-// SH-1, XS-9: many, in a deep chain of parents, one of them while it handles an error.
+// SH-1, XS-9: many suspended greenlets in a deep chain of parents, one of them while it handles an
+// error.
 // #[test], on the main thread
 fn many_suspended_greenlets_do_not_crash_the_process_end() {
     let output = child::run("many_suspended_greenlets_do_not_crash_the_process_end", || {
@@ -327,7 +329,7 @@ fn exit_inside_a_greenlet_runs_no_suspended_code() {
     assert_ended(&output, 7, &["exits"]);
 }
 
-// The same of the function of a generator.
+// The same inside the function of a generator.
 // #[test], on the main thread
 fn exit_inside_a_generator_runs_no_destructor_of_it() {
     let output = child::run("exit_inside_a_generator_runs_no_destructor_of_it", || {
@@ -348,8 +350,8 @@ fn exit_inside_a_generator_runs_no_destructor_of_it() {
     assert_ended(&output, 7, &["exits"]);
 }
 
-// GN-15: they are ended when their owner is dropped, which may be after the end of the library's own thread-local. Their stacks, and
-// those of generators that are created there, are used again by other threads.
+// GN-15: a generator is ended when its owner is dropped, even after the end of the library's own
+// thread-local. Other threads reuse its stack, and the stacks of generators that are created then.
 // #[test], on the main thread
 fn generators_in_thread_locals_give_their_stacks_back() {
     thread_local! {
@@ -390,7 +392,7 @@ fn generators_in_thread_locals_give_their_stacks_back() {
     assert_ended(&output, 0, &["0 in use, a few idle"]);
 }
 
-// HZ-5, HZ-8: nor does a destructor that runs during a panic and exits begin to end greenlets then.
+// HZ-5, HZ-8: a destructor that exits the process during a panic ends no greenlets either.
 // #[test], on the main thread
 fn exit_while_unwinding_runs_no_suspended_code() {
     let output = child::run("exit_while_unwinding_runs_no_suspended_code", || {
@@ -409,7 +411,7 @@ fn exit_while_unwinding_runs_no_suspended_code() {
     assert_ended(&output, 8, &["exits"]);
 }
 
-// HZ-8: one that is kept suspended stays so at the end, and the process does not wait for it.
+// HZ-8: a greenlet that is kept suspended stays suspended, and the process does not wait for it.
 // #[test], on the main thread
 fn exit_leaves_a_kept_greenlet_suspended() {
     let output = child::run("exit_leaves_a_kept_greenlet_suspended", || {
@@ -424,7 +426,7 @@ fn exit_leaves_a_kept_greenlet_suspended() {
     assert_ended(&output, 9, &["exits"]);
 }
 
-// SH-1, HZ-11, HZ-21: threads that sit in greenlets when the process ends are just stopped.
+// SH-1, HZ-11, HZ-21: the end of the process just stops threads that are inside greenlets.
 // #[test], on the main thread
 fn threads_inside_greenlets_do_not_delay_the_process_end() {
     let output = child::run("threads_inside_greenlets_do_not_delay_the_process_end", || {
@@ -450,7 +452,7 @@ fn threads_inside_greenlets_do_not_delay_the_process_end() {
     assert_ended(&output, 0, &["main returns"]);
 }
 
-/// Uses everything while the thread ends, and says what happened.
+/// Calls every kind of operation while the thread ends, and prints the results.
 fn use_all_late(when: &str) {
     let main = getcurrent();
     assert!(main.is_main() && main.is_current());
@@ -481,13 +483,13 @@ unsafe extern "C" {
     fn atexit(callback: extern "C" fn()) -> std::ffi::c_int;
 }
 
-// SH-2, SH-3, SH-4, HZ-3, HZ-4: in an exit handler, which runs after the greenlets of the main thread have
-// been ended, everything can be called; a switch is refused. The one way to ask for the running greenlet
-// never fails: it gives a main greenlet that is dead.
+// SH-2, SH-3, SH-4, HZ-3, HZ-4: an exit handler runs after the end of the main thread's greenlets.
+// Every function can be called there, but a switch is refused. `getcurrent` never fails: it returns
+// a dead main greenlet.
 // #[test], on the main thread
 fn exit_handlers_may_use_greenlets() {
     let output = child::run("exit_handlers_may_use_greenlets", || {
-        // SAFETY: the callback is a plain function that does not unwind (a panic in it aborts).
+        // SAFETY: the callback is a plain function. A panic in it aborts, so it does not unwind.
         assert_eq!(unsafe { atexit(at_exit) }, 0);
         keep(suspended("kept"));
     });
@@ -512,8 +514,8 @@ thread_local! {
     static AFTER: UsesAllLate = const { UsesAllLate("registered after") };
 }
 
-// SH-2, SH-3, SH-4, HZ-4: the same in destructors of thread-locals, whether they run before the library's
-// own, when all still works, or after it.
+// SH-2, SH-3, SH-4, HZ-4: the same in destructors of thread-locals. Before the library's own is
+// destroyed, all operations still work.
 // #[test], on the main thread
 fn thread_local_destructors_may_use_greenlets() {
     let output = child::run("thread_local_destructors_may_use_greenlets", || {
@@ -533,7 +535,7 @@ fn thread_local_destructors_may_use_greenlets() {
     let (thread, main) = lines.split_at(lines.iter().position(|line| line.starts_with("and")).unwrap());
     for mut lines in [thread.to_vec(), main[1..].to_vec()] {
         lines.sort();
-        // Which of the two runs before the library's own is up to the system.
+        // The system decides which of the two runs before the library's own.
         let texts: Vec<&str> = lines
             .iter()
             .map(|line| line.split_once(": ").map_or(&**line, |(_, what)| what))
@@ -551,7 +553,7 @@ fn thread_local_destructors_may_use_greenlets() {
     }
 }
 
-// SH-2: a thread whose first use of greenlets is in a destructor of a thread-local.
+// SH-2: the first use of greenlets on a thread is in a destructor of a thread-local.
 // #[test], on the main thread
 fn the_first_use_of_greenlets_may_be_in_a_thread_local_destructor() {
     let output = child::run(
@@ -573,8 +575,8 @@ fn the_first_use_of_greenlets_may_be_in_a_thread_local_destructor() {
     assert_eq!(lines[1], "the thread is over");
 }
 
-// TD-10: after a fork the child goes on, while other threads of the parent use greenlets: a thread that
-// has stacks at hand takes no lock of the process.
+// TD-10: a forked child can use greenlets, although other threads of the parent used them during
+// the fork. A thread with cached stacks takes no lock of the process.
 // #[test], on the main thread
 fn a_forked_child_can_use_greenlets() {
     let output = child::run("a_forked_child_can_use_greenlets", || {

@@ -1,9 +1,9 @@
-//! A soak: many greenlets on two threads at once, made, switched to, thrown at and dropped at random, for
-//! a bounded number of steps. At the end of each lap all of the crowd are alive at once, then all are ended;
-//! at the end of the last one memory is what it was after the first.
+//! A soak test: two threads at once create, switch to, throw at and drop many greenlets at random,
+//! for a bounded number of steps. At the end of each round all greenlets are alive at once, then
+//! all are ended. After the last round the memory is the same as after the first.
 //!
-//! The seed is printed; `GREENLET_SOAK_SEED` sets it. `GREENLET_SOAK_STEPS` sets how many steps each thread does
-//! in a lap; the crowd is then as large as it gets in so many.
+//! The test prints the seed; `GREENLET_SOAK_SEED` sets it. `GREENLET_SOAK_STEPS` sets the number of
+//! steps of each thread in a round, which limits the number of greenlets.
 
 extern crate greenlet_core as greenlet;
 
@@ -15,13 +15,13 @@ use anyhow::{Result, bail};
 use fastrand::Rng;
 use greenlet::{Greenlet, GreenletExit, State, getparent, stack, stacks_in_use};
 
-/// How many greenlets are alive at once, on both threads together. A debug build has fewer: it is slower, and
-/// with guards that take two mappings each the kernel refuses more than 32,000.
+/// The number of greenlets that are alive at once, on both threads together. A debug build has
+/// fewer: it is slower, and the kernel refuses more than 32,000 guards that take two mappings each.
 const CROWD: usize = if cfg!(debug_assertions) { 10_000 } else { 50_000 };
 const LAPS: usize = 4;
 const THREADS: usize = 2;
 
-/// Counts the bodies that run: 0 at the end.
+/// Counts the running bodies: 0 at the end.
 struct Alive(Rc<Cell<isize>>);
 
 impl Alive {
@@ -37,13 +37,13 @@ impl Drop for Alive {
     }
 }
 
-/// A greenlet, and what it must answer next.
+/// A greenlet, and its expected next answer.
 struct Member {
     greenlet: Greenlet,
     total: u64,
 }
 
-/// Adds up what it is sent. Every eighth number goes through a child of its own.
+/// Adds up the received numbers. Every eighth number goes through a child.
 fn adder(alive: &Rc<Cell<isize>>) -> impl FnOnce(u64) -> Result<u64> + use<> {
     let alive = Rc::clone(alive);
     move |first| {
@@ -64,7 +64,7 @@ fn adder(alive: &Rc<Cell<isize>>) -> impl FnOnce(u64) -> Result<u64> + use<> {
     }
 }
 
-/// An error that an adder answers as if it were 0.
+/// An error that an adder treats as the number 0.
 #[derive(Debug)]
 struct Harmless;
 
@@ -84,8 +84,8 @@ struct Soak {
 }
 
 impl Soak {
-    /// The first half of a lap: `steps` at random, which make more greenlets than they end until the
-    /// crowd is complete. Where that `must_fill`, it is at the end.
+    /// The first half of a round: `steps` random steps, which create more greenlets than they end
+    /// until the limit is reached. With `must_fill` the limit is reached at the end in any case.
     fn grow(&mut self, steps: usize, must_fill: bool) -> Result<()> {
         for _ in 0..steps {
             self.step()?;
@@ -96,7 +96,7 @@ impl Soak {
         self.check()
     }
 
-    /// The second half: all are ended, one way or another.
+    /// The second half of a round: ends all greenlets, in one way or another.
     fn shrink(&mut self) -> Result<()> {
         self.rng.shuffle(&mut self.members);
         let half = self.members.len() / 2;
@@ -115,7 +115,7 @@ impl Soak {
         let is_full = self.is_full();
         match self.rng.u8(..) {
             0..160 if !is_full => self.make(),
-            // The last handle goes.
+            // Drops the last handle.
             0..20 => {
                 self.take_one();
                 Ok(())
@@ -176,7 +176,7 @@ impl Soak {
         (index < self.members.len()).then(|| self.members.swap_remove(index))
     }
 
-    /// As many bodies run, and as many stacks are in use, as there are members.
+    /// Checks that as many bodies run, and as many stacks are in use, as there are members.
     fn check(&self) -> Result<()> {
         let (members, bodies) = (self.members.len(), self.alive.get());
         let stacks = stacks_in_use();
@@ -214,14 +214,14 @@ fn memory_does_not_grow_after_the_first_round() {
             members: Vec::new(),
         };
         let mut laps = Vec::new();
-        // Also after a mistake: the other thread would wait at the barrier for ever.
+        // Wait also after an error: the other thread would wait at the barrier for ever.
         let mut outcome = Ok(());
         for _ in 0..LAPS {
             outcome = outcome.and_then(|()| soak.grow(steps, shortened.is_none()));
             let alive = soak.members.len();
-            barrier.wait(); // those of both are alive at once
+            barrier.wait(); // the greenlets of both threads are alive at once
             outcome = outcome.and_then(|()| soak.shrink());
-            barrier.wait(); // nothing moves while memory is read
+            barrier.wait(); // no thread runs while the memory is measured
             laps.push((alive, resident()));
             barrier.wait();
         }

@@ -1,5 +1,5 @@
-//! The black-box tests of the bridge and of what else this crate adds to the core: one binary, one folder for
-//! each subject. The core's own are in `greenlet-core/tests`.
+//! The black-box tests of the bridge and of the other additions of this crate to the core: one
+//! binary, with one folder for each subject. The tests of the core are in `greenlet-core/tests`.
 
 #[allow(
     dead_code,

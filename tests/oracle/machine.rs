@@ -1,7 +1,7 @@
-//! Runs switching programs on greenlets, and writes down what happens: the counterpart of `oracle.py`.
+//! Runs switching programs on greenlets, and logs what happens: the counterpart of `oracle.py`.
 //!
-//! The two must hold a handle of a greenlet at the same moments, for a greenlet ends when its last one
-//! goes. So each op here says, where it matters, when it lets go.
+//! Both must hold a handle of a greenlet at the same moments, because a greenlet ends when its last
+//! handle is dropped. So each op drops its handles explicitly where it matters.
 
 #![forbid(unsafe_code)]
 
@@ -18,19 +18,19 @@ use greenlet::{
 
 use super::program::{Catch, Failure, GENERATOR_SLOTS, Int, Malformed, Op, Place, Program, SLOTS};
 
-/// How large stacks are. The interpreter is recursive: a body of `finally` in `finally` goes deep.
+/// The stack size. The interpreter is recursive: nested bodies of `finally` need a deep stack.
 const MAIN_STACK: usize = 16 << 20;
 const STACK: usize = 4 << 20;
 
-/// Runs the program that stands in a line, in a thread of its own, and returns its event log.
+/// Runs the program in a line, on a new thread, and returns its event log.
 ///
 /// # Errors
 ///
-/// Returns [`Malformed`] if the line is no program; nothing has run then.
+/// Returns [`Malformed`] if the line is no program. Nothing has run then.
 ///
 /// # Panics
 ///
-/// Panics if there is no thread to be had, and if the library does.
+/// Panics if no thread can be created, or if the library panics.
 pub(crate) fn run(line: &str) -> Result<Vec<String>, Malformed> {
     let line = line.to_owned();
     let thread = thread::Builder::new()
@@ -43,7 +43,7 @@ pub(crate) fn run(line: &str) -> Result<Vec<String>, Malformed> {
     thread.join().expect("a program does not panic")
 }
 
-/// The two errors that a program can raise of its own.
+/// The two errors that a program can raise itself.
 #[derive(Debug)]
 struct OwnError(&'static str);
 
@@ -65,7 +65,7 @@ impl Failure {
     }
 }
 
-/// The name that `OPS.md` gives an error.
+/// Returns the name that `OPS.md` gives an error.
 fn error_name(error: &Error) -> &'static str {
     if error.is::<GreenletExit>() {
         "Exit"
@@ -82,7 +82,7 @@ fn error_name(error: &Error) -> &'static str {
     }
 }
 
-/// What is sent: an [`Int`], or the exit of a greenlet that ended by it.
+/// A sent value: an [`Int`], or the exit of a greenlet that ended by it.
 fn value_name(value: &Value) -> String {
     match value.downcast_ref::<Int>() {
         Some(int) => int.to_string(),
@@ -91,7 +91,7 @@ fn value_name(value: &Value) -> String {
     }
 }
 
-/// What a step brings: nothing, if it is a `next`.
+/// The value that a step sends; none for a `next`.
 type Input = Option<Int>;
 
 fn input_name(input: Input) -> String {
@@ -100,7 +100,7 @@ fn input_name(input: Input) -> String {
 
 type Made = Generator<Int, Input, Int>;
 
-/// What runs a body. It begins each log line of the body.
+/// The greenlet or generator that runs a body. Each log line of the body begins with it.
 #[derive(Clone, Copy)]
 enum Me<'a> {
     Greenlet(&'a str),
@@ -111,7 +111,7 @@ impl fmt::Display for Me<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Me::Greenlet(name) => f.write_str(name),
-            // The greenlet that steps it, perhaps another one each time.
+            // The greenlet that steps it, which may differ from step to step.
             Me::Generator(own, _) => write!(f, "{own}@{}", name(&getcurrent())),
         }
     }
@@ -119,7 +119,7 @@ impl fmt::Display for Me<'_> {
 
 const MAIN: Me<'static> = Me::Greenlet("main");
 
-/// Why a list of ops was left before its end.
+/// The reason why a list of ops was left before its end.
 enum Leave {
     Return(Int),
     Error(Error),
@@ -132,7 +132,7 @@ struct Machine {
     count: Cell<usize>,
     generator_count: Cell<usize>,
     log: RefCell<Vec<String>>,
-    /// Main's log has been handed out: what runs now is being ended with its thread.
+    /// The log of main has been returned. From now on greenlets only end with their thread.
     is_over: Cell<bool>,
 }
 
@@ -235,7 +235,7 @@ impl Machine {
             Op::Finally { ops, last } => {
                 let outcome = self.run(me, ops);
                 self.emit(format!("{me} finally"));
-                // What LAST leaves with takes the place of what OPS left with.
+                // The outcome of LAST replaces that of OPS.
                 self.run(me, last)?;
                 return outcome;
             }
@@ -273,10 +273,10 @@ impl Machine {
             Ok(Value::new(result))
         });
         let before = self.put(slot, Some(made.clone()));
-        // CAUTION: runs foreign code: it may use the new greenlet already.
+        // CAUTION: runs arbitrary user code, which may use the new greenlet already.
         drop(before);
         drop(made);
-        // The count, not the number of this one: what ended just now may have made more.
+        // Log the count, not the number of this greenlet: an end just now may have created more.
         self.emit(format!("{me} new {slot} -> g{}", self.count.get()));
     }
 
@@ -295,7 +295,7 @@ impl Machine {
     }
 
     fn switch(&self, me: Me<'_>, place: Place, value: &Int, catch: Catch) -> Result<(), Leave> {
-        // The target is held until the switch has come back, and no longer.
+        // Hold the target exactly until the switch has returned.
         let switched = |target: Greenlet| target.switch::<Value>(value.clone());
         let outcome = self.place(place).map(switched).map(named);
         self.settle(me, &format!("switch {place} {value}"), catch, outcome)
@@ -307,7 +307,8 @@ impl Machine {
         self.settle(me, &format!("throw {place} {failure}"), catch, outcome)
     }
 
-    /// Logs the outcome of a switch, throw, step or yield, and lets its error go on unless it is caught.
+    /// Logs the outcome of a switch, throw, step or yield. Propagates its error unless the op
+    /// catches it.
     fn settle(
         &self,
         me: Me<'_>,
@@ -350,7 +351,7 @@ impl Machine {
             .stack_size(STACK)
             .build_with_input(function);
         let before = self.generators[slot].replace(Some(Rc::new(made)));
-        // CAUTION: runs arbitrary user code: it may use the new generator already.
+        // CAUTION: runs arbitrary user code, which may use the new generator already.
         drop(before);
         self.emit(format!(
             "{me} generator {slot} -> y{}",
@@ -372,13 +373,13 @@ impl Machine {
         self.settle(me, &format!("throw_in {slot} {failure}"), catch, outcome)
     }
 
-    /// Makes a step of the generator in a slot. Returns `None` if the slot is empty.
+    /// Steps the generator in a slot. Returns `None` if the slot is empty.
     fn in_generator(
         &self,
         slot: usize,
         step: impl FnOnce(&Made) -> Option<Result<Int>>,
     ) -> Option<Result<String>> {
-        // It is held until the step has come back, and no longer.
+        // Hold the generator exactly until the step has returned.
         let generator = self.generators[slot].borrow().clone()?;
         Some(match step(&generator) {
             Some(item) => item.map(|item| item.to_string()),
@@ -432,7 +433,7 @@ impl Machine {
             },
             _ => "empty",
         };
-        // In this order: what the old parent did when it ended may have emptied the slots.
+        // In this order: the end of the old parent may have emptied the slots.
         drop(child);
         drop(parent);
         self.emit(format!(

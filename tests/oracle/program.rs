@@ -1,5 +1,5 @@
-//! Switching programs as data: reads one from its line of JSON, and finds every mistake in it before any
-//! of it runs. The language is described in `OPS.md`.
+//! Switching programs as data. This module reads a program from its line of JSON, and finds every
+//! mistake in it before any op runs. `OPS.md` describes the language.
 
 #![forbid(unsafe_code)]
 
@@ -9,16 +9,16 @@ use std::rc::Rc;
 
 use serde_json::value::RawValue;
 
-/// How many slots the bodies of a program share.
+/// The number of slots that the bodies of a program share.
 pub(crate) const SLOTS: usize = 10;
 
-/// How many slots for generators they share.
+/// The number of slots for generators that they share.
 pub(crate) const GENERATOR_SLOTS: usize = 4;
 
-/// How deep `finally` may be nested. The referee's own interpreter gives up earlier.
+/// The maximal nesting of `finally`. Python's interpreter has a lower limit.
 const MAX_DEPTH: usize = 500;
 
-/// What is wrong with a program: one line, without the number of the program's own line.
+/// The mistake in a program: one line, without the number of the program's own line.
 #[derive(Debug)]
 pub(crate) struct Malformed(String);
 
@@ -38,7 +38,7 @@ pub(crate) struct Program {
     pub(crate) bodies: Vec<Vec<Op>>,
 }
 
-/// An integer of any size, which nobody calculates with: its decimal digits.
+/// An integer of any size, as its decimal digits. No op calculates with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Int(Rc<str>);
 
@@ -92,7 +92,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Which errors of a switch stop there.
+/// The errors of a switch that an op catches.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Catch {
     None,
@@ -139,7 +139,7 @@ pub(crate) enum Op {
         slot: usize,
         body: usize,
     },
-    /// `next` if there is no value, else `send`.
+    /// `next` if there is no value, otherwise `send`.
     Step {
         slot: usize,
         value: Option<Int>,
@@ -175,7 +175,7 @@ impl Program {
     pub(crate) fn parse(line: &str) -> Result<Program> {
         let raw: &RawValue = serde_json::from_str(line).map_err(|error| {
             let text = error.to_string();
-            // One line of input has no line numbers of its own.
+            // The error's line number is always 1, so it is left out.
             let text = text.split(" at line ").next().unwrap_or(&text);
             Malformed(format!("not JSON: {text} at column {}", error.column()))
         })?;
@@ -209,7 +209,7 @@ impl Program {
     }
 }
 
-/// Reads the parts of a program that has so many bodies.
+/// Reads the parts of a program with a given number of bodies.
 struct Reader {
     bodies: usize,
 }
@@ -359,7 +359,7 @@ fn list(raw: &RawValue) -> Option<Vec<&RawValue>> {
     read(raw)
 }
 
-/// Reads the number of a slot, of which there are so many.
+/// Reads the number of a slot, below the given number of slots.
 fn slot(raw: &RawValue, slots: usize) -> Result<usize> {
     match index(raw) {
         Some(slot) if slot < slots => Ok(slot),
@@ -411,7 +411,7 @@ fn catch(raw: &RawValue) -> Result<Catch> {
     }
 }
 
-/// Reads an integer from its text: JSON's own rules leave only signs, points and exponents to look at.
+/// Reads an integer from its text. JSON excludes everything but signs, points and exponents.
 fn int(raw: &RawValue) -> Result<Int> {
     let text = raw.get();
     let digits = text.strip_prefix('-').unwrap_or(text);
@@ -425,7 +425,7 @@ fn index(raw: &RawValue) -> Option<usize> {
     int(raw).ok()?.0.parse().ok()
 }
 
-/// The text of what was found, cut off where it gets long.
+/// Returns the text of a found value, cut off if it is long.
 fn short(raw: &RawValue) -> String {
     const MOST: usize = 40;
     let text = raw.get();

@@ -1,7 +1,8 @@
-//! Runs switching programs: one JSON object a line on standard input, event logs on standard output.
+//! Runs switching programs: reads one JSON object a line from standard input, writes event logs to
+//! standard output.
 //!
-//! The language is described in `OPS.md` beside this file. The same programs can be run on Python's greenlet, by
-//! `oracle.py`, and the two logs compared; `.ci/oracle` does it.
+//! `OPS.md` beside this file describes the language. `oracle.py` runs the same programs on Python's
+//! greenlet, and `.ci/oracle` compares the logs.
 //!
 //! ```text
 //! $ echo '{"name":"hello","bodies":[[["new",0,1,null],["switch",0,7,"none"]],[["return",8]]]}' |
@@ -16,9 +17,9 @@
 //! --
 //! ```
 //!
-//! A malformed program is named on standard error, with the number of its line, and ends the run with
-//! status 2; nothing of it runs. What goes wrong in a greenlet whose last handle was dropped has no place
-//! in a log, and is not printed.
+//! A malformed program ends the run with status 2 and a message on standard error, with the number
+//! of its line. No op of it runs. Errors of a greenlet whose last handle was dropped are not
+//! printed.
 
 #![forbid(unsafe_code)]
 

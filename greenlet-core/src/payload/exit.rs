@@ -183,7 +183,7 @@ fn downcast_exit(error: &mut Error) -> Option<&mut GreenletExit> {
 mod tests {
     use super::*;
 
-    /// A context that takes no room, so that the exit below it may stand where the error stands.
+    /// A zero-sized context, so the exit below it may be at the address of the error.
     #[derive(Debug)]
     struct Nothing;
 

@@ -1,5 +1,6 @@
-//! AddressSanitizer finds bugs inside greenlets, and says where. Each bug ends a process, so it is made in a
-//! child. The rest of the suite, run with the sanitizer, says that it finds none where there are none.
+//! AddressSanitizer finds bugs inside greenlets and names their places. Each bug ends a process, so
+//! it runs in a child. The rest of the suite, run with the sanitizer, shows that there are no false
+//! reports.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -16,10 +17,11 @@ use crate::{Greenlet, getparent};
 
 const CHILD: &str = "GREENLET_TEST_ASAN_CHILD";
 
-/// Runs `bug` in a child, and returns what the sanitizer says of it. `None` in a build without it.
+/// Runs `bug` in a child, and returns the output of the sanitizer. Returns `None` in a build
+/// without it.
 fn report_of(test: &str, bug: impl FnOnce()) -> Option<String> {
     if !asan::is_present() {
-        // Not by `eprintln!`, whose output the harness keeps to itself when a test passes.
+        // Not `eprintln!`: the harness hides its output when a test passes.
         writeln!(
             std::io::stderr(),
             "left out: {test}: not built with AddressSanitizer"
@@ -47,7 +49,7 @@ fn up(number: usize) -> Result<usize> {
 #[inline(never)]
 fn writes_behind_an_array(index: usize) {
     let mut array = black_box([0_u8; 24]);
-    // SAFETY: none: it is outside for 24. The sanitizer is to stop it.
+    // SAFETY: none: the read is out of bounds. The sanitizer must stop it.
     unsafe {
         (&raw mut array)
             .cast::<u8>()
@@ -76,7 +78,7 @@ fn an_overrun_on_the_stack_of_a_greenlet_is_reported() {
         "{report}"
     );
     assert!(report.contains("writes_behind_an_array"), "{report}");
-    // The variable, and the way to the greenlet's first frame, and not to who switched to it.
+    // The report names the variable, and the calls down to the first frame of the greenlet.
     assert!(report.contains("'array'"), "{report}");
     assert!(report.contains("first_frame::run"), "{report}");
 }
@@ -87,7 +89,7 @@ fn a_use_after_free_in_a_greenlet_is_reported() {
         let child = Greenlet::new(|number: usize| {
             let value = Box::into_raw(Box::new(number));
             let number = up(number)?;
-            // SAFETY: it came from a box. The read is a bug, which the sanitizer is to stop.
+            // SAFETY: none: the box is freed. The sanitizer must stop the read.
             unsafe {
                 drop(Box::from_raw(value));
                 Ok(black_box(value).read_volatile() + number)
@@ -108,7 +110,8 @@ fn a_use_after_free_in_a_greenlet_is_reported() {
     );
 }
 
-/// (Not by `black_box`, which is inline assembly: a function that has any stays on the real stack.)
+/// (Not `black_box`: it is inline assembly, and a function with inline assembly stays on the real
+/// stack.)
 #[inline(never)]
 fn leaves_a_local() -> *const u8 {
     static PLACE: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
@@ -117,14 +120,14 @@ fn leaves_a_local() -> *const u8 {
     PLACE.load(Ordering::Relaxed)
 }
 
-// Each greenlet has a fake stack of its own, which is there again when it is come back to.
+// Each greenlet has a fake stack of its own, which is restored when the greenlet is resumed.
 #[test]
 fn a_use_after_return_in_a_greenlet_is_reported() {
     let report = report_of("a_use_after_return_in_a_greenlet_is_reported", || {
         let child = Greenlet::new(|number: usize| {
             let local = leaves_a_local();
             let number = up(number)?;
-            // SAFETY: none: the frame is gone. The sanitizer is to stop it.
+            // SAFETY: none: the frame is gone. The sanitizer must stop the read.
             Ok(number + usize::from(unsafe { local.read_volatile() }))
         });
         for number in [1_usize, 2] {
@@ -139,7 +142,8 @@ fn a_use_after_return_in_a_greenlet_is_reported() {
     assert!(report.contains("leaves_a_local"), "{report}");
 }
 
-// What a panic skips on a stack, and what a greenlet leaves there when it ends, is no obstacle to the next.
+// Frames that a panic skips, or that a greenlet leaves at its end, do not affect the next greenlet
+// on the stack.
 #[test]
 fn abandoned_frames_do_not_affect_later_greenlets() {
     #[inline(never)]
@@ -152,7 +156,7 @@ fn abandoned_frames_do_not_affect_later_greenlets() {
     }
     #[inline(never)]
     fn writes_all(size: usize) {
-        // One frame over all of them, without marks of its own but at its ends.
+        // One frame covers all of them. It has redzones only at its ends.
         let mut frame = black_box([0_u8; 30_000]);
         frame[..size].fill(1);
         black_box(&frame);
@@ -174,7 +178,7 @@ fn abandoned_frames_do_not_affect_later_greenlets() {
     assert_eq!(seen.get(), 20);
 }
 
-// A local may stand on the sanitizer's fake stack; the answer is about the real one.
+// A local variable may be on the sanitizer's fake stack. The usage is that of the real stack.
 #[test]
 fn the_usage_of_the_running_greenlet_is_that_of_its_stack() {
     let child = Greenlet::new(|(): ()| Ok(crate::getcurrent().stack_usage().unwrap()));

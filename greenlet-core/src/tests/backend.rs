@@ -1,4 +1,5 @@
-//! The contract of a backend, without greenlets: two words there, two words back, and nothing else changes.
+//! The contract of a backend, without greenlets: a switch carries two words there and two words
+//! back, and changes nothing else.
 
 use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
@@ -11,8 +12,8 @@ use crate::backend::{self, SavedContext, Word};
 use crate::stack::{self, Stack, StackCache};
 use crate::thread::ThreadState;
 
-/// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
-/// its place.
+/// A minimal coroutine: a stack, and the resume points of the stack and of its caller. It is boxed
+/// so that it does not move.
 struct Coroutine {
     stack: Cell<Option<Stack>>,
     inside: SavedContext,
@@ -23,11 +24,11 @@ struct Coroutine {
 
 type Body = Box<dyn FnOnce(&Coroutine)>;
 
-/// What enters: hands the words of the first switch to the body.
+/// The entry function: passes the words of the first switch to the body.
 ///
 /// # Safety
 ///
-/// - Of an [`backend::Entry`]; and it is a coroutine that is resumed.
+/// - As for any [`backend::Entry`]. The first word points to the coroutine that is resumed.
 unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const SavedContext) -> ! {
     asan::enter(&ThreadState::current().fibers);
     assert_eq!(word.addr(), 1);
@@ -48,7 +49,7 @@ impl Coroutine {
     fn new(cache: &mut StackCache, size: usize, body: impl FnOnce(&Coroutine) + 'static) -> Box<Coroutine> {
         let stack = cache.fetch(size).unwrap();
         let inside = SavedContext::new();
-        // SAFETY: the stack is fresh and ours.
+        // SAFETY: the stack is new, and the coroutine owns it.
         unsafe { backend::init(stack.base(), enter_coroutine, &inside) };
         Box::new(Coroutine {
             stack: Cell::new(Some(stack)),
@@ -59,7 +60,7 @@ impl Coroutine {
         })
     }
 
-    /// Runs until the next `pause`, or the end. Returns the word that comes with it.
+    /// Runs until the next `pause`, or until the end. Returns the word that `pause` passes.
     fn resume(&self) -> usize {
         let word = ptr::without_provenance(1);
         let data = Word::new((&raw const *self).cast_mut().cast());
@@ -76,7 +77,7 @@ impl Coroutine {
         word.addr()
     }
 
-    /// Called inside: goes back to `resume`, with a word.
+    /// Switches back to `resume`, with a word. Called inside the coroutine.
     fn pause(&self, word: usize) {
         // SAFETY: as in `resume`.
         let (own, word, data) = unsafe {
@@ -134,7 +135,7 @@ fn the_stack_is_aligned_at_entry() {
         let aligned = black_box(Aligned([1; 128]));
         assert_eq!((&raw const aligned).addr() % 128, 0);
         assert_eq!(aligned.0.iter().map(|&byte| u32::from(byte)).sum::<u32>(), 128);
-        // Vector code of the standard library, which relies on the alignment that the ABI promises.
+        // Vector code of the standard library, which needs the alignment that the ABI promises.
         assert_eq!(
             format!("{:.3} {:e}", black_box(1.5_f64), black_box(2e9_f64)),
             "1.500 2e9"
@@ -244,7 +245,7 @@ fn a_backtrace_ends_at_the_base() {
             let trace = backtrace_in_here();
             assert!(trace.contains("backtrace_in_here"), "{trace}");
             assert!(trace.contains("enter_coroutine"), "{trace}");
-            // It does not run on into who resumed.
+            // The backtrace does not continue into the resuming function.
             assert!(!trace.contains("who_resumes"), "{trace}");
             it.pause(0);
         }

@@ -1,4 +1,4 @@
-//! Tests that need what is private: the bare switch, and stacks.
+//! Tests that need private items: the bare switch, and stacks.
 
 #[cfg(all(
     feature = "asan",
@@ -11,7 +11,8 @@ mod stack;
 
 use std::process::Command;
 
-/// This binary again; where it runs in an emulator, `GREENLET_TEST_RUNNER` says in which.
+/// Returns a command that runs this binary again, in the emulator that `GREENLET_TEST_RUNNER`
+/// names, if any.
 pub(crate) fn this_binary() -> Command {
     let runner = std::env::var("GREENLET_TEST_RUNNER").unwrap_or_default();
     let exe = std::env::current_exe().expect("a test knows its own path");

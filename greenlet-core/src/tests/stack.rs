@@ -11,9 +11,9 @@ fn take(cache: &mut StackCache, size: usize) -> Stack {
     }
 }
 
-/// Returns `true` if the kernel refuses to write to a page. Our own access would kill the process.
+/// Returns `true` if the kernel refuses to write to a page. A direct access would kill the process.
 fn is_guard(address: *mut u8) -> bool {
-    // SAFETY: the page is of a stack that nothing runs on, or of its guard.
+    // SAFETY: the page belongs to a stack that no code runs on, or to its guard.
     unsafe { libc::uname(address.cast()) != 0 }
 }
 

@@ -1,6 +1,6 @@
-//! Runs tests of what ends the process: each again in a process of its own, on the main thread.
+//! Runs tests of the end of a process, each in a child process, on the main thread.
 //!
-//! The usual harness runs no test on the main thread, and it is that thread's end that ends a process.
+//! The usual harness runs no test on the main thread, and the end of that thread ends a process.
 
 use std::process::{ExitCode, Output};
 
@@ -12,7 +12,7 @@ use harness::Test;
 
 const VARIABLE: &str = "GREENLET_TEST_CHILD";
 
-/// Runs the tests that the command line wants; in a child, the one that it was started for.
+/// Runs the tests that the command line selects. In a child, runs only the test of that child.
 pub(crate) fn run_tests(tests: &[Test]) -> ExitCode {
     let Ok(child) = std::env::var(VARIABLE) else {
         return harness::run(tests);
@@ -25,8 +25,8 @@ pub(crate) fn run_tests(tests: &[Test]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// In the child that this starts: runs the scenario, and returns `None`. In the parent: what the child
-/// printed and how it ended. `test` is the name of the calling test.
+/// In the child, runs the scenario and returns `None`. In the parent, starts the child and returns
+/// its output and status. `test` is the name of the calling test.
 pub(crate) fn run(test: &str, scenario: impl FnOnce()) -> Option<Output> {
     if std::env::var_os(VARIABLE).is_some() {
         scenario();

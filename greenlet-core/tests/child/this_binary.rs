@@ -1,8 +1,9 @@
-//! How a test starts its own binary again.
+//! Starts the test binary again.
 
 use std::process::Command;
 
-/// Returns a command that runs this binary again. `GREENLET_TEST_RUNNER` names the emulator, if there is one.
+/// Returns a command that runs this binary again, in the emulator that `GREENLET_TEST_RUNNER`
+/// names, if any.
 pub(crate) fn this_binary() -> Command {
     let runner = std::env::var("GREENLET_TEST_RUNNER").unwrap_or_default();
     let exe = std::env::current_exe().unwrap();

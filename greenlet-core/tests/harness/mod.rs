@@ -1,21 +1,23 @@
-//! A test harness for tests that need the process's main thread: the usual one runs no test there.
+//! A test harness for tests that need the main thread of the process. The usual harness runs no
+//! test there.
 //!
-//! It runs the tests one after the other, and understands what tools say to the usual one: names, `--exact`,
-//! `--skip`, `--list` and `--ignored`. What else begins with a dash it leaves alone.
+//! It runs the tests one after the other. It accepts the arguments that tools pass to the usual
+//! harness: names, `--exact`, `--skip`, `--list` and `--ignored`. It ignores all other arguments
+//! that begin with a dash.
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 pub(crate) type Test = (&'static str, fn());
 
-/// What the command line wants.
+/// The parsed command line.
 #[derive(Default)]
 struct Wanted {
     names: Vec<String>,
     skipped: Vec<String>,
     is_exact: bool,
     is_list: bool,
-    /// No test here is an ignored one.
+    /// `--ignored`. No test here is ignored, so none runs.
     only_ignored: bool,
 }
 
@@ -32,7 +34,7 @@ impl Wanted {
                 "--list" => wanted.is_list = true,
                 "--ignored" => wanted.only_ignored = true,
                 "--skip" => wanted.skipped.extend(arguments.next()),
-                // Those that have a value, which is no name.
+                // These options take a value, which is not a name.
                 "--format" | "--color" | "--logfile" | "--test-threads" | "--shuffle-seed" | "-Z" => {
                     arguments.next();
                 }
@@ -54,7 +56,7 @@ impl Wanted {
     }
 }
 
-/// Does what the command line says with the tests.
+/// Runs or lists the tests, as the command line says.
 pub(crate) fn run(tests: &[Test]) -> ExitCode {
     let wanted = Wanted::of(std::env::args().skip(1));
     let chosen: Vec<&Test> = tests.iter().filter(|(name, _)| wanted.has(name)).collect();

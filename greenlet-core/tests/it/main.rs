@@ -1,6 +1,6 @@
-//! The black-box tests of the core: one binary, one folder for each subject.
+//! The black-box tests of the core: one binary, with one folder for each subject.
 //!
-//! The tests call the crate `greenlet`, as most users know it.
+//! The tests name the crate `greenlet`, as most users do.
 
 extern crate greenlet_core as greenlet;
 

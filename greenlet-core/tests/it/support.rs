@@ -1,4 +1,5 @@
-//! What the tests share: an event log, a counter of drops, destructors, a leak check, a way to the parent.
+//! Helpers of the tests: an event log, a counter of drops, destructors, a leak check, a switch to
+//! the parent.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -7,8 +8,9 @@ use std::rc::Rc;
 use anyhow::Result;
 use greenlet::{getparent, greenlets, run_to_end, stacks_in_use};
 
-/// The first line of a test: asserts, as its last act, that nothing is left of any greenlet that it
-/// made. Stricter than `assert_no_leaks`: dead greenlets that something still refers to count too.
+/// The first line of a test. When it is dropped, it asserts that nothing is left of the greenlets
+/// that the test created. It is stricter than `assert_no_leaks`: dead greenlets that are still
+/// referred to count too.
 pub(crate) struct NoLeaks {
     before: HashSet<u64>,
     stacks_before: usize,
@@ -35,7 +37,7 @@ impl Drop for NoLeaks {
     }
 }
 
-/// Switches to the parent of the running greenlet, without a handle of the running one on its stack.
+/// Switches to the parent of the running greenlet, with no handle of the running one on its stack.
 #[track_caller]
 pub(crate) fn up<R: 'static>(value: impl Sized + 'static) -> Result<R> {
     getparent().expect("not in the main greenlet").switch(value)
@@ -76,7 +78,7 @@ impl Log {
     }
 }
 
-/// Counts how often the witnesses that it made were dropped; a witness that is dropped twice panics.
+/// Counts how often its witnesses were dropped. A witness that is dropped twice panics.
 #[derive(Clone, Default)]
 pub(crate) struct Drops(Rc<Cell<usize>>);
 
@@ -116,14 +118,14 @@ pub(crate) fn name(greenlet: &greenlet::Greenlet) -> String {
     greenlet.name().unwrap_or("nameless").into()
 }
 
-/// What was reported in a thread: can be looked at when the thread is over.
+/// The reports of a thread. They can be read after the thread has ended.
 pub(crate) type Reports = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
 
 thread_local! {
     static REPORTS: Reports = Reports::default();
 }
 
-/// Collects what the library reports in this thread, in the place of writing it to standard error.
+/// Collects the reports of the library on this thread, instead of writing them to standard error.
 pub(crate) fn catch_reports() {
     static INSTALLED: std::sync::Once = std::sync::Once::new();
     INSTALLED.call_once(|| {
@@ -137,7 +139,7 @@ pub(crate) fn catch_reports() {
                 }
                 (None, None) => format!("{who}: refused to end"),
             };
-            // Where the thread has no list any more, nobody asks.
+            // The list is gone late in the end of a thread. Nobody reads it then.
             let _ = REPORTS.try_with(|reports| reports.lock().unwrap().push(what));
         });
     });
@@ -149,24 +151,24 @@ pub(crate) fn take_reports() -> Vec<String> {
     std::mem::take(&mut *reports().lock().unwrap())
 }
 
-/// The list that [`catch_reports`] collects in.
+/// Returns the list that [`catch_reports`] fills.
 pub(crate) fn reports() -> Reports {
     REPORTS.with(Reports::clone)
 }
 
-/// How a thread ends while greenlets of it are suspended.
+/// How a thread with suspended greenlets ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ThreadEnd {
-    /// Its function returns.
+    /// The function of the thread returns.
     Plain,
-    /// `run_to_end` ends them before.
+    /// `run_to_end` ends the greenlets first.
     RunToEnd,
 }
 
 impl ThreadEnd {
     pub(crate) const BOTH: [ThreadEnd; 2] = [ThreadEnd::Plain, ThreadEnd::RunToEnd];
 
-    /// Runs a function in a thread of its own.
+    /// Runs a function on a new thread.
     pub(crate) fn of_thread<T: Send + 'static>(
         self,
         function: impl FnOnce() -> T + Send + 'static,

@@ -1,4 +1,4 @@
-//! The same suite on every executor.
+//! The same tests on every executor.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,12 +10,12 @@ use greenlet::{Greenlet, GreenletExit, await_, greenlet_spawn, iter_stream, try_
 
 use crate::support::{Drops, NoLeaks};
 
-/// Something that runs one future to its end, on this thread.
+/// Runs one future to its end, on this thread.
 trait Executor {
     fn block_on<T>(future: impl Future<Output = T>) -> T;
 }
 
-/// Lets others run once: without help from the executor but its waker.
+/// Yields to other tasks once, using only the waker.
 async fn yields() {
     let mut is_first = true;
     std::future::poll_fn(move |cx| {

@@ -1,4 +1,4 @@
-//! Hooks on resume and suspend; spans; the watchdog.
+//! Hooks around each run of a function; tracing spans; the watchdog.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -126,7 +126,7 @@ fn the_watchdog_names_the_greenlet_and_the_lines_between_which_it_ran_too_long()
     futures::executor::block_on(spawned);
     drop(watchdog);
     let mut all: Vec<greenlet::watchdog::Overrun> = reports.iter().collect();
-    // On a busy machine the other two may take long, too.
+    // On a busy machine the other two may be slow too.
     all.retain(|overrun| overrun.after.is_some_and(|after| after.line() == first));
     let finished: Vec<_> = all.iter().filter(|overrun| overrun.stop.is_some()).collect();
     assert_eq!(finished.len(), 1, "{all:?}");
@@ -134,7 +134,7 @@ fn the_watchdog_names_the_greenlet_and_the_lines_between_which_it_ran_too_long()
     assert_eq!(overrun.greenlet, "'busy'");
     assert!(matches!(overrun.stop, Some(greenlet::watchdog::Stop::Await(place)) if place.line() == last));
     assert!(overrun.time >= Duration::from_millis(60));
-    // Whether the watchdog's own thread came to look in time is the system's affair; at most once.
+    // The system schedules the watchdog's thread, so it may miss this. It reports at most once.
     assert!(all.len() <= 2, "{all:?}");
 }
 
@@ -148,7 +148,7 @@ fn the_watchdog_reports_a_function_that_never_returns() {
         .name("stuck")
         .hooks(watchdog.hooks())
         .spawn(move || reports.recv());
-    // It waits for the report of its own waiting.
+    // The function waits until its own waiting is reported.
     let report = futures::executor::block_on(spawned).unwrap();
     assert!(report.contains("greenlet 'stuck'"), "{report}");
     assert!(report.contains("has been running"), "{report}");
@@ -197,11 +197,11 @@ fn spans_are_left_while_the_function_waits_and_entered_again() {
     first.ready.set(true);
     ready(poll(&mut a));
     assert_eq!(log.take(), ["a in inner", "a in outer", "a in spawn"]);
-    drop(b); // ends it inside of its spans
+    drop(b); // ends it inside its spans
     assert_eq!(current(), "around");
 }
 
-/// Counts those that are resumed and not suspended.
+/// Counts the greenlets that were resumed and not yet suspended.
 struct Depth(Rc<Cell<i32>>);
 
 impl SpawnHooks for Depth {
@@ -222,7 +222,8 @@ fn hooks_are_suspended_when_the_drop_of_a_future_is_unwound() {
         let mut spawned = SpawnBuilder::new().hooks(Depth(counted)).spawn(|| {
             drop(try_await_(std::future::pending::<()>()));
             for _ in 0..2 {
-                // It stops even its forced end, so the one who drops it is what is unwound.
+                // It stops even the forced unwind, so the greenlet that drops the spawn is unwound
+                // instead.
                 let stopped = catch_unwind(|| drop(getmain().switch::<()>("from the clean-up")));
                 drop(stopped);
             }

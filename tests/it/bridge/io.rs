@@ -117,7 +117,7 @@ fn an_exit_is_an_error_that_is_not_retried_and_can_be_taken_out() {
     let (_client, server) = tokio::io::duplex(8);
     let mut spawned = greenlet_spawn(move || {
         let mut text = String::new();
-        // Retries what is `Interrupted`.
+        // `read_to_string` retries after `Interrupted`.
         let error = TokioIo::new(server).read_to_string(&mut text).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Other);
         assert!(AwaitFailed::of(&error).unwrap().is::<GreenletExit>());

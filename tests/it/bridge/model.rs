@@ -1,5 +1,5 @@
-//! Random functions, made of awaits in nested spawns and greenlets, driven by hand in random order, and
-//! compared with a model that knows nothing of stacks. `GREENLET_SEED` repeats a run.
+//! Random functions of awaits in nested spawns and greenlets are driven by hand in random order. A
+//! model without stacks predicts their logs. `GREENLET_SEED` repeats a run.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -21,13 +21,13 @@ use crate::support::{Log, NoLeaks};
 enum Part {
     Await(usize),
     Panic,
-    /// Parts between the making and the drop of a local variable.
+    /// Parts between the creation and the drop of a local variable.
     Scope(usize, Vec<Part>),
     Spawn(Vec<Part>),
     Greenlet(Vec<Part>),
 }
 
-/// What the model runs: the same, flat.
+/// The same for the model, flattened.
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Enter(usize),
@@ -36,11 +36,11 @@ enum Op {
     Panic,
 }
 
-/// The futures that are awaited: ready when the test says so.
+/// The awaited futures, which the test makes ready.
 #[derive(Clone, Default)]
 struct Gates(Rc<RefCell<Vec<Gate>>>);
 
-/// Whether it is ready, and who waits for it.
+/// `true` if it is ready, and the waker of its waiter.
 type Gate = (bool, Option<Waker>);
 
 impl Gates {
@@ -286,14 +286,14 @@ fn one_run(seed: u64) {
                 let mut cx = Context::from_waker(Waker::noop());
                 assert!(Pin::new(&mut cancelled).poll(&mut cx).is_ready());
                 model.end();
-                // What waited below greenlets that hold each other ends after the function.
+                // Waiters below greenlets that hold each other end after the function.
                 let mut found = log.take();
                 found.sort();
                 model.log.sort();
                 assert_eq!(found, model.log);
             }
             2..=10 if made.next_gate > 0 => {
-                // Whoever waits for it is woken, once; nobody else is.
+                // Its waiter is woken once, and no other task is.
                 let id = rng.usize(..made.next_gate);
                 let was_ready = is_ready(id);
                 gates.open(id);

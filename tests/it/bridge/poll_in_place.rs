@@ -1,4 +1,5 @@
-//! Polls in place (`SpawnBuilder::poll_in_place`): on the function's own stack first, and everything else as without.
+//! Polls in place (`SpawnBuilder::poll_in_place`): the first poll runs on the stack of the
+//! function, and everything else is as without the option.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
@@ -249,8 +250,8 @@ fn a_withdrawn_future_polled_in_place_does_not_count_for_the_next() {
     assert_eq!(ready(poll(&mut spawned)), 2);
 }
 
-/// A poll in place that leaves: to the greenlet that polls the driver, which has it come back with an error, and then waits
-/// in the middle of it.
+/// A poll in place that switches to the greenlet that polls the driver. That greenlet resumes it
+/// with an error, and the poll then waits in the middle.
 fn half_way(between: impl Future<Output = ()>, end: Poll<bool>) -> impl Future<Output = bool> {
     let mut between = Some(Box::pin(between));
     poll_fn(move |cx| {
@@ -260,7 +261,7 @@ fn half_way(between: impl Future<Output = ()>, end: Poll<bool>) -> impl Future<O
         let stray = getmain().switch::<()>("who is this for?");
         assert!(stray.is_err());
         let waited = try_await_(between);
-        cx.waker().wake_by_ref(); // the older one: it must still be there
+        cx.waker().wake_by_ref(); // the previous waker must still be valid
         if end.is_pending() {
             return Poll::Pending;
         }
@@ -290,7 +291,7 @@ fn a_driver_can_be_dropped_in_the_middle_of_a_poll_in_place() {
                 .poll(&mut Context::from_waker(&waker))
                 .is_pending()
         );
-        drop(waker); // the task is gone, but for what the driver keeps
+        drop(waker); // only the driver still holds the waker
         drop(spawned);
         assert_eq!(drops.count(), 1);
         assert_eq!(
@@ -320,7 +321,7 @@ fn a_poll_in_place_that_continues_with_another_waker_loses_no_wake_up() {
     let polled = std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&wakers[0]));
     assert!(polled.is_pending());
     handle.ready.set(true);
-    // It ends the poll in place with `Pending`, under the first waker: so the driver polls once more.
+    // It ends the poll in place with `Pending` and the first waker, so the driver polls once more.
     assert!(ready(
         std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&wakers[1]))
     ));
@@ -345,7 +346,7 @@ fn a_wake_up_in_the_middle_of_a_poll_in_place_is_not_lost() {
     let waker = Waker::from(Arc::new(Wakes::default()));
     let mut poll = || std::pin::Pin::new(&mut spawned).poll(&mut Context::from_waker(&waker));
     assert!(poll().is_pending());
-    // The task is woken for this, under the same waker, and finds that something else is awaited.
+    // The same waker wakes the task, which finds that another future is awaited.
     event.ready.set(true);
     assert!(poll().is_pending());
     between.ready.set(true);

@@ -1,4 +1,4 @@
-//! The pool of pinned workers.
+//! The pool of worker threads.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::mpsc;

@@ -1,5 +1,5 @@
-//! Attempts to break the bridge from safe code: to drop a future while it is polled, to resume who waits,
-//! to lose a wake-up, to hang an executor.
+//! Attempts to break the bridge from safe code: to drop a future while it is polled, to resume a
+//! waiting greenlet, to lose a wake-up, to hang an executor.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
@@ -19,7 +19,8 @@ use crate::support::{Drops, Log, NoLeaks, ThreadEnd, Witness, catch_reports, tak
 
 type Shared<T> = Rc<RefCell<Option<T>>>;
 
-/// Says whether the future that holds it is being polled, and complains when it is dropped then.
+/// Knows whether the future that holds it is being polled, and panics when it is dropped during a
+/// poll.
 struct Polled {
     is_polled: Rc<Cell<bool>>,
     _witness: Witness,
@@ -31,7 +32,7 @@ impl Drop for Polled {
     }
 }
 
-/// A future that does `attack` in its first poll, and is ready in its second.
+/// Returns a future that runs `attack` in its first poll, and is ready in its second.
 fn attacking(drops: &Drops, mut attack: impl FnMut()) -> impl Future<Output = ()> {
     let is_polled = Rc::new(Cell::new(false));
     let inside = Polled {
@@ -55,7 +56,7 @@ fn attacking(drops: &Drops, mut attack: impl FnMut()) -> impl Future<Output = ()
     })
 }
 
-/// Has a child of the spawned function await a future that does `attack` to the child.
+/// Spawns a function whose child awaits a future that runs `attack` on the child.
 fn attack_a_waiting_child(attack: impl Fn(&Greenlet, &Greenlet) + 'static) -> (Spawn<bool>, Drops) {
     let drops = Drops::new();
     let watched = drops.clone();
@@ -141,7 +142,7 @@ fn ending_the_parent_of_a_waiter_does_not_resume_the_waiter_during_its_poll() {
                 }))
             });
             let stopped = inner.switch::<()>(());
-            // This is the clean-up of the end; who waits is below.
+            // This is the clean-up of the end. The waiting greenlet is a descendant.
             let refused = inner.switch::<()>(()).unwrap_err();
             written.add(format!(
                 "{} {}",
@@ -170,7 +171,7 @@ fn ending_the_parent_of_a_waiter_does_not_resume_the_waiter_during_its_poll() {
 
 #[test]
 fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
-    /// Complains if it is dropped while it is polled.
+    /// Panics if it is dropped while it is polled.
     struct Guarded {
         ender: Shared<WeakGreenlet>,
         canary: Box<u64>,
@@ -196,7 +197,8 @@ fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
     let ender: Shared<WeakGreenlet> = Shared::default();
     let inside = ender.clone();
     let mut spawned = greenlet_spawn(move || {
-        // The first stage: it goes to the poller, who polls again, and waits for a second future.
+        // The first stage: the greenlet switches to the poller, which polls again and waits for a
+        // second future.
         assert!(try_await_(poll_fn(|_| Poll::<()>::Pending)).is_err());
         let _ = getmain().switch::<()>(());
         await_(Guarded {
@@ -213,7 +215,7 @@ fn a_future_is_not_dropped_while_it_is_polled_by_the_second_stage_of_an_end() {
         Ok(())
     });
     *ender.borrow_mut() = Some(ending.downgrade());
-    ending.switch::<()>(()).unwrap(); // comes back out of the first stage
+    ending.switch::<()>(()).unwrap(); // returns from the first stage
     let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut spawned).poll(&mut cx)));
     let what = polled.err().map(|payload| match payload.downcast::<String>() {
         Ok(text) => *text,
@@ -251,7 +253,7 @@ fn a_tracer_cannot_await_between_an_await_and_its_poll() {
             if event.target.is_main() {
                 settrace(None);
                 let second = put.borrow().clone().unwrap().upgrade().unwrap();
-                second.switch::<()>(())?; // between the post and the poll
+                second.switch::<()>(())?; // between the await and its poll
             }
             Ok(())
         })));
@@ -278,10 +280,10 @@ fn the_end_of_another_function_does_not_finish_a_spawn() {
     settrace(Some(Tracer::new(move |event| {
         if event.target.is_main() {
             settrace(None);
-            // In the middle of the first driver's turn, on its stack.
+            // Runs in the middle of the first driver's poll, on its stack.
             let root = root.upgrade().unwrap();
             let mut second = greenlet_spawn(move || {
-                // It returns, into the greenlet that polls both.
+                // The function returns into the greenlet that polls both drivers.
                 let stray = root.switch::<u32>(()).unwrap_err();
                 assert!(stray.is::<StrayMessage>());
                 2_u32
@@ -307,7 +309,7 @@ fn an_await_of_a_cancelled_child_does_not_hide_the_next_one() {
         put.replace(Some(child.clone()));
         let stopped = child.switch::<()>(()).is_err();
         drop(child);
-        // The clean-up ends the child, whose request was the last, while it awaits itself.
+        // The clean-up ends the child, which made the last request, while the function awaits too.
         let polls = await_(async {
             drop(put.take());
             goodbye.await
@@ -357,8 +359,8 @@ fn a_function_that_swallows_every_unwinding_is_reported_and_left_alone() {
     assert!(tries.get() < 1_000);
 }
 
-/// Code that awaits again after each refusal is unwound once, whoever ends its greenlet, and wherever the
-/// driver is meanwhile.
+/// Code that awaits again after each refusal is unwound once, whichever greenlet ends it, and
+/// wherever the driver is meanwhile.
 #[test]
 fn an_end_does_not_wait_for_code_that_awaits_again_and_again() {
     fn retry() {
@@ -434,7 +436,7 @@ fn an_end_does_not_wait_for_code_that_awaits_again_and_again() {
     }
 }
 
-/// The steps of an end: the exit, refusals, one forced unwinding, a report.
+/// The steps of an end: the exit, refusals, one forced unwind, a report.
 #[test]
 fn an_end_forces_one_unwind_and_then_reports() {
     catch_reports();
@@ -474,7 +476,7 @@ fn a_spawn_may_be_forgotten() {
     assert!(poll(&mut spawned).is_pending());
     std::mem::forget(spawned);
     assert_eq!(drops.count(), 0);
-    // The end of the thread, or this, still ends the function.
+    // The end of the thread, or `end_suspended`, still ends the function.
     greenlet::end_suspended().unwrap();
     assert_eq!(drops.count(), 1);
 }
@@ -569,7 +571,7 @@ fn a_future_may_poll_another_driver_inside_its_poll() {
     let mut outer = greenlet_spawn(move || {
         let before = getcurrent();
         let got = await_(poll_fn(move |cx| {
-            // Another driver runs in the middle of this one's poll.
+            // Another driver runs in the middle of this driver's poll.
             let taken = polled.take();
             if let Some(mut spawn) = taken {
                 if Pin::new(&mut spawn).poll(cx).is_pending() {
@@ -651,7 +653,7 @@ fn the_nearest_driver_serves_a_greenlet_below() {
             let child = Greenlet::new(|(): ()| Ok(await_(async { getcurrent().id() })));
             child.switch::<u64>(()).unwrap()
         });
-        // The inner driver is polled by the outer function, and polls there.
+        // The outer function polls the inner driver, which polls its future on that stack.
         polled_in == getcurrent().id()
     });
     assert!(ready(poll(&mut outer)));
@@ -666,11 +668,12 @@ fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
         let sibling = Greenlet::new(move |(): ()| Ok(await_(future)));
         greenlet::block_on_greenlet(move || sibling.switch::<u32>(()).unwrap_or(0))
     });
-    // The sibling leaves for the outer driver; the inner poll stands on the outer greenlet's stack.
+    // The sibling switches to the outer driver. The inner poll stays on the stack of the outer
+    // greenlet.
     assert!(poll(&mut outer).is_pending());
     handle.ready.set(true);
     let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut outer)));
-    // The sibling ended into its parent, which is the inner driver: reported to the inner function.
+    // The sibling ended into its parent, the inner driver, so the inner function gets the report.
     assert_eq!(ready(polled.unwrap()), 0);
 }
 
@@ -678,8 +681,8 @@ thread_local! {
     static LATE: RefCell<Option<Spawn<()>>> = const { RefCell::new(None) };
 }
 
-/// A spawn in a thread-local, dropped when its thread ends: before the library's own thread-locals, or
-/// after them. Then the function is left where it waits, unless `run_to_end` has ended it.
+/// A spawn in a thread-local is dropped when its thread ends: before the library's own thread-local
+/// or after it. In the second case the function stays suspended, unless `run_to_end` has ended it.
 #[test]
 fn a_spawn_in_a_thread_local_ends_with_its_thread() {
     struct Report(std::sync::mpsc::Sender<bool>);
@@ -744,7 +747,7 @@ fn a_poll_after_the_function_panicked_does_not_run_anything() {
     });
     let polled = catch_unwind(AssertUnwindSafe(|| poll::<Spawn<()>>(&mut spawned)));
     assert!(polled.is_err());
-    // What it left behind may still be run, but finds no driver.
+    // A greenlet that the function left behind may still run, but finds no driver.
     assert!(kept.take().unwrap().switch::<bool>(()).unwrap());
     assert!(catch_unwind(AssertUnwindSafe(|| poll(&mut spawned))).is_err());
 }
@@ -757,7 +760,7 @@ fn polling_a_spawn_in_a_no_switch_section_changes_nothing() {
     assert!(ready(no_switch(|| Pin::new(&mut spawned).poll(&mut cx))).is_err());
     assert_eq!(ready(poll(&mut spawned)).unwrap(), 1);
 
-    // The same where it is a panic; also when the function waits, and could go on.
+    // The same with a panic, also while the function waits.
     let handle = Handle::default();
     let future = handle.future();
     let mut spawned = greenlet_spawn(move || await_(future));
@@ -787,7 +790,7 @@ fn greenlets_that_hold_each_other_end_with_the_spawn() {
                     let _local = watched.witness();
                     try_await_(pending::<()>())
                 });
-                inner.switch::<()>(())?; // the parent of `inner`, which is on its stack
+                inner.switch::<()>(())?; // `inner` is on the stack of its parent
                 drop(local);
                 Ok(())
             });

@@ -1,4 +1,4 @@
-//! The bridge: what a spawned function and its driver do, stepped by hand.
+//! The bridge: a spawned function and its driver, polled by hand.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -14,7 +14,7 @@ use greenlet::{
 
 use crate::support::{Drops, Log, Witness};
 
-/// A future that is ready when the test says so. It counts its polls, and holds a witness.
+/// A future that the test makes ready. It counts its polls, and holds a witness.
 pub(crate) struct Manual {
     ready: Rc<Cell<bool>>,
     polls: Rc<Cell<u32>>,
@@ -184,7 +184,7 @@ fn a_panic_of_the_future_propagates_in_the_function() {
     assert_eq!(ready(poll(&mut spawned)), Some(7));
 }
 
-/// Drops what is given to it with every witness counted, at each point of a spawn's life.
+/// Drops the driver at each point of a spawn's life, and counts the drops of every witness.
 #[test]
 fn dropping_the_driver_drops_everything_once() {
     for polls in 0..3 {
@@ -394,7 +394,7 @@ fn polling_a_spawn_that_was_ended_while_it_waited_returns_the_exit() {
     assert_eq!(drops.count(), 1);
     handle.ready.set(true);
     assert!(ready(poll(&mut spawned)).unwrap_err().is::<GreenletExit>());
-    assert_eq!(handle.polls.get(), 1, "what is gone is not polled");
+    assert_eq!(handle.polls.get(), 1, "a dropped future is not polled");
 }
 
 #[test]
@@ -417,7 +417,7 @@ fn a_foreign_greenlet_is_reported_to_the_last_resumed_greenlet() {
         let foreign = Greenlet::new(|(): ()| Ok(5_u16));
         let mut spawned = greenlet_spawn(move || {
             let below = Greenlet::new(move |(): ()| {
-                await_(future); // from here on it is the driver that lets it go on
+                await_(future); // from here on only the driver resumes it
                 let error = foreign.switch::<u16>(()).unwrap_err();
                 Ok(error.is::<StrayMessage>())
             });

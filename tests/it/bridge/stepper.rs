@@ -1,4 +1,4 @@
-//! The helpers for tests of bridged code.
+//! The helpers for tests of code on the bridge.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,4 +1,4 @@
-//! Streams of the bridge, both ways, and blocking on purpose.
+//! Streams from functions, iterators from streams, and `block_on_greenlet`.
 
 use std::sync::mpsc;
 use std::task::Poll;
@@ -68,7 +68,7 @@ fn dropping_a_stream_ends_its_function_and_drops_its_items() {
         items.yield_(watched.witness());
         let error = items.try_yield(watched.witness()).unwrap_err();
         assert!(error.is::<GreenletExit>());
-        assert_eq!(watched.count(), 2, "what is not taken is dropped");
+        assert_eq!(watched.count(), 2, "items that are not taken are dropped");
     });
     drop(next(&mut stream));
     assert_eq!(drops.count(), 1);
@@ -118,7 +118,7 @@ fn blocking_polls_once_for_each_wake_up() {
     let set = is_woken.clone();
     let wakes = std::thread::spawn(move || {
         let waker = wakers.recv().unwrap();
-        std::thread::sleep(Duration::from_millis(20)); // in which a loop that does not park polls a lot
+        std::thread::sleep(Duration::from_millis(20)); // a loop that does not park would poll many times meanwhile
         set.store(true, std::sync::atomic::Ordering::SeqCst);
         waker.wake();
     });

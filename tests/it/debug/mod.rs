@@ -1,4 +1,4 @@
-//! Looking at greenlets from outside: the recorder, the views of a thread.
+//! Inspection of greenlets from outside: the recorder, and the views of a thread.
 
 mod recorder;
 mod tree;

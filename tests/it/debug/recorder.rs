@@ -1,4 +1,4 @@
-//! The recorder: what it writes down, how it compares, what it draws; and the leak check.
+//! The recorder: its events, comparisons and drawings; and the leak check.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,7 @@ fn pause() -> Result<()> {
     getparent().unwrap().switch(())
 }
 
-/// What a closure panics with.
+/// Returns the text that a closure panics with.
 fn panic_text(run: impl FnOnce()) -> String {
     let payload = catch_unwind(AssertUnwindSafe(run)).expect_err("it was to panic");
     *payload.downcast::<String>().expect("the message is formatted")
@@ -109,7 +109,7 @@ fn an_event_has_the_place_where_the_origin_switched() {
 }
 
 #[test]
-fn names_do_not_depend_on_what_ran_before() {
+fn names_do_not_depend_on_earlier_greenlets() {
     for _ in 0..2 {
         let ((), recording) = record(|| {
             for _ in 0..2 {
@@ -159,7 +159,7 @@ fn a_difference_shows_what_is_missing_and_what_is_new() {
 
 #[test]
 fn every_difference_can_be_undone() {
-    // Taking the marked lines out of both sides leaves the same list: checked on random edits.
+    // Removing the marked lines from both sides leaves the same list, for random edits.
     let mut random = fastrand::Rng::with_seed(7);
     let ((), recording) = record(|| {
         for name in ["a", "b", "a", "b", "c", "a"] {
@@ -318,7 +318,7 @@ fn a_chrome_trace_is_json_and_its_blocks_fill_the_time() {
     assert_eq!(of("i")[0]["name"], "here");
     assert_eq!((of("s").len(), of("f").len()), (4, 4));
 
-    // Each arrow begins in a block of its row, and ends where one begins.
+    // Each arrow begins in a block of its row, and ends where a block begins.
     let blocks = of("X");
     for (begins, ends) in of("s").into_iter().zip(of("f")) {
         let number = |event: &serde_json::Value, field: &str| event[field].as_f64().unwrap();
@@ -350,9 +350,9 @@ fn a_chrome_trace_is_json_and_its_blocks_fill_the_time() {
     assert!((end - length).abs() < 0.01, "{end} of {length}");
 }
 
-/// What Perfetto makes of a trace, as its importer does it: whole nanoseconds, rounded down; in the order of time,
-/// and in the order of the file where that is the same; an arrow joins what is topmost in its rows, where what has
-/// ended is taken away only when something begins. Returns the number of blocks, and the arrows between them.
+/// Imports a trace like Perfetto: whole nanoseconds, rounded down, sorted by time and then by
+/// position in the file. An arrow joins the topmost blocks of its rows. A block that has ended is
+/// removed only when another one begins. Returns the number of blocks, and the arrows between them.
 fn perfetto(json: &str) -> (usize, Vec<(usize, usize)>) {
     let json: serde_json::Value = serde_json::from_str(json).unwrap();
     let nanoseconds = |value: &serde_json::Value| (value.as_f64().unwrap() * 1000.0) as u64;
@@ -437,7 +437,7 @@ fn a_greenlet_that_ends_inside_is_no_leak() {
 fn a_leaked_greenlet_is_named() {
     let text = panic_text(|| {
         assert_no_leaks(|| {
-            // A greenlet whose own stack has a handle of it: nobody can end it by letting go.
+            // Dropping handles cannot end a greenlet whose own stack has a handle of it.
             let a = named("knot", |()| {
                 let _myself = getcurrent();
                 pause()

@@ -1,4 +1,4 @@
-//! Views of all greenlets: the tree, the graph, the dump, and asking other threads.
+//! Views of all greenlets: the tree, the graph, the dump, and broadcasts to other threads.
 
 use std::sync::mpsc;
 use std::thread;
@@ -18,7 +18,7 @@ fn pause() -> Result<()> {
     getparent().unwrap().switch(())
 }
 
-/// The first words of each line: the shape, the name, and what the greenlet does.
+/// Returns the first words of each line: the shape, the name, and the state.
 fn outline(tree: &str) -> Vec<String> {
     let line = |line: &str| {
         let does = ["pending", "current", "suspended", "awaiting", "dead"];
@@ -78,7 +78,7 @@ fn a_line_shows_the_place_of_suspension_the_place_of_creation_and_the_age() {
     track_ages(true);
     let made = line!() + 1;
     let a = Greenlet::builder().name("a").build(|(): ()| {
-        getparent().unwrap().switch::<()>(()) // parked: the line after the next
+        getparent().unwrap().switch::<()>(()) // suspended here, two lines below `line!()`
     });
     a.switch::<()>(()).unwrap();
     let text = tree().to_string();
@@ -98,7 +98,7 @@ fn a_line_shows_the_place_of_suspension_the_place_of_creation_and_the_age() {
     assert!(line.ends_with(&made), "{line}");
     assert!(a.age().unwrap() < Duration::from_secs(60));
     drop(a);
-    // What has gone is forgotten; what was made before is not known.
+    // Ages of freed greenlets are forgotten. Ages of greenlets created before tracking are unknown.
     track_ages(false);
     assert!(named("b").age().is_none());
 }
@@ -195,7 +195,7 @@ fn waits_for_news() -> Result<()> {
 }
 
 #[test]
-#[inline(never)] // its name is looked for
+#[inline(never)] // the test looks for its name
 fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
     let reader = Greenlet::builder()
         .name("reader")
@@ -212,7 +212,7 @@ fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
     );
     assert!(!tree.contains("greenlet::debug::"), "{tree}");
     assert!(traces.lines().count() < 12, "{traces}");
-    // Main's backtrace is shown where it waits.
+    // The backtrace of main begins where it waits.
     let inside = Greenlet::new(|(): ()| Ok(dump().to_string()));
     let text = inside.switch::<String>(()).unwrap();
     assert!(
@@ -245,13 +245,13 @@ fn other_threads_answer_at_their_next_switch() {
         let _main = getcurrent();
         blocked_ready.send(()).unwrap();
         stopped.recv().unwrap_err();
-        // The errand is still in the inbox, and does no harm now.
+        // The broadcast is still in the inbox, and does no harm now.
         named("late").switch::<()>(()).unwrap();
     });
     is_ready.recv().unwrap();
     blocked_is_ready.recv().unwrap();
 
-    // Other tests have threads with greenlets of their own meanwhile: only ours are looked at.
+    // Other tests have threads with greenlets meanwhile, so check only those of this test.
     let text = dump_all_threads(Duration::from_millis(300));
     assert!(text.contains("greenlets of thread 'switching' ("), "{text}");
     assert!(text.contains("└─ spins  "), "{text}");
@@ -294,9 +294,9 @@ fn a_broadcast_does_not_wait_for_a_thread_that_ends() {
         stopped.recv().unwrap_err();
     });
     let id = is_ready.recv().unwrap();
-    let errand = run_on_all_threads(|| ());
-    assert!(errand.wait(Duration::from_millis(10)).contains(&id));
+    let broadcast = run_on_all_threads(|| ());
+    assert!(broadcast.wait(Duration::from_millis(10)).contains(&id));
     drop(stop);
     ends.join().unwrap();
-    assert!(!errand.wait(Duration::ZERO).contains(&id));
+    assert!(!broadcast.wait(Duration::ZERO).contains(&id));
 }

@@ -1,4 +1,4 @@
-//! Greenlets of a scope end with it.
+//! The end of scopes and of their greenlets.
 
 mod scope;
 mod scope_soundness;

@@ -1,4 +1,4 @@
-//! Scopes: greenlets borrow, and have ended when the scope is left.
+//! Scopes: their greenlets borrow, and have ended when the scope is left.
 
 use std::cell::Cell;
 use std::mem;
@@ -9,12 +9,12 @@ use greenlet::{Greenlet, GreenletExit, Unwinding, getparent, no_switch, raise, s
 
 use crate::support::{Drops, Log};
 
-/// Waits in main until it is told to end.
+/// Suspends into main until the greenlet is ended.
 pub(crate) fn wait() -> Result<()> {
     getparent().unwrap().switch::<()>(())
 }
 
-/// Says when it is dropped, and that what it looks at then is still there.
+/// Logs when it is dropped, and that the value that it refers to is still there.
 pub(crate) struct Watch<'a> {
     pub(crate) log: &'a Log,
     pub(crate) looks_at: &'a str,
@@ -358,7 +358,7 @@ fn a_generator_of_the_scope_is_ended_when_it_is_dropped() {
     });
 }
 
-/// Its function is in the middle of a switch, so it ends with the greenlet that steps it.
+/// The function of the generator is inside a switch, so it ends with the greenlet that steps it.
 #[test]
 fn a_generator_that_is_executing_is_ended_with_its_consumer() {
     let log = Log::new();

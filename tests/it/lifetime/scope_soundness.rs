@@ -1,8 +1,8 @@
-//! Attacks on scopes: what borrows is ended before the scope is left, whatever is tried against it.
+//! Attacks on scopes: every greenlet that borrows is ended before the scope is left.
 //!
-//! Those that broke other libraries' borrowing coroutines stand under the number of their report: corosensei
-//! issues 27 and 59 and pull request 60, generator-rs issues 49 and 59. (Corosensei's 44, a borrowed stack,
-//! cannot be written: stacks are made by the library.)
+//! Attacks that broke borrowing coroutines of other libraries cite their reports: corosensei issues
+//! 27 and 59 and pull request 60, generator-rs issues 49 and 59. (Issue 44 of corosensei, a
+//! borrowed stack, cannot be written: the library creates all stacks.)
 
 use std::cell::{Cell, RefCell};
 use std::mem;
@@ -17,8 +17,8 @@ use super::scope::{Watch, wait};
 use crate::support::Log;
 use crate::support::ThreadEnd;
 
-/// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the greenlet is
-/// inside `std::thread::scope`, whose thread then outlived what it borrowed.
+/// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the
+/// greenlet is inside `std::thread::scope`. There, the scoped thread outlived the borrowed value.
 #[test]
 fn a_forgotten_greenlet_joins_its_scoped_thread_before_the_scope_is_left() {
     let mut text = "Happy".to_owned();
@@ -26,7 +26,8 @@ fn a_forgotten_greenlet_joins_its_scoped_thread_before_the_scope_is_left() {
     let (to_main, from_thread) = mpsc::channel();
     {
         let borrowed = text.as_str();
-        // Dropped with the closure of the scope, before its greenlets are ended: the thread goes on then.
+        // The closure of the scope drops the sender before the scope ends its greenlets, so the
+        // thread can continue.
         scope(move |s| {
             let child = s.greenlet(move |(): ()| {
                 std::thread::scope(move |threads| {
@@ -47,8 +48,8 @@ fn a_forgotten_greenlet_joins_its_scoped_thread_before_the_scope_is_left() {
     assert_eq!(from_thread.recv().unwrap(), "Happy");
 }
 
-/// Of generator-rs issue 59: the function ends by a panic after its suspension, which must not get lost
-/// together with the thread.
+/// generator-rs issue 59: the function ends by a panic after its suspension. The panic must not get
+/// lost together with the thread.
 #[test]
 fn a_forgotten_greenlet_that_panics_at_its_end_is_ended_by_the_scope() {
     let text = "Happy".to_owned();
@@ -69,8 +70,8 @@ fn a_forgotten_greenlet_that_panics_at_its_end_is_ended_by_the_scope() {
     assert_eq!(log.take(), ["still there: Happy"]);
 }
 
-/// corosensei pull request 60: the handles of an inner and an outer coroutine are swapped, so that the
-/// inner one was dropped by the outer scope.
+/// corosensei pull request 60: the handles of an inner and an outer coroutine are swapped. There,
+/// the outer scope dropped the inner coroutine.
 #[test]
 fn greenlets_of_an_inner_scope_end_with_it_after_a_swap_of_handles() {
     let log = Log::new();
@@ -98,8 +99,8 @@ fn greenlets_of_an_inner_scope_end_with_it_after_a_swap_of_handles() {
     assert_eq!(log.take(), ["still there: inner", "inner scope left"]);
 }
 
-/// The greenlet that holds the scope switches away inside it and is ended there, in each of the ways in
-/// which a greenlet can be ended.
+/// The holder of the scope switches away inside it and is ended there, in each of the ways in which
+/// a greenlet can be ended.
 #[test]
 fn ending_the_holder_of_a_scope_ends_the_greenlets_of_the_scope() {
     type End = fn(Greenlet);
@@ -112,7 +113,7 @@ fn ending_the_holder_of_a_scope_ends_the_greenlets_of_the_scope() {
     for listens in [true, false] {
         for (way, end) in ways {
             if !listens && (way == "kill" || way == "error") {
-                continue; // a throw is no order
+                continue; // a greenlet may ignore a throw
             }
             let log = Log::new();
             let inside = log.clone();
@@ -128,7 +129,7 @@ fn ending_the_holder_of_a_scope_ends_the_greenlets_of_the_scope() {
                         getparent().unwrap().switch_owned::<()>(())
                     });
                     child.switch::<()>(())?;
-                    // A child of the holder would keep it, as its parent, from being let go of.
+                    // A child of the holder would keep the holder alive by its parent link.
                     child.set_parent(&main)?;
                     mem::forget(child);
                     loop {
@@ -146,7 +147,8 @@ fn ending_the_holder_of_a_scope_ends_the_greenlets_of_the_scope() {
     }
 }
 
-/// At the end of the thread all of it stays in place; `run_to_end` ends the child before its holder.
+/// At the end of the thread the holder, the child and the borrowed value all stay in place.
+/// `run_to_end` ends the child before its holder.
 #[test]
 fn forgetting_the_holder_of_a_scope_leaves_no_dangling_borrow() {
     for end in ThreadEnd::BOTH {
@@ -178,7 +180,7 @@ fn forgetting_the_holder_of_a_scope_leaves_no_dangling_borrow() {
     }
 }
 
-/// A greenlet of the scope goes on while its holder never does.
+/// A greenlet of the scope continues, while its holder is never resumed.
 #[test]
 fn a_greenlet_of_a_scope_may_run_on_while_its_holder_stays_suspended() {
     let handle = Rc::new(RefCell::new(None));
@@ -209,8 +211,8 @@ fn a_greenlet_of_a_scope_may_run_on_while_its_holder_stays_suspended() {
     assert!(child.is_dead());
 }
 
-/// Clean-up that goes elsewhere takes the holder's control along, as everywhere; the scope stays until it
-/// is given back.
+/// Clean-up that switches elsewhere keeps the holder suspended. The scope stays until the holder is
+/// resumed.
 #[test]
 fn clean_up_may_keep_the_holder_of_a_scope_waiting() {
     let log = Log::new();
@@ -234,7 +236,7 @@ fn clean_up_may_keep_the_holder_of_a_scope_waiting() {
     });
     assert_eq!(holder.switch::<&str>(()).unwrap(), "gone elsewhere");
     assert!(log.take().is_empty());
-    // The second stage is next.
+    // The second stage of the end follows.
     assert_eq!(holder.switch::<&str>(()).unwrap(), "scope left");
     assert_eq!(log.take(), ["still there: text"]);
 }
@@ -260,7 +262,7 @@ fn a_greenlet_that_ignores_its_exit_is_unwound() {
     assert_eq!(log.take(), ["true", "false", "still there: text"][1..]);
 }
 
-/// The holder stands below the greenlet that it ends.
+/// The holder is a descendant of the greenlet that it ends.
 #[test]
 fn the_holder_of_a_scope_may_be_a_descendant_of_its_greenlet() {
     let holder = Greenlet::new(|(): ()| {

@@ -1,3 +1,3 @@
-//! Control goes from greenlet to greenlet as it does on Python.
+//! Transfers of control, compared with Python's greenlet.
 
 mod programs;

@@ -1,5 +1,5 @@
-//! Does a switching program do here what it does on Python's greenlet? The corpus was recorded there
-//! (`tests/oracle`); `.ci/oracle` runs fresh random programs on both.
+//! Switching programs do the same here as on Python's greenlet. The corpus was recorded there
+//! (`tests/oracle`); `.ci/oracle` runs new random programs on both.
 
 #[path = "../../oracle/machine.rs"]
 mod machine;
@@ -42,7 +42,7 @@ fn finally_can_be_nested_to_its_limit() {
     assert!(error.ends_with("`finally` is nested deeper than 500"), "{error}");
 }
 
-/// Each mistake is named, and where it is.
+/// The error names each mistake and its place.
 #[test]
 fn malformed_programs_are_refused() {
     let mistakes = [
@@ -172,8 +172,8 @@ fn malformed_programs_are_refused() {
     }
 }
 
-// DE-8: the same in the language of `tests/oracle`, which says what is equal and what is not: no op of an
-// unwound greenlet runs, no `finally` either, and it is dead. (Python: still active, for good.)
+// DE-8: the same in the language of `tests/oracle`. No op of an unwound greenlet runs, not even in
+// `finally`, and the greenlet is dead. (On Python it stays active for good.)
 #[test]
 fn in_a_switching_program_no_op_runs_during_the_unwinding() {
     let log = run(r#"{"name":"undead","bodies":[
@@ -188,7 +188,7 @@ fn in_a_switching_program_no_op_runs_during_the_unwinding() {
             "g1 start 1",
             "main switch 0 1 -> 2",
             "main drop 0",
-            "main dropped 0", // g2 is a child of g1, and so keeps it
+            "main dropped 0", // g2 is a child of g1, so it keeps g1
             "main state 1 -> pending parent g1",
             "main drop 1",
             "g1 switch main 2 -> error Exit",
@@ -199,8 +199,8 @@ fn in_a_switching_program_no_op_runs_during_the_unwinding() {
     );
 }
 
-// PA-14: a clean-up that hangs the old parent below the dying greenlet makes no cycle: the old parent is
-// not set back then. (Python sets it back, and the next that looks for an ancestor loops for ever.)
+// PA-14: clean-up that puts the old parent below the ending greenlet makes no cycle: the old parent
+// is not restored then. (Python restores it, and the next search for an ancestor loops for ever.)
 #[test]
 fn in_a_switching_program_an_end_makes_no_cycle_of_parents() {
     let log = run(r#"{"name":"cycle","bodies":[

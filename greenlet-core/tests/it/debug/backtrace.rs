@@ -1,4 +1,5 @@
-//! Backtraces of greenlets: on their own stacks, to their first frames, unnoticed.
+//! Backtraces of greenlets end at the first frame of the greenlet, and taking one has no side
+//! effects.
 
 use std::backtrace::Backtrace;
 use std::cell::Cell;
@@ -12,7 +13,8 @@ use greenlet::{
 
 use crate::support::Log;
 
-/// How many frames a backtrace has: those of a greenlet are few, for it ends at the greenlet's first frame.
+/// Returns the number of frames of a backtrace. A greenlet has few, since its backtrace ends at its
+/// first frame.
 fn frames(backtrace: &Backtrace) -> usize {
     let text = backtrace.to_string();
     text.lines()
@@ -94,7 +96,7 @@ fn a_backtrace_can_be_taken_repeatedly() {
         assert_eq!(frames(&greenlet.backtrace().unwrap()), first);
     }
     assert_eq!(greenlet.stack_usage().unwrap().used, after_first, "it grows");
-    // As much as a few frames; those of a debug build with a sanitizer are the largest.
+    // The room of a few frames. Those of a debug build with a sanitizer are the largest.
     assert!(after_first - used < 3000, "{used} -> {after_first}");
     assert_eq!(greenlet.switch::<u32>(5_u32).unwrap(), 5);
 }
@@ -246,14 +248,14 @@ fn errors_exits_and_mismatches_still_arrive_after_a_backtrace() {
 
 #[test]
 fn a_greenlet_that_ends_another_has_a_backtrace() {
-    // It is suspended in the library's own code, not in a switch of the user's.
+    // It is suspended in code of the library, not in a switch of the user.
     let log = Log::new();
     let asked = Greenlet::new({
         let log = log.clone();
         move |(): ()| {
             let ended = Greenlet::new(move |(): ()| {
                 let exit = getparent().unwrap().switch::<()>(());
-                // The parent is whoever ends us.
+                // During the end, the parent is the greenlet that ends this one.
                 log.add(getparent().unwrap().backtrace()?.to_string());
                 exit
             });

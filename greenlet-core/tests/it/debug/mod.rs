@@ -1,3 +1,3 @@
-//! Looking at greenlets from outside.
+//! Inspection of greenlets from outside.
 
 mod backtrace;

@@ -32,7 +32,7 @@ fn the_function_runs_in_the_greenlet_that_steps_it() {
             loop {
                 up::<()>(shared.resume(()).transpose()?)?;
             }
-            #[expect(unreachable_code, reason = "it gives the type")]
+            #[expect(unreachable_code, reason = "it sets the return type")]
             Ok(())
         })
     };
@@ -103,7 +103,7 @@ fn a_function_may_switch_elsewhere_while_the_consumer_waits() {
             seen.add(format!("for {}", name(&back)));
             back = back.switch::<Greenlet>(())?;
         }
-        #[expect(unreachable_code, reason = "it gives the type")]
+        #[expect(unreachable_code, reason = "it sets the return type")]
         Ok(())
     });
     let asked = other.clone();
@@ -156,7 +156,8 @@ fn a_value_sent_to_the_consumer_resumes_the_switch_inside_the_function() {
     assert!(shared.resume(()).is_none());
 }
 
-/// A greenlet that steps a generator whose function switches away, again and again if it is stubborn.
+/// Returns a greenlet that steps a generator whose function switches away; a stubborn function does
+/// so again and again.
 fn suspended_in_a_function(log: &Log, is_stubborn: bool) -> Greenlet {
     let (own, inner) = (log.clone(), log.clone());
     let greenlet = named("a", move |()| {
@@ -241,7 +242,8 @@ fn a_greenlet_created_in_the_function_is_a_child_of_the_consumer() {
     assert_eq!(inside.switch::<Vec<String>>(()).unwrap(), ["made"]);
 }
 
-/// What it was and what it is: three parts of the core that look at a greenlet's state are not confused by a function.
+/// Code that reads the state of a greenlet works while the greenlet is suspended inside a
+/// generator.
 #[test]
 fn a_greenlet_suspended_inside_a_generator_looks_suspended() {
     let greenlet = Greenlet::new(|(): ()| {

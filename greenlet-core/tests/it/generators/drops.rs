@@ -27,7 +27,7 @@ fn dropping_a_generator_ends_its_function() {
     assert_eq!(log.take(), ["true", "function in main"]);
 }
 
-// GN-10: the second stage.
+// GN-10: the second stage of the end.
 #[test]
 fn dropping_a_generator_unwinds_a_function_that_ignores_the_exit() {
     let _no_leaks = NoLeaks::watch();
@@ -58,7 +58,8 @@ fn dropping_an_unstarted_generator_drops_its_captures() {
     assert_eq!(drops.count(), 1);
 }
 
-// GN-10, GN-7: the inner ones go with the outer one, also where an inner one yielded.
+// GN-10, GN-7: the inner generators end with the outer one, even if an inner function yielded for
+// it.
 #[test]
 fn dropping_a_generator_ends_the_generators_that_it_consumes() {
     for by_the_inner in [false, true] {
@@ -87,7 +88,7 @@ fn dropping_a_generator_ends_the_generators_that_it_consumes() {
     }
 }
 
-// GN-10: a forced unwinding is for one generator, and passes through those within it.
+// GN-10: a forced unwind targets one generator, and passes through the generators inside it.
 #[test]
 fn a_forced_unwind_passes_through_inner_generators() {
     let _no_leaks = NoLeaks::watch();
@@ -108,7 +109,7 @@ fn a_forced_unwind_passes_through_inner_generators() {
     assert_eq!(log.take(), ["inner in main", "outer in main"]);
 }
 
-/// The inner function is ended by the outer one when it yields for that.
+/// The outer function ends the inner one, whose clean-up yields for the outer generator.
 #[test]
 fn a_function_that_is_being_ended_may_yield_for_the_outer_generator() {
     let _no_leaks = NoLeaks::watch();
@@ -157,14 +158,14 @@ fn panics_of_destructors_are_reported_when_a_generator_is_dropped() {
     let _no_leaks = NoLeaks::watch();
     catch_reports();
     let panics = || on_drop(|| resume_unwind(Box::new("in a destructor")));
-    // Of what it captured.
+    // A capture.
     let captured = panics();
     drop(Generator::<()>::new(move |_| {
         let _captured = &captured;
         Ok(())
     }));
     assert_eq!(take_reports(), ["main: panic in a destructor"]);
-    // Of a local.
+    // A local variable.
     let mut generator = Generator::new(move |out| {
         let _local = panics();
         out.yield_(1)
@@ -172,7 +173,7 @@ fn panics_of_destructors_are_reported_when_a_generator_is_dropped() {
     generator.next().unwrap().unwrap();
     drop(generator);
     assert_eq!(take_reports(), ["main: panic in a destructor"]);
-    // Of an item that comes back while it is ended.
+    // An item that is yielded during the end.
     let drops = Drops::new();
     let witness = drops.witness();
     let mut generator = Generator::new(move |out| {
@@ -190,7 +191,7 @@ fn panics_of_destructors_are_reported_when_a_generator_is_dropped() {
     drop(stubborn);
     assert_eq!(take_reports(), ["main: panic in a destructor"]);
     assert_eq!(drops.count(), 1);
-    // Of what it returns.
+    // The return value.
     let mut generator = Generator::new(move |out| {
         let _ = out.yield_(1);
         Ok(panics())
@@ -255,7 +256,7 @@ fn a_function_that_is_being_ended_may_switch() {
     assert_eq!(log.take(), ["answer"]);
 }
 
-// GN-10: both stages of the consumer's end, while it drops a generator.
+// GN-10: both stages of the consumer's end, while the consumer drops a generator.
 #[test]
 fn a_consumer_can_be_ended_while_it_drops_a_generator() {
     for is_stubborn in [false, true] {
@@ -283,7 +284,6 @@ fn a_consumer_can_be_ended_while_it_drops_a_generator() {
     }
 }
 
-/// The last handle is in the function, so it goes with what the function leaves: after the function, in the consumer.
 #[test]
 fn a_function_may_drop_the_last_handle_of_another_generator() {
     let _no_leaks = NoLeaks::watch();
@@ -366,7 +366,7 @@ fn a_generator_in_a_thread_local_is_ended_when_the_thread_local_is_dropped() {
             let mut generator = Generator::new(|out| {
                 let _note = on_drop(|| assert!(getcurrent().is_main()));
                 let error = out.yield_(1).unwrap_err();
-                // Late, but as ever.
+                // Generators work as usual even late in the end of a thread.
                 assert_eq!(all(count(3)), [1, 2, 3]);
                 bail!("ended: {error}")
             });
@@ -377,6 +377,6 @@ fn a_generator_in_a_thread_local_is_ended_when_the_thread_local_is_dropped() {
         });
         let reported = reported.join().unwrap();
         let lines = reported.lock().unwrap();
-        assert!(lines.len() <= 1, "{lines:?}"); // none, where the list was dropped before
+        assert!(lines.len() <= 1, "{lines:?}"); // empty if the list of reports was dropped before
     }
 }

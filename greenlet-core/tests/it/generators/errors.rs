@@ -24,7 +24,7 @@ fn an_error_is_the_last_item() {
     assert!(generator.next().is_none());
 }
 
-// GN-9: it goes on in the consumer, as any error does.
+// GN-9: the exit propagates in the consumer, like any error.
 #[test]
 fn an_exit_of_the_function_is_its_last_item() {
     let mut generator = Generator::<u32>::new(|out| {
@@ -180,7 +180,7 @@ fn a_function_that_yields_during_close_stays_suspended() {
     generator.close().unwrap();
 }
 
-/// The exit of the consumer is no answer to the exit of the function.
+/// An exit of the consumer is no answer to the exit that `close` threw.
 // GN-13
 #[test]
 fn an_exit_of_the_consumer_propagates_out_of_close() {

@@ -62,7 +62,7 @@ fn a_generator_held_by_its_own_function_is_leaked() {
         Ok(())
     });
     generator.resume(()).unwrap().unwrap();
-    drop(generator); // a cycle, as of any `Rc`s
+    drop(generator); // leaks a cycle of `Rc`s
     assert_eq!(stacks_in_use(), before + 1);
 }
 
@@ -88,7 +88,7 @@ fn a_yield_out_of_a_no_switch_section_is_refused() {
                 .unwrap();
             assert_eq!(value.downcast::<String>().unwrap(), "back");
             let refused = no_switch(|| {
-                no_switch(|| ()); // the outer one goes on
+                no_switch(|| ()); // the outer section continues
                 no_switch(|| out.yield_("nested".into())).is_err() && out.yield_("outer".into()).is_err()
             });
             assert!(refused);
@@ -98,7 +98,7 @@ fn a_yield_out_of_a_no_switch_section_is_refused() {
     assert_eq!(no_switch(|| all(generator)), ["yielded"]);
 }
 
-// GN-14: the section may be of the function, and the yield of one within it.
+// GN-14: the section may be in the outer function, and the yield in an inner one.
 #[test]
 fn a_yield_over_two_levels_out_of_a_no_switch_section_is_refused() {
     let outer = Generator::new(|outer| {

@@ -29,7 +29,7 @@ fn named<R: 'static>(name: &str, function: impl FnOnce(()) -> Result<R> + 'stati
     Greenlet::builder().name(name).build(function)
 }
 
-/// Logs, when it is dropped, what it is, and in which greenlet.
+/// Logs `what` and the current greenlet when it is dropped.
 struct Note {
     log: Log,
     what: &'static str,
@@ -48,7 +48,7 @@ fn note(log: &Log, what: &'static str) -> Note {
     }
 }
 
-/// Yields when it is dropped, and logs whether that was refused.
+/// Yields when it is dropped, and logs whether the yield was refused.
 struct YieldsLate {
     out: Yielder<u32>,
     log: Log,

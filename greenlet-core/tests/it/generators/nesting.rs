@@ -31,7 +31,7 @@ fn a_yield_outside_every_generator_is_refused() {
     assert!(is_kind(&error, GeneratorError::is_outside), "it is gone");
 }
 
-// GN-4: by type, from the nearest outwards.
+// GN-4: the search is by type, from the nearest generator outwards.
 #[test]
 fn a_yield_finds_the_nearest_generator_of_its_type() {
     let outer = Generator::<&str>::new(|_| {
@@ -49,7 +49,7 @@ fn a_yield_finds_the_nearest_generator_of_its_type() {
     assert_eq!(all(outer), ["to the outer one", "in between", "again"]);
 }
 
-// GN-4: a type of input is told from another one too.
+// GN-4: the type of input must match too.
 #[test]
 fn a_yield_ignores_generators_of_another_input_type() {
     let mut outer = Generator::<u32, &str>::with_input(|_, _| {
@@ -60,7 +60,7 @@ fn a_yield_ignores_generators_of_another_input_type() {
     assert_eq!(outer.send("first").unwrap().unwrap(), 2);
 }
 
-// GN-4: another greenlet does not run in the function, also where the function has made it.
+// GN-4: another greenlet does not run in the function, even if the function created it.
 #[test]
 fn another_greenlet_cannot_yield_for_the_function() {
     let _no_leaks = NoLeaks::watch();

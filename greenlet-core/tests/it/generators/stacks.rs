@@ -22,7 +22,7 @@ fn a_forgotten_generator_keeps_its_stack() {
     generator.next().unwrap().unwrap();
     std::mem::forget(generator);
     assert_eq!((drops.count(), stacks_in_use()), (0, before + 1));
-    // Others are none the wiser.
+    // Other generators are not affected.
     assert_eq!(all(count(3)), [1, 2, 3]);
 }
 
@@ -138,10 +138,10 @@ fn a_backtrace_includes_the_function_of_a_generator() {
     assert_eq!(greenlet.switch::<u32>(()).unwrap(), 1);
 }
 
-/// What there is left of the generator's stack counts, also in the main greenlet.
+/// The check looks at the free part of the generator's stack, in the main greenlet too.
 #[test]
 fn a_backtrace_of_a_full_stack_is_refused() {
-    /// Calls itself until too little is left.
+    /// Calls itself until too little stack is left.
     fn descend(other: &Greenlet) -> bool {
         let frame = black_box([1_u8; 512]);
         let is_refused = other.switch::<bool>(getmain()).unwrap() || descend(other);

@@ -40,7 +40,7 @@ fn a_finished_generator_has_no_more_items() {
     assert!(two.next().is_none());
 }
 
-// GN-1: an item is told from the end by the way that it comes, and not by the value.
+// GN-1: the end is distinguished from an item by an `Option`, not by the value.
 #[test]
 fn a_generator_of_units_has_one_item_for_each_yield() {
     let units = Generator::new(|out| (0..4).try_for_each(|_| out.yield_(())));
@@ -63,7 +63,7 @@ fn a_yield_works_at_any_depth_of_calls() {
     assert_eq!(all(numbers), (0..100).collect::<Vec<_>>());
 }
 
-/// Sends values of a type both ways: `fresh` makes them, by number.
+/// Sends values of a type both ways. `fresh` creates the value of a number.
 fn send_both_ways<T: PartialEq + std::fmt::Debug + 'static>(fresh: fn(u8) -> T) {
     let _no_leaks = NoLeaks::watch();
     let mut echo = Generator::<T, T>::with_input(move |out, mut value| {

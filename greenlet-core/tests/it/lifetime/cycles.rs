@@ -1,4 +1,4 @@
-//! Which reference cycles keep a greenlet suspended, and how does one break them?
+//! Reference cycles that keep a greenlet suspended, and ways to break them.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use greenlet::{Greenlet, GreenletExit, WeakGreenlet, end_suspended, getcurrent};
 
 use crate::support::{Drops, Log, up};
 
-// GC-1: a dead greenlet has neither function nor stack, so a cycle through those ends with it.
+// GC-1: a dead greenlet has neither function nor stack, so a cycle through these is broken.
 #[test]
 fn a_dead_greenlet_is_in_no_cycle() {
     let drops = Drops::new();
@@ -19,7 +19,7 @@ fn a_dead_greenlet_is_in_no_cycle() {
         Ok(())
     });
     *own.borrow_mut() = Some(greenlet.clone());
-    drop(own); // its function alone leads to the handle of it
+    drop(own); // only its function holds a handle of it now
     let weak = greenlet.downgrade();
     greenlet.switch::<()>(()).unwrap();
     assert_eq!(drops.count(), 1);
@@ -27,8 +27,8 @@ fn a_dead_greenlet_is_in_no_cycle() {
     assert!(weak.upgrade().is_none());
 }
 
-// GC-2, GC-3, GC-4: a suspended greenlet whose stack holds a handle of it stays suspended when all other
-// handles go; throwing at it ends it.
+// GC-2, GC-3, GC-4: a suspended greenlet whose stack holds a handle of itself stays suspended when
+// all other handles are dropped. A throw ends it.
 #[test]
 fn a_greenlet_is_kept_by_a_handle_of_itself_on_its_stack() {
     let drops = Drops::new();
@@ -50,7 +50,7 @@ fn a_greenlet_is_kept_by_a_handle_of_itself_on_its_stack() {
     assert!(weak.upgrade().is_none());
 }
 
-// GC-3, GN-10: a weak handle of itself, or one that is taken for a moment, keeps nothing.
+// GC-3, GN-10: a weak handle of itself, or a temporary handle, keeps no greenlet alive.
 #[test]
 fn a_greenlet_is_not_kept_by_a_weak_handle_of_itself() {
     let drops = Drops::new();
@@ -65,8 +65,8 @@ fn a_greenlet_is_not_kept_by_a_weak_handle_of_itself() {
     assert_eq!(drops.count(), 1);
 }
 
-// GC-3, UD-9: a suspended child that is held by its suspended creator holds the creator by its parent
-// link, so neither is ended by dropping; `end_suspended`, or the thread's end, ends both.
+// GC-3, UD-9: a suspended child on the stack of its suspended creator holds the creator by its
+// parent link. Dropping ends neither; `end_suspended` and `run_to_end` end both.
 #[test]
 fn a_child_held_by_its_parent_keeps_both() {
     let drops = Drops::new();
@@ -93,12 +93,13 @@ fn a_child_held_by_its_parent_keeps_both() {
     end_suspended().unwrap();
     assert_eq!(drops.count(), 2);
     assert!(weak.upgrade().is_none());
-    // The creator was ended first: its stack let go of the child.
+    // The creator was ended first, and its stack dropped the handle of the child.
     assert_eq!(log.take(), ["the last handle of the greenlet was dropped"]);
 }
 
-// GC-6: the analogue of a collection that switches: dropping a value that holds suspended greenlets,
-// from inside another's clean-up, while that one is let go of by a third.
+// GC-6: the counterpart of a garbage collection that switches. A value that holds suspended
+// greenlets is dropped inside the clean-up of another greenlet, while a third one ends that
+// greenlet.
 #[test]
 fn ending_inside_another_destructor_disturbs_neither() {
     struct EndsAnother(Option<Greenlet>, Log);

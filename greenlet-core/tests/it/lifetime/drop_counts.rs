@@ -1,4 +1,4 @@
-//! Is everything dropped exactly once, however a greenlet ends?
+//! Everything is dropped exactly once, in every way in which a greenlet can end.
 
 use anyhow::Result;
 use greenlet::{Greenlet, GreenletExit, TypeMismatch, Value, getcurrent};
@@ -32,7 +32,7 @@ const WAYS: [Way; 8] = [
 /// An error that counts its drop.
 struct Counted(#[expect(dead_code, reason = "its drop is what counts")] SendWitness);
 
-/// A witness that tests send nowhere, in an error, which could be.
+/// A witness in an error. The tests never send it to another thread.
 struct SendWitness(std::sync::Mutex<Option<std::sync::mpsc::Sender<()>>>);
 
 impl Drop for SendWitness {
@@ -61,7 +61,7 @@ impl std::fmt::Display for Counted {
 
 impl std::error::Error for Counted {}
 
-/// Counts drops of what must be `Send`: errors, panic payloads.
+/// Counts drops of values that must be `Send`: errors and panic payloads.
 struct SentDrops(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>);
 
 impl SentDrops {
@@ -74,13 +74,14 @@ impl SentDrops {
         Counted(SendWitness(std::sync::Mutex::new(Some(self.0.clone()))))
     }
 
-    /// How many have been dropped since the last time.
+    /// Returns the number of drops since the last call.
     fn take(&self) -> usize {
         self.1.try_iter().count()
     }
 }
 
-/// The witnesses of one greenlet: what it captured, its argument, its local, a value that was sent to it.
+/// The witnesses of one greenlet: a capture, the argument, a local variable, a value that was sent
+/// to it.
 struct Case {
     captured: Drops,
     argument: Drops,
@@ -103,7 +104,7 @@ impl Case {
         }
     }
 
-    /// A greenlet that holds all of them and is suspended before its end.
+    /// Returns a greenlet that holds all of them and is suspended before its end.
     fn make(&self, way: Way) -> Greenlet {
         let (captured, local, outcome) = (
             self.captured.witness(),
@@ -187,7 +188,8 @@ fn each_way_to_end_drops_everything_once() {
     }
 }
 
-// TE-2: the end of a thread drops nothing of what is suspended; `run_to_end` drops everything once.
+// TE-2: the end of a thread drops nothing of its suspended greenlets. `run_to_end` drops everything
+// once.
 #[test]
 fn a_thread_end_drops_nothing_and_run_to_end_drops_everything_once() {
     for (end, expected) in [(ThreadEnd::Plain, 0), (ThreadEnd::RunToEnd, 2)] {
@@ -230,7 +232,7 @@ fn a_pending_greenlet_drops_its_function_once() {
 // DE-5, DE-19
 #[test]
 fn values_and_errors_that_nobody_takes_are_dropped_once() {
-    // The value that a dying greenlet returns.
+    // The value that an ending greenlet returns.
     let drops = Drops::new();
     let witness = drops.witness();
     let greenlet = Greenlet::new(move |(): ()| {
@@ -241,7 +243,7 @@ fn values_and_errors_that_nobody_takes_are_dropped_once() {
     drop(greenlet);
     assert_eq!(drops.count(), 1);
 
-    // The error that it leaves, and its panic: with the report.
+    // The error that it ends with, and its panic. Both are dropped with the report.
     catch_reports();
     let raised = SentDrops::new();
     for panics in [false, true] {
@@ -260,7 +262,8 @@ fn values_and_errors_that_nobody_takes_are_dropped_once() {
     }
     assert_eq!(take_reports().len(), 2);
 
-    // An error thrown at a pending one goes to its parent; one thrown at a dead one comes back.
+    // An error thrown at a pending greenlet goes to its parent. An error thrown at a dead one comes
+    // back.
     let greenlet = Greenlet::new(|(): ()| Ok(()));
     for _ in 0..2 {
         let error = greenlet.throw::<()>(raised.error()).unwrap_err();
@@ -269,7 +272,7 @@ fn values_and_errors_that_nobody_takes_are_dropped_once() {
         assert_eq!(raised.take(), 1);
     }
 
-    // A value of a type that the receiver does not take: with the error.
+    // A value of a type that the receiver does not take is dropped with the error.
     let takes_text = Greenlet::new(|_: &'static str| Ok(()));
     let drops = Drops::new();
     let error = takes_text.switch::<()>(drops.witness()).unwrap_err();
@@ -279,7 +282,7 @@ fn values_and_errors_that_nobody_takes_are_dropped_once() {
     drop(takes_text.switch::<()>(drops.witness()));
     assert_eq!(drops.count(), 2);
 
-    // A value inside a `Value`, taken as itself, as a `Value`, and not at all.
+    // A value inside a `Value`: taken by its type, taken as a `Value`, and not taken at all.
     let echo = || Greenlet::new(|value: Value| Ok(value));
     drop(echo().switch::<Witness>(drops.witness()).unwrap());
     drop(echo().switch::<Value>(Value::new(drops.witness())).unwrap());
@@ -287,7 +290,7 @@ fn values_and_errors_that_nobody_takes_are_dropped_once() {
     assert_eq!(drops.count(), 5);
 }
 
-// DE-23, LK-2: a parent chain of any length goes in a loop, also pending and dead ones.
+// DE-23, LK-2: a chain of parents of any length is dropped in a loop, even pending and dead ones.
 #[test]
 fn each_pending_greenlet_of_a_long_chain_is_dropped_once() {
     const COUNT: usize = 100_000;
@@ -311,7 +314,7 @@ fn each_pending_greenlet_of_a_long_chain_is_dropped_once() {
             assert_eq!(drops.count(), COUNT);
         }
     };
-    // Less than three bytes of stack for each: recursion would overflow it.
+    // Less than three bytes of stack for each greenlet: recursion would overflow it.
     let small = std::thread::Builder::new().stack_size(256 << 10);
     small.spawn(drop_chain).unwrap().join().unwrap();
 }

@@ -1,4 +1,4 @@
-//! `GreenletExit`: an error on its way through a greenlet, a value when it has left it.
+//! `GreenletExit` is an error inside a greenlet, and a value for its parent.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -9,7 +9,7 @@ use greenlet::{Greenlet, GreenletExit, Tracer, TypeMismatch, Value, getcurrent, 
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
-/// A greenlet that is suspended, and then does `then` with what its switch returns.
+/// Returns a suspended greenlet that passes the result of its switch to `then`.
 fn suspended<R: 'static>(then: impl FnOnce(Result<Value>) -> Result<R> + 'static) -> Greenlet {
     let greenlet = Greenlet::new(move |(): ()| then(up::<Value>(())));
     greenlet.switch::<()>(()).unwrap();
@@ -30,7 +30,7 @@ fn inside_the_function_an_exit_is_an_error_that_question_marks_propagate() {
             Ok(())
         }
         let error = inner(asked, &inside).unwrap_err();
-        // A handler of one kind of error does not take it for that kind.
+        // A handler of another kind of error does not match it.
         inside.add(format!("io error: {}", error.is::<std::io::Error>()));
         inside.add(format!("exit: {}", error.is::<GreenletExit>()));
         Err::<(), Error>(error)
@@ -105,7 +105,7 @@ fn returning_an_exit_equals_failing_with_it() {
     for child in [died, returned] {
         assert_eq!(child.switch::<GreenletExit>(()).unwrap(), GreenletExit::new());
     }
-    // As a value that is sent, it ends nobody.
+    // A sent exit is an ordinary value, and ends nothing.
     let echo = suspended(|got| got);
     assert!(echo.switch::<Value>(GreenletExit::new()).unwrap().is_exit());
 }
@@ -297,7 +297,7 @@ fn a_pending_parent_that_takes_no_exit_fails_with_the_mismatch() {
     assert!(parent.is_dead());
 }
 
-/// A context that does something when it is dropped.
+/// A context that runs a function when it is dropped.
 struct Doing(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl fmt::Display for Doing {
@@ -396,11 +396,11 @@ fn an_error_reported_in_the_last_frames_may_panic_when_dropped() {
     assert!(child.is_dead());
 }
 
-/// Also in a crowd, where switches take another path.
+/// Also with many greenlets, where switches take another path.
 #[test]
 fn greenlets_switched_to_by_their_last_handles_end_when_they_leave() {
     let is_ended = |others: usize| {
-        let _crowd: Vec<Greenlet> = (0..others)
+        let _others: Vec<Greenlet> = (0..others)
             .map(|_| {
                 let one = Greenlet::new(|(): ()| up::<()>(()));
                 one.switch::<()>(()).unwrap();

@@ -1,4 +1,4 @@
-//! How a greenlet ends: its outcome goes to the parent it then has.
+//! The outcome of a greenlet goes to the parent that it has at its end.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use greenlet::{
 
 use crate::support::{Drops, Log, NoLeaks, OnDrop, on_drop, up};
 
-/// A greenlet that waits for one value of any kind, logs it, and passes it on to its parent.
+/// Returns a greenlet that waits for one value of any kind, logs it, and sends it on to its parent.
 fn listener(log: &Log, name: &'static str) -> Greenlet {
     let log = log.clone();
     let listener = Greenlet::builder().name(name).build(move |(): ()| {
@@ -51,7 +51,8 @@ fn an_outcome_goes_to_the_current_parent_and_not_to_the_resumer() {
             resumer_log.add(format!("resumer got {got:?}"));
             Ok(())
         });
-        // The outcome reaches `parent`; what that returns reaches main. The resumer waits on.
+        // The outcome reaches `parent`, whose outcome reaches main. The resuming greenlet still
+        // waits.
         assert_eq!(resumer.switch::<String>(()).unwrap(), "from parent");
         assert!(child.is_dead() && parent.is_dead() && resumer.is_active());
         assert_eq!(
@@ -85,7 +86,7 @@ fn dead_parents_are_skipped() {
             text("late outcome")
         });
         child.switch::<()>(getcurrent()).unwrap();
-        // The parent's death does nothing to the child.
+        // The death of the parent does not affect the child.
         parent.set_parent(&getcurrent()).unwrap();
         assert_eq!(parent.switch::<String>(()).unwrap(), "parent ends");
         parent.set_parent(&grandparent).unwrap();
@@ -120,7 +121,7 @@ fn a_pending_parent_is_started_with_the_outcome_and_so_on_upwards() {
     let child = Greenlet::builder()
         .parent(&middle)
         .build(|(): ()| Ok((1, "text".to_owned())));
-    // The tuple is one value, all the way.
+    // The tuple stays one value all the way.
     assert_eq!(child.switch::<(i32, String)>(()).unwrap(), (3, "text".to_owned()));
     assert_eq!(
         log.take(),
@@ -184,7 +185,7 @@ fn a_parent_that_cannot_be_entered_stays_pending_and_the_next_one_gets_the_error
         );
     }
 
-    // Main can always be entered, so there always is an end to it.
+    // Main can always be entered, so the search for a parent always ends.
     let parent = huge(&huge(&getcurrent()));
     let child = Greenlet::builder()
         .parent(&parent)
@@ -222,7 +223,7 @@ fn a_parent_inside_a_drop_is_resumed_there_and_the_value_is_discarded() {
     let log = Log::new();
     let drops = Drops::new();
     let (inside, witness) = (log.clone(), drops.witness());
-    // While `victim` is being ended by main, it runs another child of main to its end.
+    // While main ends `victim`, `victim` runs another child of main to its end.
     let other = Greenlet::new(move |(): ()| Ok(witness));
     let other_inside = other.clone();
     let victim = Greenlet::new(move |(): ()| {
@@ -238,7 +239,7 @@ fn a_parent_inside_a_drop_is_resumed_there_and_the_value_is_discarded() {
     log.add("main goes on after the drop");
     assert_eq!(drops.count(), 1, "the value is discarded");
     assert!(other.is_dead() && weak.upgrade().is_none());
-    // Control came back before the victim had ended, so it was unwound: "is resumed" is not reached.
+    // Control returned before the victim had ended, so it was unwound and never logs "is resumed".
     assert_eq!(
         log.take(),
         ["victim is asked to end", "main goes on after the drop"]
@@ -261,7 +262,8 @@ fn captures_and_locals_are_dropped_before_the_parent_resumes() {
         let _captured = &capture;
         let _argument = argument;
         let _local = local;
-        // The last handle goes: from now on only the thread, and then the transfer, holds it.
+        // The last handle is dropped. From now on only the thread, and then the transfer, holds the
+        // greenlet.
         child.upgrade().unwrap().set_parent(&main)?;
         Ok(())
     });

@@ -1,4 +1,4 @@
-//! What happens to a suspended greenlet when its last handle goes?
+//! The end of a suspended greenlet when its last handle is dropped.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -8,10 +8,10 @@ use greenlet::{Greenlet, GreenletExit, State, Value, WeakGreenlet, getcurrent, g
 
 use crate::support::{Drops, Log, Witness, catch_reports, name, take_reports, up};
 
-/// A place to store a handle where others find it.
+/// A shared place for a handle.
 type Shelf = Rc<RefCell<Option<Greenlet>>>;
 
-/// A suspended greenlet that ends by the exit, with a witness on its stack.
+/// Returns a suspended greenlet that ends by the exit, with a witness on its stack.
 fn waiting(name: &str, witness: Witness) -> Greenlet {
     let greenlet = Greenlet::builder().name(name).build(move |(): ()| {
         let _witness = witness;
@@ -21,8 +21,9 @@ fn waiting(name: &str, witness: Witness) -> Greenlet {
     greenlet
 }
 
-// DE-1, DE-2, DE-5, DE-29: at once, with an exit; the dropping statement is over when all is; what it
-// returns goes nowhere; what its stack holds is released then, not before.
+// DE-1, DE-2, DE-5, DE-29: dropping the last handle throws an exit at once, and the drop returns
+// when the greenlet has ended. Its return value is discarded. Its locals are dropped during the
+// end, not before.
 #[test]
 fn dropping_the_last_handle_throws_an_exit_at_once() {
     catch_reports();
@@ -55,7 +56,8 @@ fn dropping_the_last_handle_throws_an_exit_at_once() {
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-1, DE-23: a child's link to its parent is a handle of it; the child goes first, then the link.
+// DE-1, DE-23: the link from a child to its parent is a handle of the parent. The child ends first,
+// then the link is dropped.
 #[test]
 fn a_childs_link_to_its_parent_is_a_handle() {
     let log = Log::new();
@@ -93,8 +95,9 @@ fn a_childs_link_to_its_parent_is_a_handle() {
     );
 }
 
-// DE-3, DE-4, DE-26: who lets go is the parent meanwhile, main or not; the recorded parent is neither
-// started nor resumed; the clean-up runs in the greenlet itself, with what is attached to it.
+// DE-3, DE-4, DE-26: the dropping greenlet, main or another, is the parent during the end. The
+// recorded parent is neither started nor resumed. Clean-up runs in the greenlet itself, with its
+// attachment.
 #[test]
 fn the_greenlet_that_drops_the_last_handle_is_the_parent_meanwhile() {
     let log = Log::new();
@@ -130,7 +133,8 @@ fn the_greenlet_that_drops_the_last_handle_is_the_parent_meanwhile() {
     assert_eq!(never.state(), State::Pending);
 }
 
-// DE-6: what it leaves as an error, or as a panic, is reported, and never reaches who let go.
+// DE-6: an error or panic that the greenlet ends with is reported. It never reaches the dropping
+// greenlet.
 #[test]
 fn errors_and_panics_of_the_ended_greenlet_are_reported() {
     catch_reports();
@@ -152,8 +156,9 @@ fn errors_and_panics_of_the_ended_greenlet_are_reported() {
     assert_eq!(take_reports(), ["panicking: panic no!"]);
 }
 
-// DE-7, DE-18, DE-19, UD-7: the drop is over as soon as anyone transfers to who let go. A value sent
-// there is lost, an error is reported; in between others run as they like.
+// DE-7, DE-18, DE-19, UD-7: the drop returns at the first transfer to the dropping greenlet, from
+// any greenlet. A value of that transfer is lost, an error is reported. Other greenlets may run in
+// between.
 #[test]
 fn the_drop_returns_at_the_first_transfer_back() {
     catch_reports();
@@ -185,7 +190,7 @@ fn the_drop_returns_at_the_first_transfer_back() {
         dying.switch::<()>(()).unwrap();
         drop(dying);
         log.add("dropped");
-        // The second stage unwound it: it never came back from its switch.
+        // The second stage unwound it, so its switch never returned.
         assert_eq!(log.take(), ["dying switches away", "third runs", "dropped"]);
         assert_eq!(drops.count(), usize::from(!throws));
         assert!(third.is_active());
@@ -194,8 +199,8 @@ fn the_drop_returns_at_the_first_transfer_back() {
     }
 }
 
-// DE-8, UD-6: one that catches the exit and goes on is unwound, its destructors run once; the original
-// complains and leaks it.
+// DE-8, UD-6: a greenlet that catches the exit and continues is unwound, and its destructors run
+// once. Python complains and leaks it.
 #[test]
 fn a_greenlet_that_refuses_to_end_is_unwound() {
     catch_reports();
@@ -219,7 +224,7 @@ fn a_greenlet_that_refuses_to_end_is_unwound() {
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-8: one that stops even the unwinding is reported, once, and left alone with its stack.
+// DE-8: a greenlet that stops even the unwinding is reported once, and its stack is leaked.
 #[test]
 fn a_greenlet_that_stops_the_unwinding_is_reported() {
     catch_reports();
@@ -244,8 +249,8 @@ fn a_greenlet_that_stops_the_unwinding_is_reported() {
     assert_eq!(drops.count(), 0);
 }
 
-// DE-9, DE-28, HZ-28, HZ-34: a handle that its clean-up stores makes it an ordinary greenlet again,
-// with its old parent, as often as it likes.
+// DE-9, DE-28, HZ-28, HZ-34: a handle that clean-up stores makes the greenlet an ordinary one
+// again, with its old parent, any number of times.
 #[test]
 fn a_handle_stored_during_the_end_resurrects_the_greenlet() {
     catch_reports();
@@ -278,13 +283,14 @@ fn a_handle_stored_during_the_end_resurrects_the_greenlet() {
     let phoenix = shelf.take().unwrap();
     phoenix.set_parent(&getcurrent()).unwrap();
     drop(phoenix);
-    // The fourth time it let the exit through.
+    // The fourth time it propagated the exit.
     assert!(shelf.borrow().is_none() && weak.upgrade().is_none());
     assert_eq!(drops.count(), 1);
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-10: one that stores a handle and then ends is an ordinary dead greenlet with its old parent.
+// DE-10: a greenlet that stores a handle and then ends is an ordinary dead greenlet with its old
+// parent.
 #[test]
 fn a_handle_stored_before_the_end_is_of_a_dead_greenlet() {
     let shelf = Shelf::default();
@@ -303,7 +309,7 @@ fn a_handle_stored_before_the_end_is_of_a_dead_greenlet() {
     assert_eq!(remains.switch::<String>(String::from("up")).unwrap(), "up");
 }
 
-// DE-11: weak handles resolve while it is being ended, and no more when it is gone.
+// DE-11: weak handles upgrade during the end, and no longer after the greenlet is freed.
 #[test]
 fn weak_handles_upgrade_until_the_greenlet_is_freed() {
     let log = Log::new();
@@ -324,7 +330,8 @@ fn weak_handles_upgrade_until_the_greenlet_is_freed() {
     assert_eq!(log.take(), ["inside: true", "after: false"]);
 }
 
-// DE-12, DE-13: a pending greenlet goes silently, with its function unrun; a dead one is just freed.
+// DE-12, DE-13: a pending greenlet is freed without an exit, and its function never runs. A dead
+// one is just freed.
 #[test]
 fn pending_and_dead_greenlets_are_freed_without_an_exit() {
     let (captured, parents) = (Drops::new(), Drops::new());
@@ -368,10 +375,10 @@ fn dropping_handles_of_main_does_not_end_it() {
     );
 }
 
-/// Makes a greenlet that runs `body` without any handle of itself left.
+/// Starts a greenlet that runs `body` while no handle of it exists.
 fn run_without_handle<R: 'static>(name: &str, body: impl FnOnce() -> Result<()> + 'static) -> Result<R> {
     let body = |starter: WeakGreenlet| {
-        // Its starter had the last handle.
+        // The greenlet that started it had the last handle.
         starter.upgrade().unwrap().end();
         body()
     };
@@ -380,8 +387,8 @@ fn run_without_handle<R: 'static>(name: &str, body: impl FnOnce() -> Result<()> 
     starter.switch((greenlet, starter.downgrade()))
 }
 
-// DE-15, DE-16: the running greenlet without handles ends when it switches away, in the context of the
-// target and before the target gets what was sent, which is not lost.
+// DE-15, DE-16: a running greenlet without handles ends when it switches away, in the context of
+// the target, before the target receives the value. The value is not lost.
 #[test]
 fn a_running_greenlet_without_handles_ends_when_it_switches_away() {
     let log = Log::new();
@@ -423,7 +430,8 @@ fn a_running_greenlet_without_handles_ends_when_it_switches_away() {
     );
 }
 
-// DE-16: not even when its clean-up goes elsewhere: what resumes the target is lost, what was sent is not.
+// DE-16: the value survives even if the clean-up switches elsewhere. The value that resumes the
+// target is lost instead.
 #[test]
 fn a_sent_value_survives_a_clean_up_that_switches_elsewhere() {
     let log = Log::new();
@@ -448,8 +456,8 @@ fn a_sent_value_survives_a_clean_up_that_switches_elsewhere() {
     assert_eq!(log.take(), ["target gets: sent"]);
 }
 
-// DE-17: one that gives itself another parent ends into that one; who let go stays suspended until
-// somebody transfers there.
+// DE-17: a greenlet that changes its parent during its end ends into that parent. The dropping
+// greenlet stays suspended until a greenlet transfers to it.
 #[test]
 fn a_greenlet_that_changes_its_parent_during_its_end_ends_into_the_new_one() {
     let log = Log::new();
@@ -491,7 +499,7 @@ fn a_greenlet_that_changes_its_parent_during_its_end_ends_into_the_new_one() {
     assert!(weak.upgrade().is_none());
 }
 
-// DE-20: who lets go is not itself ended while what it started is not over.
+// DE-20: the dropping greenlet is not itself ended before the end that it started is over.
 #[test]
 fn the_greenlet_that_drops_the_last_handle_lives_until_the_end_is_over() {
     let log = Log::new();
@@ -523,7 +531,7 @@ fn the_greenlet_that_drops_the_last_handle_lives_until_the_end_is_over() {
     assert_eq!(log.take(), ["the deleter has no handle of its own", "dropped"]);
 }
 
-// DE-21: what the clean-up lets go of is ended inside the clean-up.
+// DE-21: handles that the clean-up drops end their greenlets inside the clean-up.
 #[test]
 fn ends_nest() {
     let log = Log::new();
@@ -554,7 +562,8 @@ fn ends_nest() {
     );
 }
 
-// DE-22: a container's greenlets are ended one after the other, each completely, in the container's order.
+// DE-22: the greenlets of a container are ended one after the other, each completely, in the order
+// of the container.
 #[test]
 fn a_container_ends_its_greenlets_in_order() {
     let log = Log::new();
@@ -579,8 +588,8 @@ fn a_container_ends_its_greenlets_in_order() {
     assert_eq!(log.take(), expected);
 }
 
-// DE-24: any number, at any depth of the tree: a long chain of suspended greenlets, each held by its
-// child's link alone, goes without recursion.
+// DE-24: a long chain of suspended greenlets, each held only by the link of its child, is ended
+// without recursion.
 #[test]
 fn a_long_chain_of_suspended_greenlets_ends_without_recursion() {
     const COUNT: usize = 4000;
@@ -597,7 +606,7 @@ fn a_long_chain_of_suspended_greenlets_ends_without_recursion() {
         drop(last);
         assert_eq!(drops.count(), COUNT);
     };
-    // 64 bytes for each of them: recursion would overflow the thread's stack.
+    // 64 bytes of stack for each greenlet: recursion would overflow it.
     let small = std::thread::Builder::new().stack_size(64 * COUNT);
     small.spawn(end_chain).unwrap().join().unwrap();
 }

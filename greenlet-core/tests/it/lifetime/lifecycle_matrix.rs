@@ -1,5 +1,5 @@
-//! Where a greenlet is in its life, times how it ends, times where its last handle is dropped: each cell
-//! has its log, or a reason why it cannot be.
+//! A matrix of tests: the state of a greenlet, times the way in which it ends, times the place
+//! where its last handle is dropped. Each cell has its log, or the reason why it is impossible.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -9,7 +9,7 @@ use greenlet::{Greenlet, GreenletExit, Value, WeakGreenlet, getcurrent, getparen
 
 use crate::support::{OnDrop, Reports, ThreadEnd, name, on_drop, reports, up};
 
-/// Where the greenlet is when its last handle is dropped.
+/// The state of the greenlet when its last handle is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Pending,
@@ -19,7 +19,7 @@ enum Life {
     Main,
 }
 
-/// How its function ends: by itself, or (`Killed`) because it lets an exit through.
+/// How its function ends: by itself, or (`Killed`) because it propagates an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Returns,
@@ -34,7 +34,7 @@ enum Ending {
 enum Place {
     /// By the main greenlet, in an ordinary statement.
     Outside,
-    /// By a greenlet: itself if it is current, another if it is not.
+    /// By a greenlet: itself if it is current, otherwise another one.
     Inside,
     /// In a destructor that runs during a panic.
     Destructor,
@@ -66,7 +66,7 @@ const PLACES: [Place; 5] = [
     Place::RunToEnd,
 ];
 
-/// Why a cell cannot be.
+/// Returns why a cell is impossible.
 fn reason_to_leave_out(life: Life, ending: Ending, place: Place) -> Option<&'static str> {
     match (life, ending, place) {
         (Life::Pending, Ending::Killed, _) | (Life::Main, Ending::Killed, _) => None,
@@ -78,7 +78,7 @@ fn reason_to_leave_out(life: Life, ending: Ending, place: Place) -> Option<&'sta
     }
 }
 
-/// What the log of a cell is.
+/// Returns the expected log of a cell.
 fn expected(life: Life, ending: Ending, place: Place) -> Vec<&'static str> {
     let deleter = if place == Place::Inside {
         "gets an exit, under other"
@@ -104,7 +104,7 @@ fn expected(life: Life, ending: Ending, place: Place) -> Vec<&'static str> {
         }
         (Life::Pending, _) => around(&["captured dropped"]),
         (Life::Suspended, Place::Outside | Place::Inside) => [vec!["starts"], around(&end)].concat(),
-        // It is ended by the next transfer.
+        // The next transfer ends it.
         (Life::Suspended, Place::Destructor) => [vec!["starts"], around(&[]), end].concat(),
         (Life::Suspended, Place::ThreadEnd) => {
             vec!["starts", "thread ends", "g: 1 left suspended", "late: Dead"]
@@ -112,7 +112,7 @@ fn expected(life: Life, ending: Ending, place: Place) -> Vec<&'static str> {
         (Life::Suspended, Place::RunToEnd) => {
             [vec!["starts", "thread ends"], end, vec!["late: Dead"]].concat()
         }
-        // Nobody has a handle when it switches away: it is ended under the one it switches to.
+        // No handle exists when it switches away, so it is ended in the context of the target.
         (Life::Current, _) if ending == Ending::Killed => [
             vec!["starts"],
             around(&[]),
@@ -157,14 +157,14 @@ impl Journal {
         on_drop(move || journal.add(event))
     }
 
-    /// Drops the handle, and says when.
+    /// Drops the handle, and logs when.
     fn drop_here(&self, handle: Greenlet) {
         self.add("drop begins");
         drop(handle);
         self.add("drop is over");
     }
 
-    /// Drops it while a panic unwinds.
+    /// Drops the handle while a panic unwinds.
     fn drop_in_destructor(&self, handle: Greenlet) {
         let journal = self.clone();
         let drops = on_drop(move || journal.drop_here(handle));
@@ -175,7 +175,7 @@ impl Journal {
         assert!(unwound.is_err());
     }
 
-    /// What main got from an operation.
+    /// Logs the result of an operation in main.
     fn outcome(&self, operation: impl FnOnce() -> Result<Value>) {
         self.add(match catch_unwind(AssertUnwindSafe(operation)) {
             Ok(Ok(value)) if value.is_exit() => String::from("main gets an exit"),
@@ -197,7 +197,7 @@ impl Journal {
         }
     }
 
-    /// Notes what resumed the greenlet, and returns it if it was an error.
+    /// Logs what resumed the greenlet, and returns it if it was an error.
     fn resumed(&self, got: Result<()>) -> Option<anyhow::Error> {
         let exit = got.err();
         self.add(match &exit {
@@ -211,7 +211,7 @@ impl Journal {
     }
 }
 
-/// Says in which state a greenlet is when this is dropped.
+/// Logs the state of a greenlet when this is dropped.
 struct Late(Option<(Greenlet, Journal)>);
 
 impl Drop for Late {
@@ -229,7 +229,7 @@ thread_local! {
 fn make(journal: &Journal, ending: Ending) -> Greenlet {
     let (journal, captured) = (journal.clone(), journal.on_drop("captured dropped"));
     Greenlet::builder().name("g").build(move |(): ()| {
-        std::mem::forget(captured); // only one that never runs shows it
+        std::mem::forget(captured); // only a function that never runs shows the drop
         let _local = journal.on_drop("local dropped");
         journal.add("starts");
         let exit = journal.resumed(up::<()>("parked"));
@@ -237,7 +237,7 @@ fn make(journal: &Journal, ending: Ending) -> Greenlet {
     })
 }
 
-/// One that drops its own last handle while it runs.
+/// Returns a greenlet that drops its own last handle while it runs.
 fn run_current(journal: &Journal, ending: Ending, place: Place) {
     let inside = journal.clone();
     let greenlet = Greenlet::builder()
@@ -245,7 +245,7 @@ fn run_current(journal: &Journal, ending: Ending, place: Place) {
         .build(move |(own, starter): (Own, WeakGreenlet)| {
             let _local = inside.on_drop("local dropped");
             inside.add("starts");
-            starter.upgrade().unwrap().end(); // it had a handle in its frames
+            starter.upgrade().unwrap().end(); // its frames held a handle
             let own = own.take().unwrap();
             match place {
                 Place::Destructor => inside.drop_in_destructor(own),
@@ -266,14 +266,15 @@ fn run_current(journal: &Journal, ending: Ending, place: Place) {
 
 type Own = std::rc::Rc<std::cell::Cell<Option<Greenlet>>>;
 
-/// Runs a cell in a thread of its own.
+/// Runs a cell on a new thread.
 fn run(life: Life, ending: Ending, place: Place) -> Vec<String> {
     let end = match place {
         Place::RunToEnd => ThreadEnd::RunToEnd,
         _ => ThreadEnd::Plain,
     };
     let journal = end.of_thread(move || {
-        // Before the library's own thread-local: destroyed after it, as the reports are.
+        // Registered before the library's own thread-local, so destroyed after it, like the
+        // reports.
         LATE.with(|_| ());
         let journal = Journal(reports());
         if life == Life::Current {
@@ -316,7 +317,7 @@ fn run(life: Life, ending: Ending, place: Place) -> Vec<String> {
                 return journal.0;
             }
         }
-        // What had to wait is ended by the next transfer.
+        // The next transfer runs the deferred ends.
         getcurrent().switch::<()>(()).unwrap();
         if life == Life::Main {
             journal.add(if getcurrent().is_active() {

@@ -1,4 +1,4 @@
-//! A greenlet ends: by itself, with its last handle, or with its thread.
+//! The end of a greenlet: by itself, with its last handle, or with its thread.
 
 mod cycles;
 mod drop_counts;

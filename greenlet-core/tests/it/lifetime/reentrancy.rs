@@ -1,4 +1,5 @@
-//! Attempts to break the core from safe code: what holds a greenlet where it is, against what ends it.
+//! Attempts to break the core from safe code: one operation keeps a greenlet suspended while
+//! another one ends it.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -43,16 +44,16 @@ fn a_greenlet_kept_suspended_between_the_stages_of_its_end_stays_suspended() {
     });
     *keeper.borrow_mut() = Some(keeping.downgrade());
 
-    kept.end(); // the first stage ends in the keeper, who comes back here
+    kept.end(); // the first stage switches to the keeper, which returns here
     assert!(kept.is_active());
     assert_eq!(drops.count(), 0);
     keeping.switch::<()>(()).unwrap();
     assert_eq!(was_dropped.get(), Some(0));
-    assert!(kept.is_dead()); // when it was let go of
+    assert!(kept.is_dead()); // its end ran when `keep_suspended` returned
     assert_eq!(drops.count(), 1);
 }
 
-/// Has a greenlet be ended that hangs its ender below itself in the first stage, and that ends in the second.
+/// Ends a greenlet that puts its ender below itself in the first stage, and ends in the second.
 #[test]
 fn an_end_makes_no_cycle_of_parents_between_its_stages() {
     let _leaks = NoLeaks::watch();
@@ -65,7 +66,7 @@ fn an_end_makes_no_cycle_of_parents_between_its_stages() {
     let victim = Greenlet::new(move |(): ()| {
         let (myself, above) = (itself.clone(), known.clone());
         let _in_the_second_stage = on_drop(move || {
-            // How far it is to main: a ring would have no end.
+            // Count the steps to main. In a cycle the loop would never end.
             let mut steps = 0;
             let mut next = get(&myself).parent();
             while let Some(parent) = next.filter(|_| steps < 100) {
@@ -99,7 +100,7 @@ fn an_end_leaves_no_greenlet_running_below_a_locked_one() {
     let known = ender.clone();
     let child: Later<Greenlet> = later();
     let made = child.clone();
-    let gated = Greenlet::new(move |(): ()| {
+    let locked = Greenlet::new(move |(): ()| {
         let itself: Later<WeakGreenlet> = later();
         let myself = itself.clone();
         let victim = Greenlet::new(move |(): ()| {
@@ -114,21 +115,21 @@ fn an_end_leaves_no_greenlet_running_below_a_locked_one() {
         victim.switch_owned::<()>(())?;
         Ok(())
     });
-    gated.switch::<()>(()).unwrap();
+    locked.switch::<()>(()).unwrap();
     let victim = child.take().unwrap();
-    raw::lock_for_await(&gated);
+    raw::lock_for_await(&locked);
     let to_end = victim.clone();
     let ending = Greenlet::new(move |(): ()| {
         to_end.end();
-        // Who runs is not below the gate, so what it leaves gets to main.
+        // The running greenlet is not below the locked one, so its outcome reaches main.
         Ok(())
     });
     *ender.borrow_mut() = Some(ending.downgrade());
     ending.switch::<()>(()).unwrap();
     assert!(ending.is_dead());
     victim.end();
-    raw::unlock(&gated);
-    gated.end();
+    raw::unlock(&locked);
+    locked.end();
 }
 
 #[test]
@@ -169,7 +170,7 @@ fn a_value_is_dropped_if_deferred_ends_unwind_before_its_switch() {
 
 const TEXT: &str = "what arrives, and is longer than a word";
 
-/// Writes all over the stack that it runs on, and over the one that was retired last.
+/// Overwrites the unused part of the current stack, and the stack that was retired last.
 fn uses_stacks() {
     #[inline(never)]
     fn writes_all_over() {
@@ -219,7 +220,8 @@ fn a_value_is_moved_out_before_the_attachment_of_its_sender_is_dropped() {
 
 #[test]
 fn a_value_is_moved_out_before_the_last_handle_of_an_old_parent_is_dropped() {
-    /// From a few calls deeper, so that the text stands where others write afterwards.
+    /// Sends the text from a few calls deeper, so that later calls overwrite that part of the
+    /// stack.
     #[inline(never)]
     fn sends_text(to: &Greenlet, calls: usize) -> anyhow::Result<()> {
         match std::hint::black_box(calls) {
@@ -234,7 +236,7 @@ fn a_value_is_moved_out_before_the_last_handle_of_an_old_parent_is_dropped() {
     let parent = Greenlet::new(move |(): ()| {
         settrace(None);
         let child = known.take().unwrap();
-        child.set_parent(&getmain())?; // from now on, only the switch that `child` is in has a handle of this one
+        child.set_parent(&getmain())?; // now only the switch of `child` has a handle of this greenlet
         let _ = sends_text(&child, 8);
         drop(child);
         uses_stacks();

@@ -1,7 +1,8 @@
-//! What runs when a thread ends: a test for each row of the table in `docs/safety.md`.
+//! The end of a thread: a test for each row of the table in `docs/safety.md`.
 //!
-//! Thread-locals are destroyed newest first on Linux. One that is first used after the library is destroyed
-//! before the library's own (`EARLY`), and one that is first used before the library afterwards (`LATE`).
+//! On Linux thread-locals are destroyed newest first. `EARLY` is first used after the library, so
+//! it is destroyed before the library's own. `LATE` is first used before the library, so it is
+//! destroyed afterwards.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -21,7 +22,7 @@ thread_local! {
 
 greenlet_local!(static LOCAL: Option<OnDrop> = None);
 
-/// Runs a thread with both thread-locals registered; returns what it has sent.
+/// Runs a thread with both thread-locals registered, and returns its log.
 fn log_of(function: impl FnOnce(Sender<String>) + Send + 'static) -> Vec<String> {
     let (sender, log) = mpsc::channel();
     let ended = ThreadEnd::Plain.of_thread(move || {
@@ -41,7 +42,7 @@ fn says(sender: &Sender<String>, text: &'static str) -> OnDrop {
     on_drop(move || sender.send(text.into()).unwrap())
 }
 
-/// A greenlet that is suspended, and says when its stack is unwound.
+/// Returns a suspended greenlet that logs when its stack is unwound.
 fn suspended(name: &'static str, sender: &Sender<String>) -> Greenlet {
     let says = says(sender, name);
     let greenlet = Greenlet::builder().name(name).build(move |(): ()| {
@@ -61,7 +62,8 @@ fn dropping_a_variable_of_the_thread_ends_its_greenlet() {
     assert_eq!(log, ["variable"]);
 }
 
-// TE-1, XD-7: a drop during a panic only delays the end, up to the end of the library's own thread-local.
+// TE-1, XD-7: a drop during a panic only delays the end, at most until the library's own
+// thread-local is destroyed.
 #[test]
 fn an_end_delayed_by_a_panic_runs_when_the_thread_ends() {
     for is_early in [true, false] {
@@ -85,12 +87,12 @@ fn an_end_delayed_by_a_panic_runs_when_the_thread_ends() {
             std::panic::resume_unwind(Box::new(()));
         });
         assert!(panicked.is_err());
-        // The clean-up finds a thread-local only if that is destroyed late.
+        // The clean-up can use a thread-local only if that is destroyed late.
         assert_eq!(log.try_iter().collect::<Vec<_>>(), [!is_early]);
     }
 }
 
-// TE-1: nobody can know then that the thread is ending.
+// TE-1: the library cannot know then that the thread is ending.
 #[test]
 fn a_thread_local_that_is_destroyed_early_ends_its_greenlet() {
     let log = log_of(|sender| {
@@ -134,7 +136,7 @@ fn a_thread_local_that_is_destroyed_late_finds_its_greenlet_dead() {
     );
 }
 
-// TE-2: one report for all. It leaves out those that were reported when they refused to end.
+// TE-2: one report names all of them. It omits those that were reported when they refused to end.
 #[test]
 fn one_report_names_all_greenlets_that_are_still_suspended() {
     let log = log_of(|sender| {
@@ -154,8 +156,8 @@ fn one_report_names_all_greenlets_that_are_still_suspended() {
     assert_eq!(log, ["refuses: refused to end", "first: 3 left suspended"]);
 }
 
-// TE-7, TE-10: what main has is dropped, and what a greenlet has that is left stays, its stack's values as
-// well as its locals and its attachment.
+// TE-7, TE-10: everything that main owns is dropped. A suspended greenlet keeps the values on its
+// stack, its locals and its attachment.
 #[test]
 fn main_is_dropped_and_suspended_greenlets_keep_what_they_own() {
     let log = log_of(|sender| {
@@ -176,7 +178,7 @@ fn main_is_dropped_and_suspended_greenlets_keep_what_they_own() {
             let _ = &traces;
             Ok(())
         })));
-        // Dropped late, as the last handle: the record goes, and what it has stays.
+        // Dropping the last handle late frees the node, but nothing that the greenlet owns.
         LATE.set(Some(on_drop(move || drop(left))));
     });
     let what_main_has = ["tracer", "local of main", "attachment of main"];
@@ -189,14 +191,14 @@ fn a_broadcast_does_not_wait_for_a_thread_that_ended() {
     let (sender, receiver) = mpsc::channel();
     log_of(move |log| {
         std::mem::forget(suspended("left", &log));
-        let errand = run_on_all_threads(|| ());
-        sender.send((errand, ThreadId::current())).unwrap();
+        let broadcast = run_on_all_threads(|| ());
+        sender.send((broadcast, ThreadId::current())).unwrap();
     });
-    let (errand, thread) = receiver.recv().unwrap();
-    assert!(!errand.wait(std::time::Duration::ZERO).contains(&thread));
+    let (broadcast, thread) = receiver.recv().unwrap();
+    assert!(!broadcast.wait(std::time::Duration::ZERO).contains(&thread));
 }
 
-// TH-16: the error stays usable after its thread, without the value.
+// TH-16: the error outlives its thread, without the value.
 #[test]
 fn the_error_of_a_late_throw_is_usable_on_another_thread() {
     let (errors, received) = mpsc::channel();

@@ -1,4 +1,4 @@
-//! What does a thread own, and what happens to it when the thread ends?
+//! The greenlets of a thread, and what happens to them when the thread ends.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ thread_local! {
     static LATE: RefCell<Option<crate::support::OnDrop>> = const { RefCell::new(None) };
 }
 
-/// A suspended greenlet that counts when its stack is unwound, and sends how it was ended.
+/// Returns a suspended greenlet that counts when its stack is unwound, and sends how it was ended.
 fn counting(drops: &Arc<AtomicUsize>, reasons: Option<mpsc::Sender<String>>) -> Greenlet {
     let drops = drops.clone();
     let greenlet = Greenlet::new(move |(): ()| {
@@ -64,7 +64,7 @@ fn each_thread_has_a_tree_of_its_own() {
     }
 }
 
-// TD-2: a call that blocks in a greenlet blocks its thread alone.
+// TD-2: a blocking call in a greenlet blocks only its thread.
 #[test]
 fn a_blocking_call_in_a_greenlet_blocks_only_its_thread() {
     let (question, asked) = mpsc::channel();
@@ -82,8 +82,8 @@ fn a_blocking_call_in_a_greenlet_blocks_only_its_thread() {
     assert_eq!(blocked.join().unwrap(), "the other thread's greenlets run");
 }
 
-// TD-4, TD-5: a greenlet is of the thread that makes it, whatever its state, so what makes one is what
-// travels: a function, which may be `Send`.
+// TD-4, TD-5: a greenlet belongs to the thread that creates it, in every state. To move work to a
+// thread, send a function, which may be `Send`.
 #[test]
 fn a_greenlet_belongs_to_the_thread_that_creates_it() {
     let body = |first: u32| Ok(first + up::<u32>(())?);
@@ -98,8 +98,8 @@ fn a_greenlet_belongs_to_the_thread_that_creates_it() {
     assert_eq!(here.switch::<u32>(2_u32).unwrap(), 3);
 }
 
-// TD-7, HZ-6: what a refused switch gives back inside its error may reach another thread; the value can
-// be taken on its own thread only.
+// TD-7, HZ-6: the error of a refused switch may be sent to another thread. The value inside can be
+// taken only on its own thread.
 #[test]
 fn an_error_can_be_sent_but_its_value_is_available_only_on_its_own_thread() {
     let child = Greenlet::new(|_: u8| Ok(()));
@@ -120,7 +120,7 @@ fn an_error_can_be_sent_but_its_value_is_available_only_on_its_own_thread() {
     assert_eq!(log.take(), ["dropped"]);
 }
 
-// TD-8: what of it may be known elsewhere is plain data, and may be sent there.
+// TD-8: information about a greenlet for other threads is plain data, which can be sent.
 #[test]
 fn plain_data_about_a_greenlet_can_be_sent() {
     let greenlet = Greenlet::builder().name("g").build(|(): ()| up::<()>(()));
@@ -136,8 +136,8 @@ fn plain_data_about_a_greenlet_can_be_sent() {
     assert!(suspended_at.is_some() && text.contains("suspended"), "{text}");
 }
 
-// TE-1, TE-2: the end of a thread ends what its variables hold, as these are dropped. Greenlets that are
-// still suspended afterwards run nothing, unless `run_to_end` ends them in time.
+// TE-1, TE-2: the end of a thread drops its variables, which ends their greenlets. Greenlets that
+// are still suspended afterwards run nothing, unless `run_to_end` ends them first.
 #[test]
 fn a_thread_that_returns_ends_only_the_greenlets_of_its_variables() {
     for end in ThreadEnd::BOTH {
@@ -164,7 +164,7 @@ fn a_thread_that_returns_ends_only_the_greenlets_of_its_variables() {
     }
 }
 
-// TE-1, TE-2: also when the thread's function panics.
+// TE-1, TE-2: the same if the function of the thread panics.
 #[test]
 fn a_thread_that_panics_ends_only_the_greenlets_of_its_variables() {
     for (end, expected) in [(ThreadEnd::Plain, 1), (ThreadEnd::RunToEnd, 2)] {
@@ -180,10 +180,10 @@ fn a_thread_that_panics_ends_only_the_greenlets_of_its_variables() {
     }
 }
 
-// TE-3, TE-4, TE-5, TE-6, TE-9, HZ-25: what is left of a thread that has ended can be reached only from
-// destructors that run late in the thread itself. There main is dead, and so are those that were
-// suspended; a pending one still is, and cannot be started; dropping them runs nothing. No time
-// passes between the end and its being noticed.
+// TE-3, TE-4, TE-5, TE-6, TE-9, HZ-25: after the library's part of a thread's end, only late
+// destructors of that thread can reach its greenlets. Main and the suspended greenlets are dead
+// then. A pending one stays pending and cannot be started. Dropping them runs nothing. There is no
+// delay between the end and these states.
 #[test]
 fn greenlets_refuse_switches_in_late_destructors() {
     ThreadEnd::BOTH.into_iter().for_each(look_at_what_is_left);
@@ -192,7 +192,7 @@ fn greenlets_refuse_switches_in_late_destructors() {
 fn look_at_what_is_left(end: ThreadEnd) {
     let (sender, seen) = mpsc::channel();
     end.of_thread(move || {
-        // Made first: destroyed last.
+        // Used first, so destroyed last.
         LATE.with_borrow_mut(|late| *late = None);
         let main = getcurrent();
         let drops = Arc::new(AtomicUsize::new(0));
@@ -202,7 +202,7 @@ fn look_at_what_is_left(end: ThreadEnd) {
         finished.switch::<()>(()).unwrap();
         let look = move || {
             if !main.is_dead() {
-                // This system destroys it before the library's own: then this is no late destructor.
+                // This system destroys it before the library's own, so it is no late destructor.
                 sender.send(None).unwrap();
                 return;
             }
@@ -247,7 +247,7 @@ fn look_at_what_is_left(end: ThreadEnd) {
     assert_eq!((ended, after), (clean_ups, clean_ups));
 }
 
-// TE-10: what the stack of a suspended greenlet refers to stays, a handle of main for example.
+// TE-10: a leaked stack keeps every value on it, for example a handle of main.
 #[test]
 fn a_leaked_stack_keeps_its_handle_of_main() {
     for (end, expected) in [(ThreadEnd::Plain, 0), (ThreadEnd::RunToEnd, 1)] {
@@ -259,7 +259,7 @@ fn a_leaked_stack_keeps_its_handle_of_main() {
                 counts.fetch_add(1, Ordering::Relaxed);
             });
             let holds = Greenlet::new(move |(): ()| {
-                let _both = (main, counted, getcurrent()); // itself, too
+                let _both = (main, counted, getcurrent()); // a handle of itself too
                 up::<()>(())
             });
             holds.switch::<()>(()).unwrap();
@@ -269,9 +269,9 @@ fn a_leaked_stack_keeps_its_handle_of_main() {
     }
 }
 
-// XD-4, XD-5, XD-6, UD-5, UD-10: there are no drops from other threads; the only ends that wait are those
-// that a panic or a `no_switch` section put off. They play out in whoever is current, before the
-// operation that settles them has staged anything, and touch neither its value nor its error.
+// XD-4, XD-5, XD-6, UD-5, UD-10: other threads drop no handles. Only a panic or a `no_switch`
+// section defers ends. They run in the current greenlet, before the operation that runs them has
+// changed anything. They change neither its value nor its error.
 #[test]
 fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
     let log = Log::new();
@@ -299,7 +299,7 @@ fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
         }));
         assert!(unwound.is_err());
     };
-    // A switch, a switch to itself, a switch to a dead one, throws.
+    // A switch, a switch to itself, a switch to a dead greenlet, throws.
     let child = Greenlet::builder().name("child").build(|n: u32| Ok(n + 1));
     owe();
     assert_eq!(child.switch::<u32>(1_u32).unwrap(), 2);
@@ -354,20 +354,20 @@ fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
     assert_eq!(log.take(), ["ended under finishing"; 2]);
 }
 
-// XD-7, XD-8, HZ-29: what waits when the thread ends is ended then; nothing of it is left.
+// XD-7, XD-8, HZ-29: deferred ends run when the thread ends, and nothing of the greenlets is left.
 #[test]
 fn deferred_ends_run_before_the_thread_ends() {
     let drops = Arc::new(AtomicUsize::new(0));
     let counts = drops.clone();
     let panicked = std::thread::spawn(move || {
         let _hundred: Vec<Greenlet> = (0..100).map(|_| counting(&counts, None)).collect();
-        std::panic::resume_unwind(Box::new(())); // lets go of all, while it unwinds
+        std::panic::resume_unwind(Box::new(())); // drops all handles while it unwinds
     });
     assert!(panicked.join().is_err());
     assert_eq!(drops.load(Ordering::Relaxed), 100);
 }
 
-// TE-7, LK-3, LK-4: when all has ended, a thread has main alone, and no stack in use.
+// TE-7, LK-3, LK-4: a thread whose greenlets have all ended has only main, and no stack in use.
 #[test]
 fn a_thread_whose_greenlets_have_ended_has_only_main() {
     let drops = Arc::new(AtomicUsize::new(0));

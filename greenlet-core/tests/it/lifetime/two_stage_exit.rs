@@ -1,6 +1,6 @@
-//! What happens to a greenlet that lost its last handle, was thrown an exit, and still is suspended when
-//! control comes back to whoever let go? Here this library differs from Python's on purpose: if nobody has
-//! a handle of it, it is unwound by force. (More on last handles: `last_handle.rs`.)
+//! The second stage of an end. A greenlet lost its last handle, was thrown an exit, and is still
+//! suspended when control returns to the dropping greenlet. If no handle of it exists then, it is
+//! unwound by force; Python leaves it suspended. (`last_handle.rs` has more about last handles.)
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
@@ -11,7 +11,7 @@ use greenlet::{Greenlet, State, Value, getcurrent, getmain};
 
 use crate::support::{Drops, Log, NoLeaks, catch_reports, take_reports, up};
 
-/// A greenlet that catches what it is thrown, whoever throws it, and switches to its parent again.
+/// Returns a greenlet that catches every error and switches to its parent again.
 fn stubborn(drops: &Drops, log: &Log) -> Greenlet {
     let (witness, log) = (drops.witness(), log.clone());
     let greenlet = Greenlet::builder()
@@ -27,8 +27,8 @@ fn stubborn(drops: &Drops, log: &Log) -> Greenlet {
     greenlet
 }
 
-// DE-8, UD-6: unwinding by force is no panic: no hook is called, nobody sees `panicking` afterwards, and
-// destructors have run when the drop is over.
+// DE-8, UD-6: a forced unwind is no panic. No hook is called, `panicking` is false afterwards, and
+// destructors have run when the drop returns.
 #[test]
 fn a_forced_unwind_calls_no_panic_hook() {
     let _no_leaks = NoLeaks::watch();
@@ -37,7 +37,8 @@ fn a_forced_unwind_calls_no_panic_hook() {
     static INSTALLED: std::sync::Once = std::sync::Once::new();
     INSTALLED.call_once(|| {
         let hook = panic::take_hook();
-        // Stays, for the tests of other threads: it adds a count to what was there.
+        // The hook stays installed, because tests of other threads run too. It counts and calls the
+        // previous hook.
         panic::set_hook(Box::new(move |info| {
             PANICS.set(PANICS.get() + 1);
             hook(info);
@@ -52,8 +53,8 @@ fn a_forced_unwind_calls_no_panic_hook() {
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-8: it does not matter how control comes back: here a third greenlet brings it, and the one that was
-// asked to end waits in a switch to that one.
+// DE-8: it does not matter how control returns. Here a third greenlet brings it back, and the
+// greenlet that is being ended waits in a switch to that one.
 #[test]
 fn a_greenlet_is_unwound_whichever_greenlet_resumes_the_dropper() {
     let _no_leaks = NoLeaks::watch();
@@ -68,7 +69,7 @@ fn a_greenlet_is_unwound_whichever_greenlet_resumes_the_dropper() {
         let _witness = witness;
         let asked = up::<()>(());
         inside.add(format!("asked: {}", asked.is_err()));
-        // It holds the last handle of the third one while it waits.
+        // It holds the last handle of the third greenlet while it waits.
         let result = third.switch::<()>(());
         inside.add("never reached");
         result
@@ -77,13 +78,14 @@ fn a_greenlet_is_unwound_whichever_greenlet_resumes_the_dropper() {
     drop(greenlet);
     assert_eq!(log.take(), ["asked: true"]);
     assert_eq!(drops.count(), 1);
-    // It was let go of while a stack was being unwound, so its end is owed, and paid by the next switch.
+    // The handle was dropped during an unwind, so the end is deferred, and the next switch runs it.
     Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap();
     assert_eq!(third_drops.count(), 1);
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-9: somebody has a handle of it: an ordinary greenlet with its old parent, which goes on where it is.
+// DE-9: if a handle exists, the greenlet is an ordinary one with its old parent, and continues
+// where it is.
 #[test]
 fn a_resurrected_greenlet_is_not_unwound() {
     let _no_leaks = NoLeaks::watch();
@@ -112,8 +114,8 @@ fn a_resurrected_greenlet_is_not_unwound() {
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-9, PA-14: the handle that kept it goes when its old parent is set back: nobody has one then, so it is
-// unwound after all.
+// DE-9, PA-14: the stored handle is dropped when the old parent is restored. No handle exists then,
+// so the greenlet is unwound after all.
 #[test]
 fn a_handle_dropped_with_the_parent_meanwhile_does_not_resurrect() {
     let _no_leaks = NoLeaks::watch();
@@ -131,7 +133,7 @@ fn a_handle_dropped_with_the_parent_meanwhile_does_not_resurrect() {
         });
         keeper.switch::<()>(())?;
         getcurrent().set_parent(&keeper)?;
-        // The link to the parent alone holds the keeper now, and the keeper alone holds us.
+        // Only the parent link holds the keeper now, and only the keeper holds this greenlet.
         drop(keeper);
         getmain().switch::<()>(())
     });
@@ -162,8 +164,9 @@ fn a_greenlet_that_stops_the_unwinding_and_returns_has_ended() {
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// DE-8: one that stops the unwinding and switches again is reported once. It is left suspended for good:
-// its stack is not given to anyone, its destructors do not run, and others are not disturbed.
+// DE-8: a greenlet that stops the unwinding and switches again is reported once and stays suspended
+// for good. Its stack is never reused, its destructors do not run, and other greenlets are not
+// affected.
 #[test]
 fn a_greenlet_that_stops_the_unwinding_and_continues_is_reported_and_left() {
     catch_reports();

@@ -1,4 +1,4 @@
-//! Making greenlets: what is fixed then, what is not, and what a handle is.
+//! The creation of greenlets, and the properties of handles.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -14,7 +14,7 @@ fn creating_a_greenlet_runs_nothing_and_takes_no_stack() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let inside = log.clone();
-    // No machine has such a stack: it is missed when the greenlet is started, not when it is made.
+    // No machine has such a stack. The start of the greenlet fails, not its creation.
     let huge = Greenlet::builder().stack_size(usize::MAX).build(|(): ()| Ok(()));
     let child = Greenlet::new(move |(): ()| {
         inside.add("ran");
@@ -45,7 +45,7 @@ fn the_default_parent_is_the_creating_greenlet() {
     let maker = Greenlet::new(move |(): ()| Ok(parent_of_new() == getcurrent()));
     assert!(maker.switch::<bool>(()).unwrap());
 
-    // Also in a destructor that runs because the greenlet is being ended.
+    // `getcurrent` works also in a destructor that runs because the greenlet is being ended.
     let seen = Rc::new(Cell::new(None));
     let seen_inside = Rc::clone(&seen);
     let ended = Greenlet::new(move |(): ()| {
@@ -110,7 +110,7 @@ fn each_thread_has_one_main_greenlet_without_creating_it() {
 #[test]
 fn a_user_type_can_wrap_a_greenlet() {
     let _no_leaks = NoLeaks::watch();
-    /// What a subclass with a `run` method is in Python.
+    /// The counterpart of a Python subclass with a `run` method.
     struct Counter {
         step: u32,
     }
@@ -356,7 +356,7 @@ fn functions_of_every_size_run_and_are_dropped_once() {
             assert_eq!(drops.count(), 4, "{} bytes", $size);
         )*};
     }
-    // Around what a record has room for, and far over it.
+    // Sizes around the room in a node, and far above it.
     each!(0 1 8 15 16 17 23 24 25 31 32 33 40 64 1000 10000);
 }
 
@@ -396,7 +396,7 @@ fn a_function_whose_destructor_panics_leaves_nothing_behind() {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(never)));
     assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"in the destructor"));
     assert_eq!((log.take(), drops.count()), (vec!["dropped".to_owned()], 1));
-    // Its link to its parent is gone, too: this is the last handle.
+    // The link to the parent is gone too, so this is the last handle.
     let weak = parent.downgrade();
     drop(parent);
     assert!(weak.upgrade().is_none());

@@ -1,4 +1,4 @@
-//! Which greenlet runs? And: the rules of the original's native interface that hold for any.
+//! The current greenlet, and the rules of Python's C interface that apply to any interface.
 
 use std::rc::Rc;
 
@@ -7,8 +7,8 @@ use greenlet::{Greenlet, GreenletExit, getcurrent, getparent};
 
 use crate::support::{Drops, Log, on_drop, up};
 
-// FR-1, CA-5, HZ-3: it can always be asked for, in any thread and as its first use of greenlets; main is
-// made by asking. It is active.
+// FR-1, CA-5, HZ-3: `getcurrent` always works, on any thread and as the first use of greenlets. It
+// creates the main greenlet, which is active.
 #[test]
 fn getcurrent_works_everywhere() {
     let seen = std::thread::spawn(|| {
@@ -25,7 +25,8 @@ fn getcurrent_works_everywhere() {
     assert_eq!(child.switch::<(bool, bool)>(()).unwrap(), (false, true));
 }
 
-// FR-2: it is right although destructors run, and greenlets end, in the middle of an operation.
+// FR-2: `getcurrent` is right even if destructors run, and greenlets end, in the middle of an
+// operation.
 #[test]
 fn getcurrent_is_right_during_the_end_of_other_greenlets() {
     let log = Log::new();
@@ -53,8 +54,8 @@ fn getcurrent_is_right_during_the_end_of_other_greenlets() {
     assert!(getcurrent().is_main());
 }
 
-// FR-3, FR-7: instead of a frame, where a suspended greenlet is parked; instead of a saved stack's size,
-// how much of its stack is used. Both for suspended ones alone.
+// FR-3, FR-7: in place of a frame and a saved stack's size, a suspended greenlet has the place of
+// its suspension and its stack usage. Other greenlets have neither.
 #[test]
 fn only_a_suspended_greenlet_has_a_place_and_a_stack_usage() {
     let greenlet = Greenlet::new(|(): ()| {
@@ -69,8 +70,8 @@ fn only_a_suspended_greenlet_has_a_place_and_a_stack_usage() {
     assert!(greenlet.suspended_at().is_none() && greenlet.stack_usage().is_none());
 }
 
-// CA-6: reparented to the running greenlet and switched to, it comes back there when it switches to its
-// parent.
+// CA-6: a greenlet that is reparented to the running one, and switched to, returns there when it
+// switches to its parent.
 #[test]
 fn a_greenlet_reparented_to_the_running_one_ends_into_it() {
     let wanderer = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>("to my parent"));
@@ -97,8 +98,8 @@ fn the_parent_is_an_owned_handle() {
     assert_eq!(getcurrent().parent(), None);
 }
 
-// CA-8, DE-28: switching makes and loses no handle: after a thousand switches, the one handle that there
-// was is the last.
+// CA-8, DE-28: switching neither creates nor loses a handle. After a thousand switches, the only
+// handle is still the last one.
 #[test]
 fn switching_keeps_the_number_of_handles() {
     let drops = Drops::new();

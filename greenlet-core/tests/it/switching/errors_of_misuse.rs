@@ -1,4 +1,4 @@
-//! What does a misuse get? One test for each row of the table in the design.
+//! The error for each kind of misuse.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ use greenlet::{
 
 use crate::support::{Drops, Log, catch_reports, take_reports, up};
 
-/// Runs a function while a panic unwinds, and returns what it returned.
+/// Runs a function while a panic unwinds, and returns its result.
 fn while_unwinding<T: 'static>(action: impl FnOnce() -> T + 'static) -> T {
     struct Unwinds<T, F: FnOnce() -> T>(Option<F>, Rc<RefCell<Option<T>>>);
     impl<T, F: FnOnce() -> T> Drop for Unwinds<T, F> {
@@ -55,7 +55,7 @@ fn a_receiver_that_asks_for_another_type_gets_the_value_in_the_error() {
     drop(mismatch);
     assert_eq!(drops.count(), 1);
 
-    // What a greenlet ends with is checked in the same way, by its parent.
+    // The parent checks the type of an outcome in the same way.
     let ends = Greenlet::new(|(): ()| Ok("text"));
     let mismatch: TypeMismatch = ends.switch::<u8>(()).unwrap_err().downcast().unwrap();
     assert_eq!(mismatch.into_value().unwrap().downcast::<&str>().unwrap(), "text");
@@ -74,7 +74,7 @@ fn a_start_with_the_wrong_type_leaves_the_greenlet_pending() {
         assert_eq!(mismatch.into_value().unwrap().downcast::<u8>().unwrap(), 1);
         assert_eq!(child.state(), State::Pending);
     }
-    // A `Value` is looked into.
+    // For a `Value`, the type inside it counts.
     let error = child.switch::<usize>(Value::new(2_u16)).unwrap_err();
     let mismatch: TypeMismatch = error.downcast().unwrap();
     assert_eq!(
@@ -121,7 +121,7 @@ fn a_bad_stack_size_leaves_the_greenlet_pending() {
             assert!(error.into_value().unwrap().is::<()>());
             assert_eq!((child.state(), tries), (State::Pending, tries));
         }
-        // An error needs a stack too, since it starts the greenlet for it to die.
+        // A thrown error needs a stack too, since it starts the greenlet in order to end it.
         let error: StackError = child
             .throw::<()>(anyhow!("thrown"))
             .unwrap_err()
@@ -185,8 +185,8 @@ fn a_switch_to_a_locked_greenlet_is_refused() {
     assert_eq!(below.switch::<u32>(5_u32).unwrap(), 5);
 }
 
-// A running greenlet must never come below a closed gate: it would end into a greenlet that cannot be
-// resumed. Also not by a detour over a pending or a dead one.
+// A running greenlet must never be below a locked one: it would end into a greenlet that cannot be
+// resumed. This holds even after a detour over a pending or a dead one.
 #[test]
 fn no_greenlet_runs_below_a_locked_one() {
     let waiting = suspended();
@@ -242,7 +242,7 @@ fn a_switch_while_unwinding_is_refused() {
     assert_eq!(target.switch::<u32>(4_u32).unwrap(), 4);
 }
 
-// XS-5: they are ended later, once, in the order in which they were let go of.
+// XS-5: deferred ends run later, once each, in the order in which the handles were dropped.
 #[test]
 fn ends_deferred_by_an_unwind_run_at_the_next_operation() {
     let make = |log: &Log, name: &'static str| {
@@ -281,7 +281,7 @@ fn ends_deferred_by_an_unwind_run_at_the_next_operation() {
     assert_eq!(log.take(), ["a", "b"]);
     assert!(kept.unwrap().is_dead());
 
-    // At the end of a greenlet: before its outcome goes on, which is not touched.
+    // At the end of a greenlet: before its outcome is delivered, which stays unchanged.
     let ends = Greenlet::new({
         let (a, b) = (make(&log, "a"), make(&log, "b"));
         move |(): ()| {
@@ -292,7 +292,7 @@ fn ends_deferred_by_an_unwind_run_at_the_next_operation() {
     assert_eq!(ends.switch::<&str>(()).unwrap(), "outcome");
     assert_eq!(log.take(), ["a", "b"]);
 
-    // When a section without switches ends.
+    // When a `no_switch` section ends.
     let_go_while_unwinding(false);
     no_switch(|| assert_eq!(log.take(), [""; 0]));
     assert_eq!(log.take(), ["a", "b"]);
@@ -328,7 +328,7 @@ fn a_switch_in_a_no_switch_section_is_refused_and_names_the_section() {
             );
             assert_eq!(error.into_value().unwrap().downcast::<u8>().unwrap(), 3);
         });
-        // The inner section's end is not the outer's.
+        // The end of the inner section does not end the outer one.
         assert!(target.kill().unwrap_err().is::<SwitchForbidden>());
         assert!(
             getcurrent()
@@ -360,7 +360,7 @@ fn ends_deferred_by_a_no_switch_section_run_when_it_is_left() {
     }));
     assert!(caught.is_err());
     log.add("the section is over, by a panic");
-    // Its end came while the panic unwound: so the next chance is this.
+    // The handle was dropped while the panic unwound, so the end runs now.
     no_switch(|| ());
     assert_eq!(
         log.take(),
@@ -368,7 +368,7 @@ fn ends_deferred_by_a_no_switch_section_run_when_it_is_left() {
     );
 }
 
-// An end does not wait for code that tries again after each refusal by a closed gate.
+// An end does not wait for code that tries again after each refusal by a locked greenlet.
 #[test]
 fn an_end_does_not_wait_for_code_that_retries_refused_switches() {
     catch_reports();
@@ -401,7 +401,7 @@ fn an_end_does_not_wait_for_code_that_retries_refused_switches() {
     assert_eq!(closed.switch::<u32>(2_u32).unwrap(), 2);
 }
 
-// Clean-up may create others that need an end, but not for ever.
+// Clean-up may create greenlets that must be ended too, but not for ever.
 #[test]
 fn ending_all_greenlets_includes_those_of_clean_up_for_a_hundred_rounds() {
     struct LeavesAnother(u32, Log);
@@ -432,7 +432,8 @@ fn ending_all_greenlets_includes_those_of_clean_up_for_a_hundred_rounds() {
     assert_eq!((log.take().len(), stacks_in_use()), (100, 1));
 }
 
-// Ending an ancestor from below makes no cycle, although who ends it is its parent meanwhile.
+// Ending an ancestor from below makes no cycle, although the caller is the parent of that ancestor
+// meanwhile.
 #[test]
 fn ending_an_ancestor_returns_to_the_caller() {
     let log = Log::new();
@@ -447,7 +448,7 @@ fn ending_an_ancestor_returns_to_the_caller() {
             Ok("child's outcome")
         });
         let error = child.switch::<()>(()).unwrap_err();
-        // Anything that walks the lineage would go round for ever in a cycle.
+        // In a cycle, any walk along the parents would never end.
         let current = getcurrent();
         assert!(child.set_parent(&child).unwrap_err().is_cycle());
         assert!(current.nearest_attached::<()>().is_none());
@@ -460,7 +461,7 @@ fn ending_an_ancestor_returns_to_the_caller() {
     assert_eq!(log.take(), ["started", "child's outcome"]);
 }
 
-// Nor does a clean-up that hangs the old parent below the greenlet that is being ended.
+// Clean-up that puts the old parent below the greenlet that is being ended makes no cycle either.
 #[test]
 fn clean_up_cannot_make_a_cycle_of_parents() {
     let old_parent = Greenlet::new(|(): ()| Ok(()));
@@ -483,8 +484,8 @@ fn clean_up_cannot_make_a_cycle_of_parents() {
     assert!(dead.set_parent(&old_parent).unwrap_err().is_cycle());
 }
 
-// What is owed is settled in the last frames of a greenlet that itself is being ended, in both stages:
-// nothing unwinds out of them.
+// A greenlet runs deferred ends in its last frames while it is itself being ended, in both stages.
+// Nothing unwinds out of those frames.
 #[test]
 fn a_greenlet_can_be_ended_while_it_runs_deferred_ends() {
     catch_reports();

@@ -1,4 +1,4 @@
-//! Greenlet-local variables: whose value is seen, and when.
+//! Greenlet-local variables: whose values are visible, and when.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,7 +14,8 @@ greenlet_local! {
     static KEPT: Option<Rc<Witness>> = None
 }
 
-/// Sets its name to what it is sent, and sends what it finds the next time.
+/// Returns a greenlet that sets its name to each received text, and replies with the name that it
+/// found.
 fn namer(builder: greenlet::Builder) -> Greenlet {
     builder.build(|mut name: String| {
         let main = getparent().unwrap();
@@ -34,7 +35,7 @@ fn ask(greenlet: &Greenlet, name: &str) -> String {
     greenlet.switch(name.to_owned()).unwrap()
 }
 
-/// Runs a test in a thread of its own: main's variables are those of the test's thread.
+/// Runs a test on its own thread, so that main has no locals yet.
 fn alone(test: impl FnOnce() + Send + 'static) {
     if let Err(payload) = std::thread::spawn(test).join() {
         resume_unwind(payload);
@@ -47,11 +48,11 @@ fn a_new_greenlet_inherits_no_locals() {
     alone(|| {
         NAME.set("main".to_owned());
         let (a, b) = (namer(Greenlet::builder()), namer(Greenlet::builder()));
-        assert_eq!(ask(&a, ""), "nobody", "of the creator nothing is inherited");
+        assert_eq!(ask(&a, ""), "nobody", "nothing is inherited from the creator");
         assert_eq!(ask(&a, "a"), "a");
         assert_eq!(ask(&b, ""), "nobody");
         assert_eq!(ask(&b, "b"), "b");
-        // Each look shows the running greenlet's value, however often control went to and fro.
+        // Each read returns the value of the running greenlet, after any number of switches.
         for _ in 0..3 {
             assert_eq!(
                 (ask(&a, ""), ask(&b, ""), NAME.get()),
@@ -98,13 +99,13 @@ fn a_greenlet_can_be_given_a_copy_of_locals() {
         assert_eq!(ask(&later, ""), "main");
         assert_eq!(ask(&empty, ""), "nobody");
         assert_eq!(ask(&heir, "heir"), "heir");
-        assert_eq!(NAME.get(), "main's next", "and back nothing goes");
+        assert_eq!(NAME.get(), "main's next", "the copy does not change the original");
     });
 }
 
-// CV-3: values are not cloned by a copy, as in Python.
+// CV-3: a copy does not clone the values, as in Python.
 #[test]
-fn a_copy_shares_what_is_inside_the_values() {
+fn copying_locals_does_not_clone_their_values() {
     alone(|| {
         COUNT.with(|count| count.set(1));
         let copy = Locals::current().copy();
@@ -126,7 +127,7 @@ fn greenlets_can_share_one_set_of_locals() {
         assert_eq!((ask(&a, ""), ask(&b, "")), ("main".into(), "main".into()));
         assert_eq!(ask(&a, "a"), "a");
         assert_eq!((ask(&b, ""), NAME.get()), ("a".into(), "a".into()));
-        // While the other one is suspended, and from outside.
+        // Set from outside, while both are suspended.
         shared.set(&NAME, "all".to_owned());
         assert_eq!(
             (ask(&a, ""), ask(&b, ""), NAME.get()),
@@ -168,14 +169,15 @@ fn locals_can_be_read_and_replaced_in_every_state() {
     assert_eq!((at_once.as_str(), without.as_str()), ("while current", "nobody"));
 }
 
-// CV-6: what belongs to another thread cannot be named here: neither `Greenlet` nor `Locals` is `Send`.
+// CV-6: values of another thread cannot be named here, because neither `Greenlet` nor `Locals` is
+// `Send`.
 #[test]
 fn locals_do_not_leave_their_thread() {
     trait AmbiguousIfSend<A> {
         fn check() {}
     }
     impl<T: ?Sized> AmbiguousIfSend<()> for T {}
-    // With a `Send` type there were two candidates below, and no way to choose.
+    // If the type were `Send`, two candidates would apply below, and the call would not compile.
     struct Invalid;
     impl<T: ?Sized + Send> AmbiguousIfSend<Invalid> for T {}
     <Locals as AmbiguousIfSend<_>>::check();
@@ -229,7 +231,7 @@ fn dead_greenlets_keep_their_values_until_their_last_handle_is_dropped() {
     assert_eq!(drops.count(), 1);
 }
 
-// CV-10: here, there is no order to keep; cv::test_break_ctxvars
+// CV-10: entered locals need not be left in reverse order; cv::test_break_ctxvars
 #[test]
 fn two_greenlets_can_be_inside_the_same_locals_at_once() {
     let shared = Locals::new();
@@ -247,7 +249,7 @@ fn two_greenlets_can_be_inside_the_same_locals_at_once() {
     let (first, second) = (enter(), enter());
     first.switch::<()>("first").unwrap();
     second.switch::<()>("second").unwrap();
-    // Left in the order in which they were entered, and in two greenlets at once.
+    // The first greenlet leaves the locals before the second one does.
     assert!(!first.switch::<bool>(()).unwrap());
     assert!(!second.switch::<bool>(()).unwrap());
     assert_eq!(shared.get(&NAME).unwrap().as_str(), "second");
@@ -270,7 +272,7 @@ fn two_greenlets_created_with_the_same_locals_share_them() {
     );
 }
 
-// CV-10: a temporary value is its greenlet's alone, whoever runs meanwhile.
+// CV-10: other greenlets that run in between do not see a temporary value.
 #[test]
 fn a_temporary_value_stays_with_its_greenlet_over_switches() {
     let log = Log::new();
@@ -339,7 +341,8 @@ fn nothing_is_leaked_by_setting_replacing_unsetting_and_death() {
     assert_eq!(drops.count(), 5);
 }
 
-// CV-12: main's go with its thread, while its destructors can still use the library.
+// CV-12: the values of main are dropped with its thread, while their destructors can still use the
+// library.
 #[test]
 fn the_values_of_main_are_dropped_with_its_thread() {
     struct AtTheEnd(std::sync::mpsc::Sender<bool>);

@@ -1,4 +1,4 @@
-//! Control and values go from greenlet to greenlet: where they arrive, and which switches are refused.
+//! Transfers of control and values between greenlets, and refused switches.
 
 mod creation;
 mod current;

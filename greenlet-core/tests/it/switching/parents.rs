@@ -93,7 +93,7 @@ fn a_cycle_is_refused_at_every_depth_and_the_old_parent_stays() {
     let error = chain[2].set_parent(&chain[4]).unwrap_err();
     assert!(error.is_cycle());
     assert_eq!(chain[2].parent().as_ref(), Some(&chain[1]));
-    // The same ones the other way round are fine.
+    // The same greenlets in the opposite order form no cycle.
     chain[4].set_parent(&chain[2]).unwrap();
     assert_eq!(chain[4].parent().as_ref(), Some(&chain[2]));
 }
@@ -121,7 +121,7 @@ fn a_cycle_is_found_at_the_end_of_a_long_lineage() {
     assert!(first.set_parent(&last).unwrap_err().is_cycle());
     let outside = Greenlet::builder().parent(&last).build(|(): ()| Ok(()));
     assert_eq!(outside.parent().as_ref(), Some(&last));
-    // Dropping the lineage needs no deep stack.
+    // Dropping the lineage does not recurse.
     drop((outside, last));
     assert_eq!(first.state(), State::Pending);
 }
@@ -190,7 +190,7 @@ fn after_a_change_the_new_parent_may_pass_the_outcome_up() {
 #[test]
 fn during_an_end_the_dropping_greenlet_is_the_parent_and_afterwards_the_old_one() {
     let _no_leaks = NoLeaks::watch();
-    /// What the greenlet does while it is being ended.
+    /// The code that the greenlet runs while it is being ended.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Then {
         Ends,

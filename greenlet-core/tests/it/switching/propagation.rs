@@ -1,4 +1,4 @@
-//! Errors and panics that leave a greenlet, and what of their handling belongs to each greenlet.
+//! Errors and panics that leave a greenlet, and the error state that each greenlet has of its own.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -12,7 +12,7 @@ use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
 type Payload = Box<dyn Any + Send>;
 
-/// Switches to a greenlet, and returns the payload of the panic that comes out.
+/// Switches to a greenlet, and returns the payload of the panic that the switch propagates.
 fn panic_of(greenlet: &Greenlet) -> Payload {
     catch_unwind(AssertUnwindSafe(|| greenlet.switch::<Value>(()))).unwrap_err()
 }
@@ -131,13 +131,13 @@ fn every_kind_of_panic_and_error_reaches_the_parent() {
     struct Own(u8);
     let text = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new(String::from("text"))) });
     assert_eq!(*panic_of(&text).downcast::<String>().unwrap(), "text");
-    // `panic_any` calls the panic hook; the message of this one line on standard error is expected.
+    // `panic_any` calls the panic hook, so its one line on standard error is expected.
     let own = Greenlet::new(|(): ()| -> Result<()> { panic_any(Own(3)) });
     assert_eq!(*panic_of(&own).downcast::<Own>().unwrap(), Own(3));
-    // An exit as the payload of a panic is no exit.
+    // A `GreenletExit` as a panic payload is an ordinary panic.
     let exit = Greenlet::new(|(): ()| -> Result<()> { resume_unwind(Box::new(GreenletExit::new())) });
     assert!(panic_of(&exit).is::<GreenletExit>());
-    // An error from code that cannot return one.
+    // An error from code that cannot return one: `raise`.
     fn deep() -> u32 {
         raise(anyhow!("raised"))
     }
@@ -213,7 +213,7 @@ fn a_greenlet_never_starts_in_the_middle_of_a_panic() {
         });
         resume_unwind(Box::new("payload"));
     }));
-    // In the handler, the panic is over.
+    // The panic is over once it has been caught.
     assert!(!asks().switch::<bool>(()).unwrap());
     assert_eq!(*payload.unwrap_err().downcast::<&str>().unwrap(), "payload");
     assert_eq!(log.take(), ["refused: true"]);
@@ -259,7 +259,7 @@ fn dropping_a_greenlet_while_a_panic_unwinds_does_not_disturb_it() {
         resume_unwind(Box::new("payload"));
     }));
     log.add(*payload.unwrap_err().downcast::<&str>().unwrap());
-    // It is ended as soon as control may move again: by the next transfer.
+    // The next transfer ends it, since transfers are allowed again.
     Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap();
     log.add("main goes on");
     assert_eq!(log.take(), ["payload", "ended", "main goes on"]);
@@ -307,7 +307,7 @@ fn thread_locals_and_held_borrows_are_the_threads_not_the_greenlets() {
     let child = Greenlet::new(move |(): ()| {
         SHARED.set(SHARED.get() + 1);
         let guard = borrowed.borrow_mut();
-        up::<()>(())?; // still borrowed while others run
+        up::<()>(())?; // the borrow is held while others run
         drop(guard);
         Ok(SHARED.get())
     });
@@ -335,7 +335,7 @@ fn a_greenlet_has_its_whole_stack_however_deep_its_starter_is() {
         result
     }
     let nested = |levels: u32| {
-        /// A greenlet that goes deep, and starts the next one there.
+        /// Starts a greenlet that uses much stack, and starts the next one at that depth.
         fn start(levels: u32) -> Result<u32> {
             if levels == 0 {
                 return Ok(0);

@@ -1,4 +1,4 @@
-//! Bugs that the original once had: does this library have any of them?
+//! Regression tests for bugs that Python's greenlet once had.
 
 use std::rc::Rc;
 
@@ -7,9 +7,9 @@ use greenlet::{Greenlet, GreenletExit, SwitchForbidden, Tracer, getcurrent, no_s
 
 use crate::support::{Drops, Log, on_drop, up};
 
-// HZ-1, HZ-9, HZ-41: the library keeps no lock and no list of its own that would be left held, or point
-// into a stack, over a switch: a guard that a greenlet holds while it is suspended is still its own, and
-// a section can forbid switching while one is held.
+// HZ-1, HZ-9, HZ-41: the library keeps no lock and no list that a switch could leave held or
+// dangling. A guard that a suspended greenlet holds stays its own, and a `no_switch` section can
+// forbid switching while one is held.
 #[test]
 fn a_guard_held_over_a_switch_stays_with_its_greenlet() {
     let locks = Rc::new([std::sync::Mutex::new(0), std::sync::Mutex::new(0)]);
@@ -41,7 +41,7 @@ fn a_guard_held_over_a_switch_stays_with_its_greenlet() {
     assert!(refused.is::<SwitchForbidden>());
 }
 
-// HZ-7, HZ-14, LK-5: an operation that fails half-way leaves nothing half done: the same greenlet starts
+// HZ-7, HZ-14, LK-5: an operation that fails changes nothing. The same greenlet can start
 // afterwards, and the value is dropped once.
 #[test]
 fn a_failed_start_leaves_nothing_half_done() {
@@ -59,8 +59,8 @@ fn a_failed_start_leaves_nothing_half_done() {
     assert_eq!(drops.count(), 101);
 }
 
-// HZ-17: what a function captured is dropped at its end, in its greenlet, and may switch there; what the
-// function returned is delivered when it is over.
+// HZ-17: the captures of a function are dropped at its end, in its greenlet, and may switch there.
+// The returned value is delivered afterwards.
 #[test]
 fn captures_may_switch_when_dropped() {
     let log = Log::new();
@@ -120,8 +120,8 @@ fn nested_destructors_may_switch() {
     assert_eq!(drops.count(), 2 * DEPTH as usize);
 }
 
-// HZ-27: each stack can be unwound by itself, also a panic that is caught far from where it began, on a
-// stack that was used before.
+// HZ-27: each stack can be unwound by itself, even by a panic that is caught far from where it
+// began, on a reused stack.
 #[test]
 fn every_stack_can_be_unwound() {
     fn deep(depth: u32) -> Result<()> {
@@ -140,7 +140,7 @@ fn every_stack_can_be_unwound() {
     }
 }
 
-// HZ-36: a handle that is cloned is the same greenlet, running once.
+// HZ-36: a cloned handle refers to the same greenlet, which runs once.
 #[test]
 fn cloning_a_handle_copies_nothing() {
     let log = Log::new();
@@ -159,9 +159,10 @@ fn cloning_a_handle_copies_nothing() {
     assert_eq!(log.take(), ["runs"]);
 }
 
-// HZ-38: code that looks at the errors it knows, and passes others on with `?`, passes an exit on.
+// HZ-38: code that examines the errors it knows, and propagates others with `?`, propagates an
+// exit.
 #[test]
-fn an_exit_passes_code_that_handles_only_its_own_errors() {
+fn an_exit_propagates_through_code_that_handles_only_its_own_errors() {
     #[derive(Debug)]
     struct Known;
     impl std::fmt::Display for Known {
@@ -190,7 +191,7 @@ fn an_exit_passes_code_that_handles_only_its_own_errors() {
     assert_eq!(greenlet.throw::<u32>(Known).unwrap(), 1);
     assert_eq!(greenlet.throw::<u32>(Known).unwrap(), 2);
     assert!(greenlet.kill().unwrap().is_exit());
-    // Also where somebody added what he was about.
+    // The same with an exit that has a context.
     let greenlet = careful();
     let exit: GreenletExit = greenlet
         .throw(anyhow!(GreenletExit::new()).context("shutting down"))
@@ -198,8 +199,8 @@ fn an_exit_passes_code_that_handles_only_its_own_errors() {
     assert_eq!(exit, GreenletExit::new());
 }
 
-// HZ-15, HZ-18: foreign code that runs in the middle of a transfer, a tracer here, switches to the same
-// target with a value of its own: neither value is lost, or delivered to the wrong place.
+// HZ-15, HZ-18: user code that runs in the middle of a transfer (here a tracer) switches to the
+// same target with a value of its own. Neither value is lost or delivered to the wrong place.
 #[test]
 fn a_tracer_may_switch_to_the_traced_target() {
     let log = Log::new();
@@ -220,7 +221,7 @@ fn a_tracer_may_switch_to_the_traced_target() {
     let is_first = std::cell::Cell::new(true);
     settrace(Some(Tracer::new(move |_| {
         if is_first.replace(false) {
-            // Runs in the target, before it has got "staged".
+            // Runs in the target, before it receives "staged".
             let resumed: &str = main.switch(())?;
             inside.add(format!("tracer gets {resumed}"));
         }
@@ -240,8 +241,9 @@ fn a_tracer_may_switch_to_the_traced_target() {
     assert_eq!(log.take(), expected);
 }
 
-// UD-1: an exit that reaches a pending ancestor starts it with that value, as any value does; one that does
-// not take it dies of the mistake, and its own parent is told, with the exit.
+// UD-1: an exit that reaches a pending ancestor starts it with that value, like any other value. An
+// ancestor that takes another type fails with a mismatch that owns the exit, and its parent gets
+// that error.
 #[test]
 fn an_exit_starts_a_pending_parent() {
     let takes = Greenlet::new(|exit: GreenletExit| Ok(format!("started with: {exit}")));
@@ -262,9 +264,9 @@ fn an_exit_starts_a_pending_parent() {
     assert!(mismatch.into_value().unwrap().is_exit());
 }
 
-// UD-2: nobody runs out of ancestors: when all others fail, main gets it.
+// UD-2: an outcome never runs out of ancestors: main receives it when all others fail.
 #[test]
-fn main_receives_what_no_other_ancestor_takes() {
+fn main_receives_an_outcome_that_no_other_ancestor_takes() {
     let mut parent = getcurrent();
     for _ in 0..5 {
         parent = Greenlet::builder()
@@ -282,7 +284,7 @@ fn main_receives_what_no_other_ancestor_takes() {
     );
 }
 
-// UD-3, UD-4: looking changes nothing, and a function never runs twice.
+// UD-3, UD-4: inspection changes nothing, and a function never runs twice.
 #[test]
 fn inspection_changes_nothing() {
     let runs = Drops::new();

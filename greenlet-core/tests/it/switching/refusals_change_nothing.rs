@@ -1,4 +1,5 @@
-//! A transfer that is refused changes nothing; one that is interrupted by other code looks again.
+//! A refused transfer changes nothing. A transfer that user code interrupts examines its target
+//! again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -107,7 +108,7 @@ fn a_greenlet_that_cannot_start_stays_pending_and_the_value_comes_back() {
         drop(child);
         assert_eq!(drops.count(), 1);
     }
-    // What failed because of its value starts with another.
+    // After a refusal because of the value, the greenlet starts with another value.
     let child = Greenlet::new(|value: i32| Ok(value));
     assert!(child.switch::<i32>("five").unwrap_err().is::<TypeMismatch>());
     assert_eq!(child.switch::<i32>(5).unwrap(), 5);
@@ -133,8 +134,8 @@ fn a_throw_at_a_greenlet_that_cannot_start_is_not_lost() {
     }
 }
 
-/// Drops the last handle of a suspended greenlet while a panic unwinds: it is ended at the next transfer,
-/// before that looks at its target. Here `clean_up` then runs.
+/// Drops the last handle of a suspended greenlet while a panic unwinds. The next transfer ends that
+/// greenlet before it examines its own target; `clean_up` runs then.
 fn run_before_the_next_transfer(clean_up: impl FnOnce() + 'static) {
     let owed = Greenlet::new(move |(): ()| {
         let ended = up::<()>(());
@@ -217,7 +218,7 @@ fn a_thrown_error_survives_user_code_during_the_throw() {
     assert_eq!(log.take(), ["another error", "the thrown error"]);
 }
 
-/// Starts and ends a greenlet, so that the next one has a stack at hand.
+/// Starts and ends a greenlet, so that a stack is cached for the next one.
 fn leave_a_stack(size: usize) {
     let greenlet = Greenlet::builder().stack_size(size).build(|(): ()| Ok(()));
     greenlet.switch::<()>(()).unwrap();
@@ -234,7 +235,7 @@ fn a_start_is_refused_also_if_a_stack_is_cached() {
 
     let closed = Greenlet::new(|(): ()| up::<()>(()));
     closed.switch::<()>(()).unwrap();
-    raw::lock_for_await(&closed); // nobody else has it, so the thread is not told
+    raw::lock_for_await(&closed); // no other handle exists, so the thread records no lock
     let below = Greenlet::builder().parent(&closed).build(|(): ()| Ok(()));
     leave_a_stack(stack::DEFAULT_SIZE);
     assert!(below.switch::<()>(()).unwrap_err().is::<AwaitInProgress>());
@@ -261,7 +262,8 @@ fn a_cached_stack_of_another_size_is_not_used() {
     }
 }
 
-/// The outer error says that the caller may not switch; what the target refuses is an inner one, which has the value.
+/// The outer error says that the caller may not switch. The refusal by the target is the inner
+/// error, which owns the value.
 #[test]
 fn a_refusal_by_the_target_of_switch_in_is_the_inner_error() {
     let place = std::cell::RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));

@@ -1,5 +1,4 @@
-//! Facts that the compiler can check: sizes, auto traits. What must not compile is in
-//! `greenlet-core/src/compile_fail`.
+//! Sizes and auto traits. Programs that must not compile are in `greenlet-core/src/compile_fail`.
 
 use std::mem::size_of;
 use std::panic::{RefUnwindSafe, UnwindSafe};

@@ -1,4 +1,4 @@
-//! Does it switch at all?
+//! The smallest tests of switching and of ending.
 
 use greenlet::{Greenlet, GreenletExit, getparent};
 

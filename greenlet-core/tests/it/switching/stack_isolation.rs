@@ -1,4 +1,4 @@
-//! Panics, frames and registers: what keeps each stack a stack of its own?
+//! Each stack is isolated: its panics, its frames and its registers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -7,7 +7,7 @@ use greenlet::{Greenlet, Unwinding, getcurrent};
 
 use crate::support::{Drops, Log, on_drop, up};
 
-/// The text of a panic that was caught.
+/// Returns the text of a caught panic.
 fn text(caught: std::thread::Result<Result<()>>) -> &'static str {
     caught.unwrap_err().downcast_ref::<&str>().copied().unwrap_or("?")
 }
@@ -45,7 +45,8 @@ fn each_greenlet_catches_its_own_panic() {
     }
 }
 
-// CX-2: a panic does not travel through a switch to whoever switched there: it goes to the parent.
+// CX-2: a panic does not propagate through a switch to the greenlet that switched there. It goes to
+// the parent.
 #[test]
 fn a_panic_does_not_travel_through_a_switch() {
     let log = Log::new();
@@ -53,18 +54,18 @@ fn a_panic_does_not_travel_through_a_switch() {
     let inside = log.clone();
     let switches = Greenlet::new(move |(): ()| {
         let outcome = catch_unwind(AssertUnwindSafe(|| panics.switch::<&str>(())));
-        inside.add(format!("the one who switched gets {:?}", outcome.unwrap()?));
+        inside.add(format!("the switching greenlet gets {:?}", outcome.unwrap()?));
         Ok(())
     });
     let caught = catch_unwind(AssertUnwindSafe(|| switches.switch::<()>(())));
     assert_eq!(text(caught), "of its own");
     assert!(switches.is_active());
     switches.switch::<()>("only this").unwrap();
-    assert_eq!(log.take(), ["the one who switched gets \"only this\""]);
+    assert_eq!(log.take(), ["the switching greenlet gets \"only this\""]);
 }
 
-// CX-5, LK-5: an error that leaves a greenlet is the outcome of the switch, and a thousand of them leave
-// nothing behind.
+// CX-5, LK-5: an error that leaves a greenlet is the outcome of the switch. A thousand of them leak
+// nothing.
 #[test]
 fn a_thousand_errors_leak_nothing() {
     let drops = Drops::new();
@@ -86,8 +87,8 @@ fn a_thousand_errors_leak_nothing() {
     );
 }
 
-// CX-7, HZ-37: whether a panic unwinds is known for a thread, not for a greenlet. So a switch from a
-// destructor that runs during one is refused, and nobody else ever sees `panicking`.
+// CX-7, HZ-37: Rust counts panics for each thread, not for each greenlet. So a switch from a
+// destructor that runs during a panic is refused, and no other greenlet sees `panicking`.
 #[test]
 fn no_other_greenlet_sees_a_panic() {
     let log = Log::new();
@@ -119,7 +120,7 @@ fn no_other_greenlet_sees_a_panic() {
     assert_eq!(log.take(), ["refused: true"]);
 }
 
-/// Calls itself, with something to remember in each frame, and switches at the bottom.
+/// Calls itself, with values to check in each frame, and switches at the bottom.
 #[inline(never)]
 fn with_frames(depth: usize, seed: u64) -> Result<u64> {
     let frame: [u64; 16] = std::array::from_fn(|index| seed.wrapping_mul(31).wrapping_add(index as u64));
@@ -139,7 +140,8 @@ fn with_frames(depth: usize, seed: u64) -> Result<u64> {
     Ok(below.wrapping_add(frame[depth % 16]))
 }
 
-// CX-8: the frames between a greenlet's function and its switch stay as they are, whatever others do.
+// CX-8: the frames between the function of a greenlet and its switch stay unchanged while other
+// greenlets run.
 #[test]
 fn frames_are_unchanged_across_switches() {
     let greenlets: Vec<Greenlet> = (0..20_usize)
@@ -176,15 +178,16 @@ extern "C" fn handle(_number: i32) {
     );
 }
 
-// CX-9: a signal that arrives in a greenlet is handled on the greenlet's own stack, and the greenlet goes on
-// and switches as ever once the handler has returned. (A switch out of a handler is not supported.)
+// CX-9: a signal that arrives in a greenlet is handled on the stack of the greenlet. The greenlet
+// continues, and can switch, once the handler has returned. (A switch out of a handler is not
+// supported.)
 #[test]
 fn a_signal_is_handled_on_the_greenlets_stack() {
     const SIGUSR2: i32 = 12;
     let handled = Greenlet::new(|(): ()| {
         let local = 0_u8;
         let here = std::hint::black_box(&raw const local) as usize;
-        // SAFETY: the handler is of the type that it must have, and calls nothing but an atomic store.
+        // SAFETY: the handler has the required type, and only does an atomic store.
         unsafe {
             signal(SIGUSR2, handle as extern "C" fn(i32) as usize);
             raise(SIGUSR2);
@@ -262,8 +265,8 @@ fn with_registers(seed: u64) -> Result<(u64, f64)> {
     Ok((integers, floats + fr * 18. + fs * 19. + ft * 20.))
 }
 
-// CX-10, HZ-16, HZ-40: what the compiler keeps in registers over a switch is there afterwards, in every
-// greenlet, also on the first switch and in optimised builds.
+// CX-10, HZ-16, HZ-40: values in registers survive a switch, in every greenlet, at the first switch
+// too, and in optimised builds.
 #[test]
 fn each_greenlet_has_its_own_registers() {
     let greenlets = [1_000, 2_000_000, 3].map(|seed| {

@@ -1,4 +1,4 @@
-//! Pending, active, dead: when a greenlet is what, and who can see it.
+//! The states pending, active and dead: when each applies, and where it is visible.
 
 use std::cell::RefCell;
 use std::rc::Rc;

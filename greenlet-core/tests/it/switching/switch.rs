@@ -1,4 +1,5 @@
-//! Switching: who runs next, and what the switch returns; targets that are dead or pending.
+//! Switching: which greenlet runs next, what the switch returns, and targets that are dead or
+//! pending.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -38,7 +39,7 @@ fn control_moves_only_where_it_is_sent() {
 
 // SW-2, SW-3, SW-4
 #[test]
-fn a_switch_returns_what_is_next_sent_to_its_caller_by_anyone() {
+fn a_switch_returns_the_next_value_that_any_greenlet_sends_to_its_caller() {
     let _no_leaks = NoLeaks::watch();
     let log = Log::new();
     let main = getcurrent();
@@ -56,7 +57,7 @@ fn a_switch_returns_what_is_next_sent_to_its_caller_by_anyone() {
         inside_a.add(format!("a resumed with {answer}"));
         Ok("a's result")
     });
-    // Sent to `a`, answered by `b`.
+    // The value is sent to `a`; `b` answers.
     log.add(a.switch::<&str>("1").unwrap());
     log.add(a.switch::<&str>("2").unwrap());
     log.add(b.switch::<&str>("3").unwrap());
@@ -81,7 +82,7 @@ fn any_greenlet_switches_to_any_other() {
     let log = Log::new();
     let main = getcurrent();
     // main -> grandparent -> parent -> child, then child -> main directly, main -> child directly,
-    // child -> grandparent, over the parent's head.
+    // child -> grandparent directly.
     let inside = log.clone();
     let grandparent = Greenlet::new(move |(): ()| {
         let log = inside.clone();
@@ -178,7 +179,7 @@ fn a_switch_to_itself_returns_at_once_and_is_traced() {
     assert_eq!(child.switch::<i32>(()).unwrap(), 6);
     settrace(None);
     assert_eq!(log.take(), ["to itself", "away", "to itself", "away"]);
-    // And without a tracer.
+    // The same without a tracer.
     assert_eq!(getcurrent().switch::<i32>(7).unwrap(), 7);
 }
 
@@ -276,7 +277,7 @@ fn the_running_greenlet_may_drop_all_other_handles_of_itself() {
     let parent = Greenlet::new(move |child: WeakGreenlet| {
         let _witness = witness;
         let weak = getcurrent().downgrade();
-        // The link from its child was the last handle.
+        // The link from the child was the last handle.
         child.upgrade().unwrap().set_parent(&main)?;
         assert!(weak.upgrade().unwrap().is_current());
         Ok("still running")
@@ -291,7 +292,7 @@ fn the_running_greenlet_may_drop_all_other_handles_of_itself() {
     assert!(weak.upgrade().is_none());
 }
 
-/// A greenlet that has ended, whose parent is `parent`.
+/// Returns a dead greenlet whose parent is `parent`.
 fn dead_below(parent: &Greenlet) -> Greenlet {
     let dead = Greenlet::new(|(): ()| Ok(()));
     dead.switch::<()>(()).unwrap();
@@ -430,7 +431,7 @@ fn a_destructor_that_runs_because_of_an_exit_may_switch() {
     assert_eq!(log.take(), ["other to main", "clean-up got answer"]);
 }
 
-/// What a greenlet was resumed by the last time is no way to switch to it while it runs.
+/// The saved resume point of a greenlet must not be used while the greenlet runs.
 #[test]
 fn a_greenlet_that_was_resumed_before_can_switch_to_itself() {
     let _no_leaks = NoLeaks::watch();
@@ -448,14 +449,14 @@ fn a_greenlet_that_was_resumed_before_can_switch_to_itself() {
             let thrown = me.throw::<u32>(anyhow::anyhow!("at myself")).unwrap_err();
             assert_eq!(thrown.to_string(), "at myself");
             me.set_parent(&me).unwrap_err();
-            me.close_gate_is_refused();
-            me.end(); // of the running one: nothing
+            me.lock_is_refused();
+            me.end(); // the greenlet runs, so this does nothing
         }
         Ok(())
     });
     for _ in 0..4 {
         child.switch::<()>(()).unwrap();
-        // And the main greenlet, which runs now.
+        // The same for the main greenlet, which runs now.
         assert_eq!(getcurrent().switch::<u8>(1_u8).unwrap(), 1);
     }
     assert!(child.is_dead());
@@ -466,7 +467,7 @@ fn a_running_greenlet_without_other_handles_cannot_be_locked() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         up::<()>(())?;
-        getcurrent().close_gate_is_refused();
+        getcurrent().lock_is_refused();
         Ok(())
     });
     child.switch::<()>(()).unwrap();
@@ -474,19 +475,20 @@ fn a_running_greenlet_without_other_handles_cannot_be_locked() {
 }
 
 trait Refused {
-    fn close_gate_is_refused(&self);
+    fn lock_is_refused(&self);
 }
 
 impl Refused for Greenlet {
-    /// Neither its gate can be closed nor can it be kept suspended, for it runs.
-    fn close_gate_is_refused(&self) {
+    /// A running greenlet can be neither locked nor kept suspended.
+    fn lock_is_refused(&self) {
         let refused = |act: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err();
         assert!(refused(&|| raw::lock_for_await(self)));
         assert!(refused(&|| raw::keep_suspended(self, || ())));
     }
 }
 
-/// The place is that of the last switch: from two places in turn, and from one that others stand for.
+/// `suspended_at` is the place of the last switch: from two places in turn, and from a
+/// `#[track_caller]` function.
 #[test]
 fn suspended_at_is_the_place_of_the_last_switch() {
     #[track_caller]

@@ -1,11 +1,11 @@
-//! Throwing: what arrives where, for each state of the target.
+//! Throwing at a target in each state.
 
 use anyhow::{Error, Result, anyhow};
 use greenlet::{Greenlet, GreenletExit, State, Value, getcurrent};
 
 use crate::support::{Drops, Log, NoLeaks, on_drop, up};
 
-/// An error of ours, to be recognised.
+/// A recognisable error.
 #[derive(Debug, PartialEq)]
 struct Ours(&'static str);
 
@@ -17,7 +17,7 @@ impl std::fmt::Display for Ours {
 
 impl std::error::Error for Ours {}
 
-/// What a switch or throw returned, in short.
+/// Returns a short text for the result of a switch or throw.
 fn outcome(result: Result<Value>) -> String {
     match result {
         Ok(value) if value.is_exit() => "exit as a value".into(),
@@ -27,12 +27,12 @@ fn outcome(result: Result<Value>) -> String {
     }
 }
 
-/// The two things that the table of throws tells apart.
+/// The two kinds of errors that the table distinguishes.
 fn exit_and_other() -> [(bool, Error); 2] {
     [(true, GreenletExit::new().into()), (false, anyhow!("boom"))]
 }
 
-/// A greenlet that waits for its second message, and logs it.
+/// Returns a greenlet that waits for its second message, and logs it.
 fn waits(log: &Log, name: &'static str) -> Greenlet {
     let log = log.clone();
     let waiting = Greenlet::new(move |(): ()| {
@@ -58,7 +58,7 @@ fn throw_at_the_current_greenlet_raises_at_the_call() {
         let expected = if is_exit { "exit as an error" } else { "error boom" };
         assert_eq!(outcome(getcurrent().throw(error)), expected);
     }
-    // An exit that then leaves the function is its value.
+    // If the exit leaves the function, it becomes the function's value.
     let child = Greenlet::new(|(): ()| getcurrent().throw::<()>(GreenletExit::new()));
     assert_eq!(outcome(child.switch(())), "exit as a value");
 }
@@ -67,7 +67,7 @@ fn throw_at_the_current_greenlet_raises_at_the_call() {
 #[test]
 fn throw_at_a_suspended_greenlet_raises_out_of_its_switch() {
     let _no_leaks = NoLeaks::watch();
-    // It may let the error go, ...
+    // The target may propagate the error, ...
     for (is_exit, error) in exit_and_other() {
         let child = Greenlet::new(|(): ()| up::<()>(()));
         child.switch::<()>(()).unwrap();
@@ -81,7 +81,7 @@ fn throw_at_a_suspended_greenlet_raises_out_of_its_switch() {
         assert_eq!(outcome(waits(&log, "child").throw(error)), "value child");
     }
     assert_eq!(log.take(), ["child got exit as an error", "child got error boom"]);
-    // ... or switch elsewhere; also out of a throw that it is suspended in.
+    // ... or switch elsewhere. It may also be suspended in a throw itself.
     let target = waits(&log, "target");
     let target_inside = target.clone();
     let child = Greenlet::new(move |(): ()| {
@@ -138,7 +138,7 @@ fn an_exit_at_a_dead_greenlet_is_returned_to_the_thrower() {
         let exit: GreenletExit = dead.throw(GreenletExit::with_reason(reason)).unwrap();
         assert_eq!(exit.reason(), Some(reason), "the one that was thrown");
     }
-    // With a suspended ancestor: that gets it as a value, and the thrower waits.
+    // A suspended ancestor receives the exit as a value, while the thrower waits.
     let log = Log::new();
     let ancestor = waits(&log, "ancestor");
     assert_eq!(outcome(dead_below(&ancestor).kill()), "value ancestor");
@@ -168,7 +168,7 @@ fn an_error_at_a_dead_greenlet_is_raised_in_its_nearest_living_ancestor() {
     assert_eq!(outcome(dead_below(&ancestor).throw(boom())), "value ancestor");
     assert_eq!(log.take(), ["ancestor got error boom"]);
 
-    // Pending ones on the way die unrun.
+    // Pending ancestors in between are ended unrun.
     let ancestor = waits(&log, "ancestor");
     let pending = Greenlet::builder().parent(&ancestor).build(|(): ()| Ok(()));
     let pending = Greenlet::builder()
@@ -241,7 +241,7 @@ fn a_thrown_error_is_moved_and_not_copied() {
 
 // TH-12, TH-17
 #[test]
-fn a_throw_returns_what_is_next_sent_and_can_be_repeated() {
+fn a_throw_returns_the_next_value_sent_to_the_thrower_and_can_be_repeated() {
     let _no_leaks = NoLeaks::watch();
     let child = Greenlet::new(|(): ()| {
         let mut caught = 0;
@@ -285,7 +285,7 @@ fn the_thrower_has_no_special_role() {
             ));
             Ok(())
         });
-        // The target's parent catches it and returns to main; the thrower still waits.
+        // The parent of the target catches it and returns to main. The thrower still waits.
         assert_eq!(outcome(thrower.switch(())), "value parent");
         assert!(target.is_dead() && thrower.is_active());
         assert_eq!(log.take(), ["parent got error boom"]);
@@ -296,7 +296,7 @@ fn the_thrower_has_no_special_role() {
 
 // TH-14
 #[test]
-fn throwing_at_a_greenlet_is_like_a_child_of_it_that_fails() {
+fn a_throw_acts_like_a_failing_child_of_the_target() {
     let _no_leaks = NoLeaks::watch();
     let by_throw: fn(&Greenlet, Error) -> Result<Value> = |target, error| target.throw(error);
     let by_child: fn(&Greenlet, Error) -> Result<Value> = |target, error| {
@@ -319,7 +319,7 @@ fn throwing_at_a_greenlet_is_like_a_child_of_it_that_fails() {
             "error boom"
         );
     }
-    // An exit is what differs: it leaves the child as a value.
+    // An exit is different: it leaves the child as a value.
     let log = Log::new();
     for way in [by_throw, by_child] {
         way(&waits(&log, "suspended"), GreenletExit::new().into()).unwrap();

@@ -1,4 +1,4 @@
-//! What does a tracer see, and what can it do?
+//! Tracers: the events that they see, and the operations that they may do.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use greenlet::{
 
 use crate::support::{Drops, Log, catch_reports, name, take_reports, up};
 
-/// How an event is written into the logs of this file.
+/// Returns the text of an event in the logs of this file.
 fn text(event: &TraceEvent) -> String {
     let kind = match event.kind {
         TraceKind::Switch => "switch",
@@ -35,14 +35,14 @@ fn named<R: 'static>(name: &str, body: impl FnOnce() -> Result<R> + 'static) -> 
     Greenlet::builder().name(name).build(move |(): ()| body())
 }
 
-/// A greenlet named `g` that is suspended in its first line and then returns.
+/// Returns a greenlet named `g` that is suspended in its first line and then returns.
 fn suspended() -> Greenlet {
     let g = named("g", || up::<()>(()));
     g.switch::<()>(()).unwrap();
     g
 }
 
-/// The events of an operation on what was set up before.
+/// Returns the events of an operation.
 fn events<T>(operation: impl FnOnce() -> T) -> Vec<String> {
     let log = Log::new();
     trace_to(&log);
@@ -139,20 +139,22 @@ fn each_operation_is_traced_as_documented() {
     assert_eq!(events(|| under(&u, true).switch::<()>(())), into_pending);
     let past_dead = ["switch(main, g)", "switch(g, main)"];
     assert_eq!(events(|| under(&u, false).switch::<()>(())), past_dead);
-    // A parent that cannot be entered never appears.
+    // A parent that cannot be entered never appears in an event.
     let no_stack = Greenlet::builder().name("u").stack_size(1).build(|(): ()| Ok(()));
     let past_failed = ["switch(main, g)", "throw(g, main)"];
     assert_eq!(events(|| under(&no_stack, false).switch::<()>(())), past_failed);
 }
 
-// DE-25: a greenlet whose last handle goes: a throw from who let go, and a switch back.
+// DE-25: dropping the last handle is traced as a throw from the dropping greenlet, and a switch
+// back.
 #[test]
 fn an_end_by_dropping_is_traced() {
     let g = suspended();
     assert_eq!(events(|| drop(g)), ["throw(main, g)", "switch(g, main)"]);
 }
 
-// TR-1, TR-16, HZ-19: one tracer a thread; setting returns the one before, also if it is the same one.
+// TR-1, TR-16, HZ-19: each thread has one tracer. Setting one returns the previous one, even if it
+// is the same.
 #[test]
 fn settrace_returns_the_previous_tracer() {
     assert_eq!(gettrace(), None);
@@ -171,8 +173,9 @@ fn settrace_returns_the_previous_tracer() {
     assert_eq!(gettrace(), None);
 }
 
-// TR-2, TR-4, TR-6, TR-12: it is called in the target, after the switch and before the target gets
-// anything; a finished origin is dead by then. It sees who and what kind, not what is delivered.
+// TR-2, TR-4, TR-6, TR-12: the tracer is called in the target, after the switch and before the
+// target receives anything. A finished origin is dead by then. The tracer sees origin, target and
+// kind, but not the value.
 #[test]
 fn a_tracer_runs_in_the_target_before_the_value_arrives() {
     let log = Log::new();
@@ -207,7 +210,7 @@ fn a_tracer_runs_in_the_target_before_the_value_arrives() {
     );
 }
 
-// TR-8: what is refused, or fails, is no event.
+// TR-8: a refused or failed operation is no event.
 #[test]
 fn a_refused_transfer_is_no_event() {
     let g = Greenlet::builder().name("g").build(|_: u8| Ok(()));
@@ -222,7 +225,8 @@ fn a_refused_transfer_is_no_event() {
     assert_eq!(g.state(), State::Pending);
 }
 
-/// Installs a tracer that fails at its event number `at`, counted from 0, and that writes all to the log.
+/// Installs a tracer that fails at its event number `at`, counted from 0, and writes all events to
+/// the log.
 fn trace_failing(log: &Log, at: usize, fail: impl Fn() -> Result<()> + 'static) {
     let log = log.clone();
     let count = std::cell::Cell::new(0);
@@ -233,13 +237,13 @@ fn trace_failing(log: &Log, at: usize, fail: impl Fn() -> Result<()> + 'static) 
     })));
 }
 
-// TR-10, EX-13: a tracer that fails is removed, and its error takes the place of what was delivered.
+// TR-10, EX-13: a tracer that fails is removed, and its error replaces what was to be delivered.
 #[test]
 fn a_failing_tracer_is_removed_and_its_error_delivered() {
     let log = Log::new();
     let fail = || Err(anyhow!("tracer"));
 
-    // On a first switch: the function never runs, and the greenlet dies of it.
+    // At a first switch: the function never runs, and the error ends the greenlet.
     let drops = Drops::new();
     let g = Greenlet::builder()
         .name("g")
@@ -252,13 +256,13 @@ fn a_failing_tracer_is_removed_and_its_error_delivered() {
         (vec![String::from("switch(main, g)")], 1)
     );
 
-    // An exit counts as such.
+    // An exit as the tracer's error acts as an exit.
     let g = named("g", || -> Result<()> { unreachable!() });
     trace_failing(&log, 0, || Err(GreenletExit::new().into()));
     assert!(g.switch::<Value>(()).unwrap().is_exit());
     assert!(g.is_dead());
 
-    // On a resume, and in place of a thrown error: the target's switch returns it.
+    // At a resume, and in place of a thrown error: the switch of the target returns it.
     for throws in [false, true] {
         let g = named("g", || Ok(up::<()>(()).unwrap_err().to_string()));
         g.switch::<()>(()).unwrap();
@@ -271,14 +275,14 @@ fn a_failing_tracer_is_removed_and_its_error_delivered() {
         assert_eq!(got.unwrap(), "tracer");
     }
 
-    // At the end: the parent gets it, the outcome is lost.
+    // At the end of a greenlet: the parent gets the error, and the outcome is lost.
     let witness = drops.witness();
     let g = named("g", move || Ok(witness));
     trace_failing(&log, 1, fail);
     assert_eq!(g.switch::<Value>(()).unwrap_err().to_string(), "tracer");
     assert_eq!(drops.count(), 2);
 
-    // A panic of the tracer is one in the target.
+    // A panic of the tracer propagates in the target.
     let g = named("g", || Ok(()));
     trace_failing(&log, 1, || std::panic::resume_unwind(Box::new("panic")));
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| g.switch::<()>(())));
@@ -286,8 +290,8 @@ fn a_failing_tracer_is_removed_and_its_error_delivered() {
     assert!(gettrace().is_none());
 }
 
-// TR-11: while a greenlet is ended: at its exit, the error takes the exit's place; at the way back, it is
-// reported. The second stage of an end is not replaced.
+// TR-11: while a greenlet is ended. If the tracer fails at the exit, its error replaces the exit.
+// If it fails at the switch back, the error is reported. The forced unwind is not replaced.
 #[test]
 fn a_tracer_may_fail_while_a_greenlet_is_ended() {
     catch_reports();
@@ -330,8 +334,9 @@ fn a_tracer_may_fail_while_a_greenlet_is_ended() {
     assert!(gettrace().is_none());
 }
 
-// TR-13, TR-14, HZ-15, HZ-18: a tracer may switch. The transfer that it was called for is completed, with
-// its own value, when the greenlet that the tracer ran in is resumed; what resumes it goes to the tracer.
+// TR-13, TR-14, HZ-15, HZ-18: a tracer may switch. The traced transfer is completed, with its own
+// value, when the greenlet that the tracer ran in is resumed. The value that resumes it goes to the
+// tracer.
 #[test]
 fn a_tracer_may_switch() {
     let log = Log::new();
@@ -382,7 +387,8 @@ fn a_tracer_may_switch() {
     );
 }
 
-// DE-27, TR-14: one that is suspended inside the tracer of its first switch and is let go of ends there.
+// DE-27, TR-14: a greenlet that is suspended inside the tracer of its first switch, and loses its
+// last handle, ends there.
 #[test]
 fn a_greenlet_suspended_in_its_first_tracer_can_be_ended() {
     catch_reports();
@@ -401,7 +407,7 @@ fn a_greenlet_suspended_in_its_first_tracer_can_be_ended() {
     assert_eq!(g.switch::<&str>(()).unwrap(), "diverted");
     assert!(g.is_active());
     let weak = g.downgrade();
-    // The tracer holds no handle of it; the event that the tracer got, does.
+    // The tracer holds no handle of the greenlet, but the event that it received does.
     g.end();
     drop(g);
     assert!(weak.upgrade().is_none());
@@ -411,8 +417,8 @@ fn a_greenlet_suspended_in_its_first_tracer_can_be_ended() {
     assert_eq!(take_reports(), [""; 0]);
 }
 
-// TR-15: it may remove or replace itself; a tracer that is set inside a greenlet is the whole thread's,
-// from that greenlet's next transfer on.
+// TR-15: a tracer may remove or replace itself. A tracer that a greenlet sets applies to the whole
+// thread, from the next transfer of that greenlet on.
 #[test]
 fn a_tracer_may_remove_and_replace_itself() {
     let log = Log::new();
@@ -447,7 +453,8 @@ fn a_tracer_may_remove_and_replace_itself() {
     );
 }
 
-// TR-17, TR-19: other threads have none; a thread's goes with the thread.
+// TR-17, TR-19: other threads have no tracer, and the tracer of a thread is dropped with the
+// thread.
 #[test]
 fn each_thread_has_its_own_tracer() {
     let log = Log::new();
@@ -469,7 +476,7 @@ fn each_thread_has_its_own_tracer() {
     assert_eq!(log.take(), [""; 0]);
 }
 
-// TR-18: it runs as the target: what belongs to the running greenlet is the target's.
+// TR-18: the tracer runs in the target, so it uses the locals of the target.
 #[test]
 fn a_tracer_sees_the_locals_of_the_target() {
     let log = Log::new();

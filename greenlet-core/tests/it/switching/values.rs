@@ -1,4 +1,4 @@
-//! What a switch carries: one typed value, as it was sent.
+//! A switch carries one typed value, unchanged.
 
 use std::rc::Rc;
 
@@ -16,7 +16,7 @@ fn a_value_arrives_as_it_was_sent() {
         }
         Ok(value)
     });
-    // Nothing is the unit; one is itself, wrapped or not; several are a tuple.
+    // No value is `()`; a single value is sent as it is; several values are a tuple.
     echo.switch::<()>(()).unwrap();
     assert_eq!(echo.switch::<Option<u8>>(None::<u8>).unwrap(), None);
     assert_eq!(echo.switch::<i32>(5).unwrap(), 5);
@@ -26,7 +26,7 @@ fn a_value_arrives_as_it_was_sent() {
     // A `Value` is not wrapped twice.
     assert_eq!(echo.switch::<i32>(Value::new(Value::new(6))).unwrap(), 6);
     echo.switch::<GreenletExit>(GreenletExit::new()).unwrap();
-    // It also starts a greenlet that takes what is in it.
+    // A `Value` also starts a greenlet that takes the type inside it.
     let takes_number = Greenlet::new(|number: i32| Ok(Value::new(number + 1)));
     assert_eq!(takes_number.switch::<i32>(Value::new(7)).unwrap(), 8);
 }
@@ -105,7 +105,7 @@ fn a_result_arrives_as_it_was_returned() {
     assert_eq!(result_of(|| (1,)), (1,));
     assert_eq!(result_of(|| (1, "two")), (1, "two"));
     assert!(result_of(|| Value::new(3)).is::<i32>());
-    // A result that is an error, but was not returned as `Err`, is a value.
+    // A returned error that is not inside an `Err` is a value.
     let inner: Result<i32, String> = result_of(|| Err("just a value".to_owned()));
     assert_eq!(inner.unwrap_err(), "just a value");
 }
@@ -122,7 +122,7 @@ fn user_code_during_a_switch_cannot_overwrite_the_sent_value() {
         #[expect(unreachable_code)]
         Ok(())
     });
-    // The tracer switches to `busy` and back at each transfer, which has something of its own to send.
+    // At each transfer the tracer switches to `busy` and back. `busy` sends values of its own.
     let (traced, busy_inside) = (log.clone(), busy.clone());
     let in_tracer = Rc::new(std::cell::Cell::new(false));
     settrace(Some(Tracer::new(move |event| {
@@ -167,8 +167,8 @@ fn a_value_survives_the_end_of_its_sender() {
     let main = getcurrent();
     let receiver = Greenlet::new(|value: Rc<str>| up::<()>(value));
     let sender = Greenlet::new(move |child: WeakGreenlet| {
-        // That was the last handle of the running greenlet: as control leaves, it is ended, in the
-        // receiver's context.
+        // That was the last handle of the running greenlet. It is ended when control leaves it, in
+        // the context of the receiver.
         child.upgrade().unwrap().set_parent(&main)?;
         let ended = receiver.switch::<()>(Rc::<str>::from("sent"));
         inside.add("sender ends");
