@@ -1,8 +1,8 @@
-//! The header of a segment: what is known of it, at a place where an address on its stack leads.
+//! The header of a segment, which can be found from any address on the segment's stack.
 //!
 //! ```text
 //!   base   ─►├──────────────────┤
-//!            │ header           │  in the room above the entry: `[header-room]` in `stack/`
+//!            │ header           │  in the room above the entry: [header-room] in `stack/`
 //!   entry  ─►├──────────────────┤
 //!            │ function, unrun  │
 //!            ├──────────────────┤
@@ -10,7 +10,8 @@
 //!            │ enter, body      │
 //! ```
 //!
-//! - `[header-marks]` `created_at` is `None` in a room without a header. So [`Header::at`] tells a segment from the stack of a greenlet.
+//! - **[header-marks]** `created_at` is `None` in a room without a header. So [`Header::at`] can
+//!   distinguish a segment from the stack of a greenlet.
 
 use std::any::TypeId;
 use std::cell::Cell;
@@ -21,33 +22,34 @@ use crate::stack::{self, Around, Stack};
 use crate::switch::unwind;
 use crate::thread::ThreadState;
 
-/// Drops the function of a segment.
+/// A function that drops the function of a segment.
 type DropFunction = unsafe fn(NonNull<Header>);
 
-/// What is known of a segment.
+/// The shared state of a segment and its yielders.
 #[repr(C, align(64))]
 pub(crate) struct Header {
-    /// `[outer-waits]`: first, since the backend's first frame leads a backtrace on by it.
+    /// [outer-waits]. The first field: the unwinding information of the backend's first frame reads
+    /// it.
     pub(super) outer: Cell<*mut u8>,
-    /// How far down the frames of the body surely are its own.
+    /// How far below the header an address is surely on this stack.
     pub(super) reach: usize,
-    /// `[header-alive]`
+    /// [header-alive]
     handles: Cell<usize>,
-    /// `[header-marks]`
+    /// [header-marks]
     created_at: Cell<Option<&'static Location<'static>>>,
     stack: Cell<Option<Stack>>,
     types: fn() -> [TypeId; 2],
-    /// `None` once the body has begun, or the function is dropped.
+    /// `None` after the body has begun, or the function was dropped.
     unrun: Cell<Option<DropFunction>>,
     name: Cell<Option<Box<str>>>,
-    /// While the body is thrown an exit: how many more yields are refused before one unwinds.
+    /// How many yields may still be refused, while the body is thrown an exit.
     pub(super) refusals_left: Cell<Option<u32>>,
 }
 
 const _: () = assert!(size_of::<Header>() <= stack::HEADER_ROOM);
 
 impl Header {
-    /// Puts a header into the room of a stack. The caller owns its one count.
+    /// Writes a header into the room of a stack. The caller owns its one count.
     pub(super) fn put(
         stack: Stack,
         created_at: &'static Location<'static>,
@@ -56,7 +58,8 @@ impl Header {
         unrun: DropFunction,
     ) -> NonNull<Header> {
         let header = stack.entry().cast::<Header>();
-        // SAFETY: `[header-room]`: the room is as large as a header, aligned to a line of the cache, and used by nobody else.
+        // SAFETY: the room is large enough for a header, aligned to 64 bytes, and nobody else uses
+        // it [header-room].
         unsafe {
             header.write(Header {
                 outer: Cell::new(ptr::null_mut()),
@@ -73,28 +76,30 @@ impl Header {
         header
     }
 
-    /// Finds the header of the segment that an address lies on. Safe in a signal handler.
+    /// Finds the header of the segment whose stack contains `address`. A signal handler may call
+    /// it.
     pub(crate) fn at(address: *const u8) -> Option<NonNull<Header>> {
         let header = Around::of(address)?.room().cast::<Header>();
-        // SAFETY: `[header-room]`: zeros, or a header; a reference to the one field, whose zeros are a `None`.
+        // SAFETY: the room contains a header or zeros [header-room], and zeros are a `None` in this
+        // field.
         let created_at = unsafe { &(*header.as_ptr()).created_at };
         created_at.get().is_some().then_some(header)
     }
 
-    /// The headers of all segments that the running code is in, from the innermost outwards, up to the stack of the greenlet.
+    /// Returns the headers of all segments that the caller runs in, from the innermost outwards.
     pub(super) fn chain() -> impl Iterator<Item = NonNull<Header>> {
         let innermost = Header::at(crate::backend::stack_pointer());
-        // `[outer-waits]`: the body of each of them runs.
+        // The body of each of them runs, so its consumer waits [outer-waits].
         std::iter::successors(innermost, |header| Header::at(Header::of(header).outer.get()))
     }
 
-    #[inline(always)] // nothing
+    #[inline]
     pub(super) fn of(header: &NonNull<Header>) -> &Header {
-        // SAFETY: `[header-alive]`: pointers are kept only where the header is counted, or its body runs.
+        // SAFETY: the owner of the pointer owns a count too, or the body runs [header-alive].
         unsafe { header.as_ref() }
     }
 
-    /// The function is used from now on. Returns how to drop it, if it was not.
+    /// Marks the function as used. Returns its destructor if it was not used before.
     #[inline]
     pub(super) fn begin(&self) -> Option<DropFunction> {
         self.unrun.take()
@@ -104,22 +109,25 @@ impl Header {
         (self.types)() == types
     }
 
-    /// Where the segment was created.
+    /// Returns where the segment was created.
     pub(crate) fn created_at(&self) -> Option<&'static Location<'static>> {
         self.created_at.get()
     }
 
-    /// The name of the segment. It does not change.
+    /// Returns the name of the segment.
     pub(crate) fn name(&self) -> Option<&str> {
-        // SAFETY: it is written once, before anybody else has the header, and taken with the last count.
+        // SAFETY: it changes only when the last count is released, and the caller has a live
+        // header.
         unsafe { &*self.name.as_ptr() }.as_deref()
     }
 }
 
-/// A count of a header.
+/// Owns one count of a header.
 pub(super) struct Held(NonNull<Header>);
 
 impl Held {
+    /// Adds a count.
+    ///
     /// # Safety
     ///
     /// - The header lives.
@@ -133,6 +141,8 @@ impl Held {
         Held(header)
     }
 
+    /// Takes over a count.
+    ///
     /// # Safety
     ///
     /// - The caller owns a count, and gives it up.
@@ -141,12 +151,12 @@ impl Held {
         Held(header)
     }
 
-    #[inline(always)] // nothing
+    #[inline]
     pub(super) fn header(&self) -> &Header {
         Header::of(&self.0)
     }
 
-    #[inline(always)] // nothing
+    #[inline]
     pub(super) fn place(&self) -> NonNull<Header> {
         self.0
     }
@@ -154,7 +164,7 @@ impl Held {
 
 impl Clone for Held {
     fn clone(&self) -> Held {
-        // SAFETY: this one counts it.
+        // SAFETY: `self` owns a count, so the header lives.
         unsafe { Held::clone_from_raw(self.0) }
     }
 }
@@ -171,10 +181,10 @@ impl Drop for Held {
     }
 }
 
-/// The last count is gone.
+/// Releases the segment's stack, after the last count.
 #[inline(never)]
 fn release(header: &Header) {
-    header.created_at.set(None); // `[header-room]`
+    header.created_at.set(None); // [header-marks]
     if let Some(name) = header.name.take() {
         drop(name);
     }
