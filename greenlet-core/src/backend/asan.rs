@@ -1,9 +1,9 @@
-//! Tells AddressSanitizer about every switch: which stack the thread continues on, and its fake
-//! stack.
+//! Tells AddressSanitizer about every switch: which stack the thread runs on next, and its fake
+//! stack. (The sanitizer keeps locals whose address is taken on a *fake stack*, one for each stack,
+//! to find uses after a return.)
 //!
-//! Without this, the sanitizer sees a stack switch as one frame of gigabytes: a panic leaves marks
-//! of dead frames behind, and correct code is reported. (The sanitizer keeps locals whose address
-//! is taken on a *fake stack*, one for each stack, to find uses after a return.)
+//! Without this, the sanitizer takes a switch for one frame of gigabytes. A panic then leaves marks
+//! of dead frames behind, and correct code is reported.
 //!
 //! ```text
 //!   the side that switches away                 the side that is resumed
@@ -38,8 +38,9 @@ mod imp {
     type StartSwitch = unsafe extern "C" fn(save: *mut *mut c_void, bottom: *const c_void, size: usize);
     type FinishSwitch =
         unsafe extern "C" fn(fake: *mut c_void, bottom_before: *mut *const c_void, size_before: *mut usize);
-    type HandleNoReturn = unsafe extern "C" fn();
-    type CurrentFakeStack = unsafe extern "C" fn() -> *mut c_void;
+    // These two have no precondition.
+    type HandleNoReturn = extern "C" fn();
+    type CurrentFakeStack = extern "C" fn() -> *mut c_void;
     type AddressInFakeStack = unsafe extern "C" fn(
         fake: *mut c_void,
         address: *mut c_void,
@@ -47,11 +48,11 @@ mod imp {
         end: *mut *mut c_void,
     ) -> *mut c_void;
 
-    /// A function of the sanitizer. `None` if the program is built without it.
+    /// Looks up a function of the sanitizer. `None` if the program is built without it.
     macro_rules! function {
         ($name:literal as $kind:ty) => {{
             let address: *const ();
-            // SAFETY: the instructions read one word that the linker has written.
+            // SAFETY: the instructions read one word, which the linker or the loader has written.
             unsafe {
                 #[cfg(target_arch = "x86_64")]
                 asm!(
@@ -113,21 +114,20 @@ mod imp {
             else {
                 return;
             };
-            let mut own = ptr::null_mut();
-            let (mut bottom, mut size) = (ptr::null(), 0);
+            let pretend_switch = |save: *mut *mut c_void, (bottom, size), fake| {
+                let mut before = (ptr::null(), 0);
+                // SAFETY: `finish` follows, and nothing runs in between. `save` is null or a local.
+                unsafe { start(save, bottom, size) };
+                // SAFETY: `start` was called. `fake` is `finished`, which only `self` had, or
+                // `own`.
+                unsafe { finish(fake, &raw mut before.0, &raw mut before.1) };
+                before
+            };
             // The sanitizer frees only a fake stack that is current. So the finished one becomes
             // current, by two pretended switches that stay on this stack.
-            // SAFETY: `finish` follows, and nothing runs in between. The pointer is that of a
-            // local.
-            unsafe { start(&raw mut own, ptr::null(), 0) };
-            // SAFETY: `start` was called. Only `self` had `finished`, and the pointers are those of
-            // locals.
-            unsafe { finish(finished, &raw mut bottom, &raw mut size) };
-            // SAFETY: `finish` follows, and nothing runs in between. Null frees the current fake
-            // stack.
-            unsafe { start(ptr::null_mut(), bottom, size) };
-            // SAFETY: `start` was called, and `own` is the fake stack of this stack.
-            unsafe { finish(own, ptr::null_mut(), ptr::null_mut()) };
+            let mut own = ptr::null_mut();
+            let this_stack = pretend_switch(&raw mut own, (ptr::null(), 0), finished);
+            pretend_switch(ptr::null_mut(), this_stack, own); // null frees the current fake stack
         }
 
         fn resolve(&self, stack: Bounds) -> (*const c_void, usize) {
@@ -135,10 +135,10 @@ mod imp {
         }
     }
 
-    /// The fake stack of a stack that the thread has left.
+    /// The fake stack of a suspended stack.
     pub(crate) struct Left(*mut c_void);
 
-    /// Tells the sanitizer that the thread leaves this stack for another.
+    /// Announces a switch to another stack.
     #[inline]
     pub(crate) fn leave(fibers: &Fibers, to: impl FnOnce() -> Bounds) -> Left {
         let mut fake = ptr::null_mut();
@@ -150,16 +150,16 @@ mod imp {
         Left(fake)
     }
 
-    /// Tells the sanitizer that the thread is back on a stack that it left.
+    /// Announces that a suspended stack has been resumed.
     #[inline]
     pub(crate) fn arrive(left: Left) {
         if let Some(finish) = finish_switch() {
-            // SAFETY: the other side called `leave`, and the fake stack is that of this stack.
+            // SAFETY: the other side called `leave`, and the fake stack is this stack's own.
             unsafe { finish(left.0, ptr::null_mut(), ptr::null_mut()) };
         }
     }
 
-    /// Tells the sanitizer that the thread has entered a new stack.
+    /// Announces that the thread runs on a new stack.
     pub(crate) fn enter(fibers: &Fibers) {
         let Some(finish) = finish_switch() else { return };
         let (mut bottom, mut size) = (ptr::null(), 0);
@@ -171,8 +171,7 @@ mod imp {
         }
     }
 
-    /// Tells the sanitizer that the thread leaves this stack for another and never returns to its
-    /// frames.
+    /// Announces a switch to another stack. This one is given up.
     pub(crate) fn leave_for_good(fibers: &Fibers, to: impl FnOnce() -> Bounds) {
         let (Some(start), Some(handle_no_return)) = (
             start_switch(),
@@ -182,15 +181,13 @@ mod imp {
         };
         let (bottom, size) = fibers.resolve(to());
         fibers.release_finished();
-        // SAFETY: it only removes the marks of this stack's frames. Nothing returns to them, and
-        // the next user of the stack must not find any.
-        unsafe { handle_no_return() };
+        // It removes the marks of this stack's frames: its next user must not find any.
+        handle_no_return();
         // SAFETY: the switch follows, and the other side first calls `arrive` or `enter`.
         unsafe { start(fibers.finished.as_ptr(), bottom, size) };
     }
 
-    /// Returns the address of the frame that has a local at `address`, which may be on the fake
-    /// stack.
+    /// Returns the address of the frame whose local is at `address`, perhaps on the fake stack.
     pub(crate) fn on_stack(address: *const u8) -> *const u8 {
         let (Some(current), Some(find)) = (
             function!("__asan_get_current_fake_stack" as CurrentFakeStack),
@@ -198,18 +195,18 @@ mod imp {
         ) else {
             return address;
         };
-        // SAFETY: it only reads.
-        let fake = unsafe { current() };
+        let fake = current();
         if fake.is_null() {
             return address;
         }
-        // SAFETY: it only reads, and null pointers ask for no other result.
+        // SAFETY: `fake` is a fake stack. The function only reads; the null pointers ask for
+        // nothing more.
         let frame = unsafe { find(fake, address.cast_mut().cast(), ptr::null_mut(), ptr::null_mut()) };
         if frame.is_null() { address } else { frame.cast() }
     }
 }
 
-/// Does nothing: the feature is off, or this system has no support for it. `to` is not called.
+/// Does nothing, and does not call `to`: the feature is off, or this system does not support it.
 #[cfg(not(all(
     feature = "asan",
     target_os = "linux",

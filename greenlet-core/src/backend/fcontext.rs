@@ -1,22 +1,25 @@
-//! The portable backend: an adapter over the `context` crate (Boost.Context), nothing else.
+//! The portable backend: an adapter over the `context` crate (Boost.Context), and nothing else.
 //!
-//! `context` carries one word and hands the side that arrives the resume point of the side that left.
-//! Our contract is two words, and the resume point goes to the side that left. So a switch leaves a
-//! packet in its own frame:
+//! A jump of `context` carries one word, and gives the resumed side the resume point of the other
+//! side. Our contract has more words, and the suspended side stores its own resume point. So a jump
+//! leaves a packet in its own frame, and the resumed side stores the resume point where the packet
+//! says:
 //!
 //! ```text
-//!   side that leaves                         side that arrives
-//!   ├───────────────────┤                    gets (resume point, &packet)
-//!   │ packet            │◄── the one word ── writes the resume point to packet.context.sp
-//!   │  seats, word, data│                    reads the rest, and never looks again
-//!   ├───────────────────┤
+//!   suspended side                            resumed side
+//!   ├──────────────────────┤                  gets (resume point, address of the packet)
+//!   │ packet: from, to,    │◄── one word ──── copies the packet
+//!   │         word, data   │                  stores the resume point in packet.from
+//!   ├──────────────────────┤
 //! ```
 //!
-//! - **F1** A packet is read by the side that arrives before anything else happens on the thread, so
-//!   the frame it stands in still is as it was left, also where that stack is finished.
+//! - **[packet-read-first]** The resumed side copies the packet before anything else happens on the
+//!   thread. So the frame that holds the packet is unchanged then, even if its stack has been given
+//!   up.
 
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::mem;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
 
@@ -25,85 +28,135 @@ use context::{Context, Transfer};
 
 use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
-/// What this backend is called in reports.
+/// The name of this backend in reports.
 pub(crate) const NAME: &str = "fcontext";
 
-/// What comes back to a context is written by whoever comes back, so it is not there yet where a stack switches to itself.
+/// The resumed side stores the resume point after the jump, so a stack that switches to itself
+/// would read a stale one.
 pub(crate) const SELF_SWITCH_IS_NOOP: bool = false;
 
-/// How much of the stack `context` is told of. It takes the size only to lay out the first frame below
-/// the base, so the minimum that any stack of ours has will do.
+/// The size of the stack that `context` is told. It uses the size only to lay out the first frame
+/// below the base, so the smallest size of our stacks is enough.
 const TOLD_SIZE: usize = 4096;
 
+/// The packet of a switch.
+#[derive(Clone, Copy)]
 struct Packet {
-    context: *const SavedContext,
-    /// The context of who arrives.
+    /// The context of the sender.
+    from: *const SavedContext,
+    /// The context of the receiver.
     to: *const SavedContext,
     word: *const (),
     data: Word,
 }
 
-/// Takes the packet of the switch that arrived here.
+/// The packet of a step.
+#[derive(Clone, Copy)]
+struct StepPacket {
+    /// Where the segment stores the resume point of its consumer. Null for a step back.
+    from: *const Cell<*mut u8>,
+    word: *const (),
+    data: Words,
+    is_final: bool,
+}
+
+/// Suspends this stack and resumes the one at `to`. Returns the resume point of the next side that
+/// resumes this stack, and its packet.
 ///
 /// # Safety
 ///
-/// - `transfer` is what a switch of this module has just brought, and this is its first use (F1).
-#[inline(always)]
-unsafe fn arrive(transfer: Transfer) -> (*const SavedContext, *const (), Word) {
-    let packet = ptr::with_exposed_provenance::<Packet>(transfer.data);
-    // SAFETY: F1: the packet stands in the frame that switched here. `Context` is one pointer,
-    // `repr(C)`, never null, and not dropped: it is kept as the resume point.
-    unsafe {
-        let resume: *mut u8 = std::mem::transmute::<Context, *mut u8>(transfer.context);
-        (*(*packet).context).sp.set(resume);
-        ((*packet).to, (*packet).word, (*packet).data)
-    }
+/// - [resume-point] for `to`, [stack-waits] for this stack, and the stack at `to` expects a packet
+///   of the type `P`.
+#[inline]
+unsafe fn jump<P: Copy>(to: *mut u8, packet: &P) -> (*mut u8, P) {
+    // SAFETY: a resume point is a `Context`: one pointer, never null.
+    let to = unsafe { mem::transmute::<*mut u8, Context>(to) };
+    // SAFETY: its stack is suspended there, and nothing has resumed it since [resume-point].
+    let transfer = unsafe { to.resume((&raw const *packet).expose_provenance()) };
+    // SAFETY: it has just arrived. A stack is resumed by packets of one type: switches by switches,
+    // steps by steps.
+    unsafe { open(transfer) }
 }
 
-extern "C" fn start(transfer: Transfer) -> ! {
-    // SAFETY: the first thing on this stack; every switch of this module carries a packet.
-    let (own, word, data) = unsafe { arrive(transfer) };
-    // SAFETY: `init` has put it there. It is the first function on a fresh stack, reached once.
-    unsafe {
-        // Taken out: what suspends itself later has no code there, by which others tell the backends apart.
-        let entry = (*own).pc.replace(ptr::null());
-        let entry = std::mem::transmute::<*const u8, Entry>(entry);
-        entry(word, data, own)
-    }
-}
-
-/// Prepares a fresh stack, whose context is `context`: a switch there calls `entry` on it.
+/// Returns the resume point of the suspended side, and its packet.
 ///
 /// # Safety
 ///
-/// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, in use by nobody.
-pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
-    context.pc.set(entry as *const u8);
-    // SAFETY: the contract.
-    context.sp.set(unsafe { fresh(base.as_ptr(), start) });
+/// - `transfer` has just arrived, with a packet of the type `P`.
+#[inline]
+unsafe fn open<P: Copy>(transfer: Transfer) -> (*mut u8, P) {
+    let packet = ptr::with_exposed_provenance::<P>(transfer.data);
+    // SAFETY: the sender's frame still holds the packet [packet-read-first].
+    let packet = unsafe { packet.read() };
+    (resume_point(transfer.context), packet)
 }
 
-/// Returns the resume point of a fresh stack that starts at `start`.
+#[inline]
+fn resume_point(context: Context) -> *mut u8 {
+    // SAFETY: a `Context` is one pointer (`repr(C)`), and has no destructor.
+    unsafe { mem::transmute::<Context, *mut u8>(context) }
+}
+
+/// Returns the resume point of a fresh stack that begins with `start`.
 ///
 /// # Safety
 ///
 /// - As for [`init`].
 unsafe fn fresh(base: *mut u8, start: extern "C" fn(Transfer) -> !) -> *mut u8 {
-    // SAFETY: the range is inside the stack by the contract; `Stack` does not own it; the transmute is
-    // of one non-null pointer.
-    unsafe {
-        let limit = base.sub(TOLD_SIZE);
-        let stack = Stack::new(base.cast::<c_void>(), limit.cast::<c_void>());
-        std::mem::transmute::<Context, *mut u8>(Context::new(&stack, start))
-    }
+    let limit = base.wrapping_sub(TOLD_SIZE);
+    // SAFETY: the caller passes a stack of at least this size. The value does not own it.
+    let stack = unsafe { Stack::new(base.cast::<c_void>(), limit.cast::<c_void>()) };
+    // SAFETY: the stack is writable and nobody uses it, says the caller.
+    resume_point(unsafe { Context::new(&stack, start) })
 }
 
-/// Leaves this stack for the one whose context `to` is; returns its own context, and what the next switch back brings.
+/// Stores the sender's resume point in the sender's context. Returns the receiver's context and the
+/// words.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack; they are not the same.
-#[inline(always)]
+/// - The two come from the switch that has just resumed this stack.
+#[inline]
+unsafe fn accept(left: *mut u8, packet: Packet) -> (*const SavedContext, *const (), Word) {
+    // SAFETY: the sender is suspended, or its frame is still unchanged [packet-read-first], so its
+    // context is there.
+    unsafe { (*packet.from).sp.set(left) };
+    (packet.to, packet.word, packet.data)
+}
+
+extern "C" fn start(transfer: Transfer) -> ! {
+    // SAFETY: `init` prepares stacks for switches only, so a switch has just resumed this one.
+    let (left, packet) = unsafe { open(transfer) };
+    // SAFETY: the two come from that switch.
+    let (own, word, data) = unsafe { accept(left, packet) };
+    // `pc` is null from now on: debuggers recognise this backend by that.
+    // SAFETY: `own` is the context of this stack, which lives as long as the stack is in use.
+    let entry = unsafe { (*own).pc.replace(ptr::null()) };
+    // SAFETY: `init` has stored an `Entry` there.
+    let entry = unsafe { mem::transmute::<*const u8, Entry>(entry) };
+    // SAFETY: it is the first function on a fresh stack, and is called once.
+    unsafe { entry(word, data, own) }
+}
+
+/// Prepares a fresh stack, whose context is `context`. The first switch there calls `entry`.
+///
+/// # Safety
+///
+/// - `base` is the high end of a writable stack of at least 4096 bytes, aligned to 16, which nobody
+///   uses.
+pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
+    context.pc.set(entry as *const u8);
+    // SAFETY: the caller passes such a stack.
+    context.sp.set(unsafe { fresh(base.as_ptr(), start) });
+}
+
+/// Suspends this stack and resumes `to`. Returns this stack's context, and the words of the next
+/// switch to it.
+///
+/// # Safety
+///
+/// - [resume-point] for `to`, [stack-waits] for this stack. The two contexts are not the same.
+#[inline]
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
     at: &'static Location<'static>,
@@ -111,104 +164,69 @@ pub(crate) unsafe fn switch(
     word: *const (),
     data: Word,
 ) -> (*const SavedContext, *const (), Word) {
-    // SAFETY: B2: the context is this stack's.
+    // SAFETY: it is the context of the running stack, which is alive.
     unsafe { (*from).suspended_at.set(Some(at)) };
-    let packet = Packet {
-        context: from,
-        to,
-        word,
-        data,
-    };
-    // SAFETY: B1 for `to`: it is a resume point, so not null; whatever comes back is a switch of this module.
-    unsafe {
-        let to = std::mem::transmute::<*mut u8, Context>((*to).sp.get());
-        arrive(to.resume((&raw const packet).expose_provenance()))
-    }
+    let packet = Packet { from, to, word, data };
+    // SAFETY: it is the context of a suspended stack, which is alive [resume-point].
+    let resume_point = unsafe { (*to).sp.get() };
+    // SAFETY: the caller keeps both invariants, and only switches resume a stack that a switch
+    // suspended.
+    let (left, packet) = unsafe { jump(resume_point, &packet) };
+    // SAFETY: the two come from the switch that has just resumed this stack.
+    unsafe { accept(left, packet) }
 }
 
-/// Leaves this stack for the one whose context `to` is, for good.
+/// Resumes `to`, and gives this stack up.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
-///   other side has taken it.
-#[inline(always)]
+/// - [resume-point] for `to`. Nothing on this stack is used any more, except what `data` points to,
+///   until the other side has taken it.
+#[inline]
 pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
-    // The side that arrives writes our resume point here, and nobody uses it.
+    // The resumed side stores our resume point here, and nobody uses it.
     let unused = SavedContext::new();
-    // SAFETY: as for `switch`.
-    unsafe {
-        switch(&unused, Location::caller(), to, word, data);
-    }
+    // SAFETY: the caller keeps [resume-point]; nothing resumes this stack.
+    unsafe { switch(&unused, Location::caller(), to, word, data) };
     unreachable!("a finished stack was switched to");
 }
 
-/// What a step carries, in the frame that makes it (F1).
-struct StepPacket {
-    /// Where the segment finds the resume point of its consumer. Null for a step back.
-    from: *const Cell<*mut u8>,
-    word: *const (),
-    data: Words,
-    is_final: bool,
-}
-
-/// Leaves this stack with a packet; returns the resume point of the other side, and its packet.
-///
-/// # Safety
-///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)]
-unsafe fn go(to: *mut u8, packet: &StepPacket) -> (*mut u8, *const StepPacket) {
-    // SAFETY: B1: `to` is a resume point, so not null.
-    let transfer = unsafe {
-        let to = std::mem::transmute::<*mut u8, Context>(to);
-        to.resume((&raw const *packet).expose_provenance())
-    };
-    opened(transfer)
-}
-
-#[inline(always)]
-fn opened(transfer: Transfer) -> (*mut u8, *const StepPacket) {
-    // SAFETY: a `Context` is one pointer, `repr(C)`, and not dropped: it is kept as the resume point.
-    let left = unsafe { std::mem::transmute::<Context, *mut u8>(transfer.context) };
-    (left, ptr::with_exposed_provenance(transfer.data))
-}
-
 extern "C" fn start_segment(transfer: Transfer) -> ! {
-    let (left, packet) = opened(transfer);
-    // SAFETY: F1: a `step` brought it. `init_segment` has left the entry where the resume point of the consumer goes.
-    unsafe {
-        let (from, word, [first, second, third]) = ((*packet).from, (*packet).word, (*packet).data);
-        let entry = (*from).replace(left);
-        let entry = std::mem::transmute::<*mut u8, SegmentEntry>(entry);
-        entry(word, first, from, second, third)
-    }
+    // SAFETY: `init_segment` prepares segments for steps only, so a step has just resumed this one.
+    let (left, packet) = unsafe { open::<StepPacket>(transfer) };
+    // SAFETY: a step names its segment's header, which is on this stack.
+    let entry = unsafe { (*packet.from).replace(left) };
+    // SAFETY: `init_segment` has stored a `SegmentEntry` there.
+    let entry = unsafe { mem::transmute::<*mut u8, SegmentEntry>(entry) };
+    let [first, second, third] = packet.data;
+    // SAFETY: it is the first function on a fresh segment, and is called once.
+    unsafe { entry(packet.word, first, packet.from, second, third) }
 }
 
-/// Prepares a fresh segment, and returns its resume point: a step there calls `entry` with `header`.
+/// Prepares a fresh segment, and returns its resume point. The first step there calls `entry` with
+/// `header`.
 ///
 /// # Safety
 ///
-/// - As for [`init`]; and the header is there.
+/// - As for [`init`]; and `header` points to the segment's header.
 pub(crate) unsafe fn init_segment(
     base: NonNull<u8>,
     entry: SegmentEntry,
     header: *const Cell<*mut u8>,
 ) -> *mut u8 {
-    // SAFETY: the contract.
-    unsafe {
-        (*header).set(entry as *mut u8);
-        fresh(base.as_ptr(), start_segment)
-    }
+    // SAFETY: the caller passes the header of the segment.
+    unsafe { (*header).set(entry as *mut u8) };
+    // SAFETY: the caller passes such a stack.
+    unsafe { fresh(base.as_ptr(), start_segment) }
 }
 
-/// Leaves this stack for the segment whose resume point is `to`, and writes its own resume point to `from`. Returns the
-/// resume point that the step back leaves, and its words. The resume point is null after a final step.
+/// Suspends this stack in `from` and resumes the segment at `to`. Returns the resume point that the
+/// step back leaves, which is null after a final step, and its words.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)]
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline]
 pub(crate) unsafe fn step(
     from: *const Cell<*mut u8>,
     to: *mut u8,
@@ -221,20 +239,18 @@ pub(crate) unsafe fn step(
         data,
         is_final: false,
     };
-    // SAFETY: the contract; F1.
-    unsafe {
-        let (left, packet) = go(to, &packet);
-        let left = if (*packet).is_final { ptr::null_mut() } else { left };
-        (left, (*packet).word, (*packet).data)
-    }
+    // SAFETY: the caller keeps both invariants, and only steps resume a segment or its consumer.
+    let (left, packet) = unsafe { jump(to, &packet) };
+    let left = if packet.is_final { ptr::null_mut() } else { left };
+    (left, packet.word, packet.data)
 }
 
-/// Leaves this segment for the consumer whose resume point is `to`. Returns the words of the next step.
+/// Suspends this segment and resumes the consumer at `to`. Returns the words of the next step.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)]
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline]
 pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
     let packet = StepPacket {
         from: ptr::null(),
@@ -242,21 +258,19 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
         data,
         is_final: false,
     };
-    // SAFETY: the contract; F1; what comes back is a `step`, which names the header.
-    unsafe {
-        let (left, packet) = go(to, &packet);
-        (*(*packet).from).set(left);
-        ((*packet).word, (*packet).data)
-    }
+    // SAFETY: the caller keeps both invariants, and only steps resume a segment or its consumer.
+    let (left, packet) = unsafe { jump(to, &packet) };
+    // SAFETY: a step names its segment's header, which is on this stack.
+    unsafe { (*packet.from).set(left) };
+    (packet.word, packet.data)
 }
 
-/// Leaves this segment for the consumer whose resume point is `to`, for good.
+/// Resumes the consumer at `to`, and gives this segment up.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
-///   consumer has taken it.
-#[inline(always)]
+/// - As for [`switch_and_exit`].
+#[inline]
 pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
     let packet = StepPacket {
         from: ptr::null(),
@@ -264,7 +278,7 @@ pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) ->
         data,
         is_final: true,
     };
-    // SAFETY: the contract.
-    unsafe { go(to, &packet) };
+    // SAFETY: the caller keeps [resume-point]; nothing resumes this segment.
+    unsafe { jump(to, &packet) };
     unreachable!("a finished segment was stepped");
 }

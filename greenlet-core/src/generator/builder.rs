@@ -1,4 +1,4 @@
-//! What can be chosen about a generator before it is created.
+//! The options of a generator: its name and the size of its stack.
 
 use std::cell::Cell;
 use std::panic::Location;
@@ -10,7 +10,7 @@ use crate::stack;
 
 use super::{Generator, Yielder};
 
-/// Creates a generator with a name or a stack size of its own: see [`Generator::builder`].
+/// Creates a generator with options: see [`Generator::builder`].
 ///
 /// # Examples
 ///
@@ -30,7 +30,7 @@ pub struct GeneratorBuilder {
 }
 
 impl GeneratorBuilder {
-    /// Starts with no name, and the default stack size.
+    /// Creates a builder with no name and the default stack size.
     pub const fn new() -> GeneratorBuilder {
         GeneratorBuilder {
             name: None,
@@ -44,8 +44,8 @@ impl GeneratorBuilder {
         self
     }
 
-    /// Sets the size of the stack, in bytes, as [`Builder::stack_size`](crate::Builder::stack_size) does. A size out of range is
-    /// reported by the first step, as a [`StackError`](crate::StackError).
+    /// Sets the size of the stack, in bytes, as [`Builder::stack_size`](crate::Builder::stack_size)
+    /// does. For a size out of range the first step returns a [`StackError`](crate::StackError).
     pub fn stack_size(mut self, bytes: usize) -> GeneratorBuilder {
         self.stack_size = bytes;
         self
@@ -62,7 +62,7 @@ impl GeneratorBuilder {
         self.build_with_input(move |out, ()| function(out))
     }
 
-    /// Creates a generator that is sent a value with each step: see [`Generator::with_input`].
+    /// Creates a generator that receives a value with each step: see [`Generator::with_input`].
     #[track_caller]
     #[inline]
     pub fn build_with_input<Y, S, R>(

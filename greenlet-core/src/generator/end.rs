@@ -1,4 +1,4 @@
-//! The end of a generator that has not finished: reports what nobody can be given.
+//! Ends a generator that has not finished, and reports failures, which no code can receive.
 
 #![forbid(unsafe_code)]
 
@@ -10,12 +10,12 @@ use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
 use crate::thread;
 
-/// Ends the body of a segment, and reports what goes wrong. Returns `false`, and does nothing, if the body runs or is
-/// in the middle of a switch.
+/// Ends the body of a segment, and reports failures. Returns `false`, and does nothing, if the body
+/// runs or is in the middle of a switch.
 ///
 /// # Panics
 ///
-/// Unwinds if the running greenlet itself is unwound by force meanwhile.
+/// Unwinds if the running greenlet itself must unwind by force.
 pub(super) fn end<Y, S, R>(segment: &Segment<Y, S, R>) -> bool {
     let Some(created_at) = segment.created_at() else {
         return true;
@@ -28,7 +28,8 @@ pub(super) fn end<Y, S, R>(segment: &Segment<Y, S, R>) -> bool {
     is_over
 }
 
-/// Reports what goes wrong when a body is ended. Returns `true` if it is that the running greenlet is unwound by force.
+/// Reports a failure. Returns `true`, and reports nothing, if the running greenlet itself must
+/// unwind by force.
 #[cold]
 #[inline(never)]
 fn report(failure: Failure, created_at: &'static Location<'static>) -> bool {

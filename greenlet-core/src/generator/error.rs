@@ -1,4 +1,4 @@
-//! What is wrong with a step or a yield.
+//! The error of a step or yield at the wrong place or time.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use std::fmt;
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{GeneratorError, yield_};
 ///
-/// let error = yield_(1).unwrap_err(); // there is no generator around this
+/// let error = yield_(1).unwrap_err(); // not in a generator
 /// assert!(error.downcast_ref::<GeneratorError>().unwrap().is_outside());
 /// ```
 #[derive(Debug)]
@@ -30,17 +30,19 @@ impl GeneratorError {
         GeneratorError { kind }
     }
 
-    /// Returns `true` if the caller of the yield does not run in the function of such a generator.
+    /// Returns `true` if the yield was outside a generator of these types.
     pub fn is_outside(&self) -> bool {
         self.kind == Kind::Outside
     }
 
-    /// Returns `true` if the step found the function running, or in the middle of a switch: Python's "generator already executing".
+    /// Returns `true` if the function was running, or in the middle of a switch, at the step:
+    /// Python's "generator already executing".
     pub fn is_busy(&self) -> bool {
         self.kind == Kind::Busy
     }
 
-    /// Returns `true` if the function was closed, and yielded: Python's "generator ignored GeneratorExit".
+    /// Returns `true` if the function yielded when it was closed: Python's "generator ignored
+    /// GeneratorExit".
     pub fn is_exit_ignored(&self) -> bool {
         self.kind == Kind::ExitIgnored
     }
@@ -50,13 +52,16 @@ impl fmt::Display for GeneratorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::Outside => {
-                "yield outside a generator of this type: call it from a generator's function, in the greenlet that steps it"
+                "yield outside a generator of this type: call it from a generator's function, in the greenlet \
+                 that steps it"
             }
             Kind::Busy => {
-                "generator already executing: its function runs, or has switched elsewhere; step it again when it has yielded"
+                "generator already executing: its function runs, or has switched elsewhere; step it again when \
+                 it has yielded"
             }
             Kind::ExitIgnored => {
-                "generator ignored its exit: its function yielded when it was closed; let it pass the error on"
+                "generator ignored its exit: its function yielded when it was closed; return the error of \
+                 `yield_` from the function"
             }
         })
     }

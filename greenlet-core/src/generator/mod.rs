@@ -1,4 +1,4 @@
-//! Generators: functions that hand out values one by one, as an [`Iterator`].
+//! Generators: functions that produce values one by one, as an [`Iterator`].
 //!
 //! ```text
 //!   consumer                                  the generator's function, on a stack of its own
@@ -7,7 +7,7 @@
 //!     next returns None      ◄────────────────  the function returned
 //! ```
 //!
-//! The function runs as a part of the greenlet that asks for the item: see `segment`.
+//! The function runs as a part of the greenlet that calls `next`: see `segment`.
 
 #![forbid(unsafe_code)]
 
@@ -29,33 +29,33 @@ pub use error::GeneratorError;
 use error::Kind;
 pub use yielder::{Yielder, yield_};
 
-/// Values computed one by one by a function with a stack of its own: Python's generators, without a mark
-/// on the functions in between.
+/// A function with its own stack that produces values one by one: Python's generators. Unlike in
+/// Python, the function may yield from any depth of calls.
 ///
-/// The function gets a [`Yielder`], and hands out a value with each [`yield_`](Yielder::yield_), from any
-/// depth of calls. It starts with the first step. Each step runs it up to its next `yield_`; when it
-/// returns, the iteration is over. An item is a `Result`: an error that the function returns is the last
-/// item, and a panic goes on in the consumer.
+/// The function receives a [`Yielder`], and each [`yield_`](Yielder::yield_) produces an item. Each
+/// step runs the function up to its next `yield_`; the first step starts it. The iteration is over
+/// when the function returns. An item is a `Result`: an error that the function returns is the last
+/// item. The consumer resumes a panic of the function.
 ///
-/// `Y` is what it yields, `S` what each step sends it, and `R` what it returns: see
-/// [`take_return`](Generator::take_return). A function that never returns says nothing of its `R`; write
-/// `Generator::<u32>::new(...)` then.
+/// `Y` is the type of the items, `S` of the values that the steps send, and `R` of the value that
+/// the function returns: see [`take_return`](Generator::take_return). The compiler cannot infer the
+/// `R` of a function that never returns; write `Generator::<u32>::new(...)` then.
 ///
 /// # The function is a part of its consumer
 ///
-/// As in Python, the function runs in the greenlet that steps it, as a called function does. This may be another one each time.
-/// So [`getcurrent`](crate::getcurrent) and greenlet-locals in the function are those of the consumer. What is
-/// thrown at the consumer while the function has switched elsewhere comes out of that switch, and goes on in the consumer
-/// unless the function stops it. A consumer that is ended there unwinds the function first, and then itself.
+/// As in Python, the function runs in the greenlet that steps it, like a called function. Each step
+/// may come from another greenlet. [`getcurrent`](crate::getcurrent) and greenlet-locals in the
+/// function are those of the consumer. If the function switches elsewhere, an error that is thrown
+/// at the consumer returns from that switch, and propagates through the function to the consumer.
 ///
-/// Until the function yields, its generator is executing. A step from another greenlet is refused then
+/// Until the function yields, the generator is executing, and steps are refused
 /// ([`GeneratorError::is_busy`]).
 ///
 /// # Dropping it
 ///
-/// A generator that is dropped ends its function. Its `yield_` returns a [`GreenletExit`](crate::GreenletExit) as an
-/// error; a function that yields once more is unwound. Nothing comes out of the drop: errors and panics go to the
-/// [unraisable hook](crate::set_unraisable_hook).
+/// Dropping a generator ends its function. Its `yield_` returns a
+/// [`GreenletExit`](crate::GreenletExit) as an error; if it yields once more, its stack is unwound.
+/// Errors and panics go to the [unraisable hook](crate::set_unraisable_hook).
 ///
 /// # Examples
 ///
@@ -80,12 +80,12 @@ pub use yielder::{Yielder, yield_};
 pub struct Generator<Y: 'static, S: 'static = (), R: 'static = ()> {
     segment: Segment<Y, S, R>,
     returned: Cell<Option<R>>,
-    /// Why there was no stack; the first step says it.
+    /// The error of a failed creation, which the first step returns.
     failed: Cell<Option<Error>>,
 }
 
 impl<Y: 'static, R: 'static> Generator<Y, (), R> {
-    /// Creates a generator of a function. Nothing runs before the first step.
+    /// Creates a generator. The function starts with the first step.
     ///
     /// # Examples
     ///
@@ -110,7 +110,7 @@ impl<Y: 'static, R: 'static> Generator<Y, (), R> {
 }
 
 impl Generator<()> {
-    /// Starts to create a generator with a name or a stack size of its own.
+    /// Returns a builder, for a generator with a name or another stack size.
     ///
     /// # Examples
     ///
@@ -130,10 +130,9 @@ impl Generator<()> {
 }
 
 impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
-    /// Creates a generator that is sent a value with each step.
+    /// Creates a generator that receives a value with each step.
     ///
-    /// The function gets the value of the first step as its second argument; the others are what its
-    /// `yield_` returns.
+    /// The value of the first step is the function's second argument. `yield_` returns the others.
     ///
     /// # Examples
     ///
@@ -158,32 +157,35 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         GeneratorBuilder::new().build_with_input(function)
     }
 
-    /// Sends a value to the function, which returns it from its `yield_`, and runs it up to the next
-    /// `yield_`. Returns what it yields; `None` when it has returned.
+    /// Runs the function up to its next `yield_`, and returns the item, or `None` if it has
+    /// returned. The `yield_` in which it is suspended returns `value`.
     ///
     /// # Errors
     ///
-    /// - What the function returns as its error. This also is how what is thrown at the consumer passes through the function.
-    /// - [`StackError`](crate::StackError) at the first step, if there was no stack for the function.
-    /// - [`Unwinding`](crate::Unwinding) while a panic unwinds the thread. Nothing has changed then, and the error has the value.
+    /// - The error that the function returns.
+    /// - [`StackError`](crate::StackError) at the first step, if there was no stack for the
+    ///   function.
+    /// - [`Unwinding`](crate::Unwinding) while a panic unwinds the thread. Nothing has changed, and
+    ///   the error owns the value.
     ///
     /// # Panics
     ///
-    /// Panics with what the function panics with.
-    #[inline(always)] // a return after a switch is one that the processor does not predict
+    /// Resumes a panic of the function.
+    #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn send(&mut self, value: S) -> Option<Result<Y>> {
         self.resume(value)
     }
 
-    /// Makes a step as [`send`](Generator::send) does, of a generator that is shared.
+    /// Does the same as [`send`](Generator::send), for a generator that is shared.
     ///
     /// # Errors
     ///
-    /// As for [`send`](Generator::send); also [`GeneratorError::is_busy`] if the function runs, or has switched elsewhere.
+    /// As for [`send`](Generator::send); also [`GeneratorError::is_busy`] if the function runs, or
+    /// has switched elsewhere.
     ///
     /// # Panics
     ///
-    /// Panics with what the function panics with.
+    /// Resumes a panic of the function.
     ///
     /// # Examples
     ///
@@ -204,16 +206,17 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// assert!(numbers.resume(()).is_none());
     /// # Ok::<(), anyhow::Error>(())
     /// ```
-    #[inline(always)] // as `send`
+    #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn resume(&self, value: S) -> Option<Result<Y>> {
         match self.segment.resume(value) {
             Ok(item) => Some(Ok(item)),
-            Err(outcome) => self.settle(outcome),
+            Err(outcome) => self.resolve(outcome),
         }
     }
 
-    /// Throws an error at the function, whose `yield_` returns it, and runs it up to the next `yield_`. A function that has not
-    /// started ends with the error, and so does one that has ended.
+    /// Throws an error at the function, and runs it up to its next `yield_`. The `yield_` in which
+    /// it is suspended returns the error. If the function has not started, it ends with the error.
+    /// If it has ended, this returns the error.
     ///
     /// # Errors
     ///
@@ -221,7 +224,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     ///
     /// # Panics
     ///
-    /// Panics with what the function panics with.
+    /// Resumes a panic of the function.
     ///
     /// # Examples
     ///
@@ -241,21 +244,23 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     pub fn throw(&self, error: Error) -> Option<Result<Y>> {
         match self.segment.throw(error) {
             Ok(item) => Some(Ok(item)),
-            Err(outcome) => self.settle(outcome),
+            Err(outcome) => self.resolve(outcome),
         }
     }
 
-    /// Ends the function: its `yield_` returns a [`GreenletExit`](crate::GreenletExit), which it passes on. A function that has not
-    /// started is dropped. What it returns instead is kept for [`take_return`](Generator::take_return).
+    /// Asks the function to end: its `yield_` returns a [`GreenletExit`](crate::GreenletExit),
+    /// which it should pass on. A function that has not started is dropped. If it returns a value,
+    /// [`take_return`](Generator::take_return) returns that.
     ///
     /// # Errors
     ///
-    /// What the function returns as its error instead. [`GeneratorError::is_exit_ignored`] if it yields instead; it is suspended
-    /// then, and the item is dropped.
+    /// - Another error that the function returns.
+    /// - [`GeneratorError::is_exit_ignored`] if the function yields. It is suspended then, and the
+    ///   item is dropped.
     ///
     /// # Panics
     ///
-    /// Panics with what the function panics with.
+    /// Resumes a panic of the function.
     ///
     /// # Examples
     ///
@@ -273,7 +278,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         self.failed.take();
         match self.segment.close() {
             Ok(_item) => Err(GeneratorError::new(Kind::ExitIgnored).into()),
-            Err(outcome) => self.settle(outcome).map_or(Ok(()), |end| end.map(drop)),
+            Err(outcome) => self.resolve(outcome).map_or(Ok(()), |end| end.map(drop)),
         }
     }
 
@@ -285,7 +290,8 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         is_over
     }
 
-    /// Takes what the function has returned. `None` before it has, after an error, and the second time.
+    /// Takes the value that the function has returned. `None` before that, after an error, and the
+    /// second time.
     ///
     /// # Examples
     ///
@@ -304,10 +310,10 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         self.returned.take()
     }
 
-    /// What there is instead of an item.
+    /// Converts the result of a step that returned no item.
     #[cold]
     #[inline(never)]
-    fn settle(&self, outcome: Outcome<R>) -> Option<Result<Y>> {
+    fn resolve(&self, outcome: Outcome<R>) -> Option<Result<Y>> {
         match outcome {
             Outcome::Returned(value) => {
                 self.returned.set(Some(value));
@@ -319,7 +325,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         }
     }
 
-    /// Ends the function as a drop of the generator does: with an exit first, then by force. Errors are
+    /// Ends the function like a drop of the generator: by an exit first, then by force. Errors are
     /// [reported](crate::set_unraisable_hook).
     ///
     /// Returns `false`, and does nothing, if the function runs or has switched elsewhere.
@@ -346,7 +352,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
 impl<Y: 'static, R: 'static> Iterator for Generator<Y, (), R> {
     type Item = Result<Y>;
 
-    #[inline(always)] // as `send`
+    #[inline(always)] // the processor mispredicts a return that follows a switch
     fn next(&mut self) -> Option<Result<Y>> {
         self.resume(())
     }

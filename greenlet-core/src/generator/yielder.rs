@@ -1,4 +1,4 @@
-//! The yielder: what the function of a generator is given.
+//! The yielder, by which the function of a generator yields.
 
 use std::fmt;
 
@@ -9,11 +9,11 @@ use crate::segment::{self, NotYielded};
 use super::GeneratorError;
 use super::error::Kind;
 
-/// Hands out the values of a [`Generator`](crate::Generator); its function is given one.
+/// Yields the items of a [`Generator`](crate::Generator), whose function receives it.
 ///
-/// Clones are the same. They yield from anywhere in the function: also from a generator within it, whose consumer is the function.
-/// So that one can yield to the outer consumer directly. Another greenlet cannot yield for the function. While there is a yielder,
-/// the stack of the function is kept.
+/// A clone yields for the same generator, from anywhere in the function. That includes a generator
+/// whose consumer is the function: it can yield to the outer consumer directly. Another greenlet
+/// cannot yield for the function. The stack of the function is not reused while a yielder exists.
 ///
 /// # Examples
 ///
@@ -45,24 +45,26 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     ///
     /// # Errors
     ///
-    /// [`GeneratorError::is_outside`] if there is none.
+    /// Returns a [`GeneratorError`] (`is_outside`) if there is none.
     pub fn nearest() -> Result<Yielder<Y, S>, GeneratorError> {
         segment::Yielder::nearest()
             .map(Yielder)
             .ok_or(GeneratorError::new(Kind::Outside))
     }
 
-    /// Gives a value to the consumer, and returns what the next step sends: `()` for one that is only
-    /// iterated over.
+    /// Gives an item to the consumer, and returns the value that the next step sends: `()` in an
+    /// iteration.
     ///
     /// # Errors
     ///
-    /// - What is thrown at the function ([`Generator::throw`](crate::Generator::throw)); when the generator is closed or
-    ///   dropped, a [`GreenletExit`](crate::GreenletExit). Pass it on with `?`.
+    /// - The error that is thrown at the function ([`Generator::throw`](crate::Generator::throw)),
+    ///   or a [`GreenletExit`](crate::GreenletExit) when the generator is closed or dropped. Pass
+    ///   it on with `?`.
     /// - [`GeneratorError::is_outside`] if the caller does not run in the function.
-    /// - [`Unwinding`](crate::Unwinding) while a panic unwinds the thread, and [`SwitchForbidden`](crate::SwitchForbidden) in a
-    ///   [`no_switch`](crate::no_switch) section that began in the function. Nothing has changed then, and the error has the value.
-    #[inline(always)] // a return after a switch is one that the processor does not predict
+    /// - [`Unwinding`](crate::Unwinding) while a panic unwinds the thread, and
+    ///   [`SwitchForbidden`](crate::SwitchForbidden) in a [`no_switch`](crate::no_switch) section
+    ///   that began in the function. Nothing has changed, and the error owns the value.
+    #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn yield_(&self, value: Y) -> Result<S> {
         self.0.yield_(value).map_err(error_of)
     }
@@ -88,9 +90,10 @@ impl<Y, S> fmt::Debug for Yielder<Y, S> {
     }
 }
 
-/// Gives a value to the consumer of the nearest [`Generator`](crate::Generator) of such values that the caller runs in.
+/// Yields a value for the innermost [`Generator`](crate::Generator) of such values that the caller
+/// runs in.
 ///
-/// For functions that are not handed a [`Yielder`], which is the faster way.
+/// It is for functions that have no [`Yielder`], which is faster.
 ///
 /// # Errors
 ///

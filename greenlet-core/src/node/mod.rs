@@ -154,6 +154,13 @@ impl Inner {
         context.cast()
     }
 
+    /// The context of a node. The pointer is valid if `node` is a live node.
+    #[inline]
+    pub(crate) fn context_of(node: *const Inner) -> *const SavedContext {
+        const { assert!(std::mem::offset_of!(Inner, context) == 0) };
+        node.cast()
+    }
+
     /// What to call the greenlet in a message.
     pub(crate) fn label(&self) -> String {
         match self.name() {

@@ -1,7 +1,7 @@
-//! The library's errors: one type a mistake, each naming the mistake and what to do about it.
+//! The library's errors: one type for each mistake. Each message says what to do about it.
 //!
-//! All of them arrive inside an [`anyhow::Error`]; `downcast_ref` and `downcast` get them back. An error
-//! that stopped a value from being delivered carries that value, so that nothing is lost.
+//! Users receive them inside an [`anyhow::Error`], and recover them by `downcast_ref` or
+//! `downcast`. The error of a switch that was refused owns the value that was not delivered.
 
 #![forbid(unsafe_code)]
 
@@ -11,24 +11,24 @@ use std::panic::Location;
 use crate::payload::thread_bound::ThreadBound;
 use crate::payload::value::Value;
 
-/// The value that an error carries, where there is one.
+/// The value that was not delivered, if there is one.
 pub(crate) type Carried = Option<ThreadBound<Value>>;
 
-/// Gives an error that carries what could not be delivered the two methods that get at it.
+/// Implements the access to the [`Carried`] value of an error.
 macro_rules! carries_value {
     ($error:ident) => {
         impl $error {
-            /// Borrows the value that was not delivered. `None` if there was none, or if this is
-            /// not the thread that sent it.
+            /// Borrows the value that was not delivered. `None` if there was none, and on other
+            /// threads.
             pub fn value(&self) -> Option<&Value> {
                 self.value.as_ref()?.get()
             }
 
-            /// Returns the value that was not delivered. For a throw it is the [`anyhow::Error`]
-            /// that was to be thrown.
+            /// Returns the value that was not delivered. For a throw it is the thrown
+            /// [`anyhow::Error`].
             ///
-            /// `None` if there was none, or if this is not the thread that sent it. The value is
-            /// leaked then, because another thread may not touch it.
+            /// `None` if there was none. `None` on other threads too, and the value is leaked:
+            /// another thread may not drop it.
             pub fn into_value(self) -> Option<Value> {
                 self.value?.into_inner().ok()
             }
@@ -39,11 +39,10 @@ macro_rules! carries_value {
 }
 pub(crate) use carries_value;
 
-/// The value that arrived is not of the type that the receiver asked for. The error owns the value.
+/// A value is not of the type that the receiver asked for. The error owns the value.
 ///
-/// A suspended receiver gets this error from its own `switch`. A pending greenlet does not start
-/// with a value that its function does not take: the sender gets this error, and the greenlet stays
-/// pending.
+/// A suspended receiver gets this error from its own `switch`. If the receiver is a pending
+/// greenlet, the sender gets the error, and the greenlet stays pending.
 ///
 /// # Examples
 ///
@@ -168,8 +167,8 @@ impl ParentError {
         matches!(self.kind, ParentErrorKind::Main)
     }
 
-    /// Returns `true` if the old or the new parent awaits a future. Nothing may end into it
-    /// meanwhile.
+    /// Returns `true` if the old or the new parent awaits a future. Its children stay with it
+    /// meanwhile, because none may end into it.
     pub fn is_awaiting(&self) -> bool {
         matches!(self.kind, ParentErrorKind::AwaitInProgress)
     }
@@ -183,8 +182,7 @@ impl fmt::Display for ParentError {
             }
             ParentErrorKind::Main => "the main greenlet of a thread cannot have a parent",
             ParentErrorKind::AwaitInProgress => {
-                "the old or the new parent waits for a future; only its driver can resume it, and what is below \
-                 it stays there meanwhile"
+                "the old or the new parent waits for a future; change the parent when it no longer does"
             }
         })
     }
@@ -194,9 +192,9 @@ impl std::error::Error for ParentError {}
 
 /// The greenlet awaits a future, and only its driver may resume it.
 ///
-/// A switch from elsewhere would take the place of the wake-up that the greenlet waits for. It is
-/// refused, and the error owns the value that was sent.
-/// [`Greenlet::is_awaiting`](crate::Greenlet::is_awaiting) tells in advance.
+/// A switch from elsewhere would replace the wake-up that the greenlet waits for. The error owns
+/// the value that was sent. [`Greenlet::is_awaiting`](crate::Greenlet::is_awaiting) is the check in
+/// advance.
 ///
 /// # Examples
 ///
@@ -237,7 +235,7 @@ impl fmt::Display for AwaitInProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} waits for a future; it goes on when its driver is polled, and cannot be switched to before",
+            "{} waits for a future; only its driver can resume it, when it is polled",
             self.greenlet
         )
     }
@@ -245,9 +243,8 @@ impl fmt::Display for AwaitInProgress {
 
 /// A destructor that runs because of a panic tried to switch or to await.
 ///
-/// Rust counts panics by thread. In the other greenlet [`std::thread::panicking`] would be `true`,
-/// and locks that it releases would be poisoned. The switch is therefore refused, and the error
-/// owns the value that was sent.
+/// Rust counts panics by thread: in the other greenlet [`std::thread::panicking`] would be `true`,
+/// and the locks that it releases would be poisoned. The error owns the value that was sent.
 ///
 /// # Examples
 ///
@@ -343,10 +340,8 @@ impl fmt::Display for SwitchForbidden {
     }
 }
 
-/// A switch was tried in the destructor of a thread-local, after the greenlets of the thread were
-/// marked as dead.
-///
-/// The end of a thread marks them, and so does `std::process::exit`.
+/// A switch was tried in the destructor of a thread-local, after the end of the thread, or
+/// `std::process::exit`, had marked the thread's greenlets as dead.
 ///
 /// # Examples
 ///
@@ -456,8 +451,7 @@ impl NoBacktrace {
         matches!(self.kind, NoBacktraceKind::Dead)
     }
 
-    /// Returns `true` if the free part of the greenlet's stack is too small to take a backtrace
-    /// there.
+    /// Returns `true` if the greenlet's stack has too little room for taking a backtrace.
     pub fn is_stack_too_full(&self) -> bool {
         matches!(self.kind, NoBacktraceKind::StackTooFull)
     }

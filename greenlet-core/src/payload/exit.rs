@@ -1,5 +1,5 @@
-//! `GreenletExit`: asks a greenlet to end. It travels as an error, and is none: who lets it through has ended
-//! in the ordinary way.
+//! `GreenletExit`: asks a greenlet to end. It is thrown as an error, but a greenlet that returns it
+//! has ended normally.
 
 #![forbid(unsafe_code)]
 
@@ -13,9 +13,9 @@ use anyhow::Error;
 
 /// Asks a greenlet to end: Python's `GreenletExit`.
 ///
-/// The suspended `switch` of the greenlet returns it as an `Err`, and `?` passes it on out of the
-/// function. An exit that leaves the function is no error: the greenlet has ended, and its parent
-/// receives the `GreenletExit` as an ordinary value.
+/// The suspended `switch` of the greenlet returns it as an `Err`, and `?` passes it on. If the
+/// function returns it, the greenlet has ended normally, and its parent receives the `GreenletExit`
+/// as a value.
 ///
 /// `error.is::<GreenletExit>()` finds it in an [`anyhow::Error`], also below a `context`.
 ///
@@ -27,7 +27,7 @@ use anyhow::Error;
 ///
 /// let waiting = Greenlet::new(|(): ()| {
 ///     let main = getparent().unwrap();
-///     main.switch::<()>("ready")?; // the exit comes back here, as an error
+///     main.switch::<()>("ready")?; // returns the exit, as an error
 ///     Ok("not reached")
 /// });
 /// assert_eq!(waiting.switch::<&str>(())?, "ready");
@@ -72,7 +72,7 @@ impl GreenletExit {
         }
     }
 
-    /// The exit of a greenlet that the library ends.
+    /// Creates the exit of a greenlet that the library ends.
     pub(crate) const fn because(reason: &'static str) -> GreenletExit {
         GreenletExit {
             reason: Some(Cow::Borrowed(reason)),
@@ -81,8 +81,8 @@ impl GreenletExit {
 
     /// Returns the reason, if there is one.
     ///
-    /// The library gives a reason to each exit of its own: the last handle was dropped, the owner
-    /// called [`end`](crate::Greenlet::end), or the thread ended.
+    /// The library's own exits have a reason: the last handle was dropped, the owner called
+    /// [`end`](crate::Greenlet::end), or a generator was closed.
     ///
     /// # Examples
     ///
@@ -110,69 +110,74 @@ impl fmt::Display for GreenletExit {
 
 impl StdError for GreenletExit {}
 
-/// Why the library ends a greenlet.
+/// The reasons of the library's own exits.
 pub(crate) mod reason {
     pub(crate) const ABANDONED: &str = "the last handle of the greenlet was dropped";
     pub(crate) const ENDED: &str = "the owner of the greenlet ended it";
     pub(crate) const CLOSED: &str = "the generator was closed";
 }
 
-/// An exit as an error, that came back unchanged from the last greenlet that was ended: for the next one. To make one
-/// and to free it takes as long as all else that there is to do about an end.
+/// Caches one boxed [`GreenletExit`] per thread. Allocating and freeing it would double the cost of
+/// a kill.
 pub(crate) struct ExitCache {
     error: Cell<Option<Error>>,
-    /// Whether errors have no backtraces here, once that is known. One would be that of the first use.
-    may_keep: Cell<Option<bool>>,
+    /// `false` if errors capture backtraces: a cached one would show the first use. `None` before
+    /// that is known.
+    may_cache: Cell<Option<bool>>,
 }
 
 impl ExitCache {
     pub(crate) const fn none() -> ExitCache {
         ExitCache {
             error: Cell::new(None),
-            may_keep: Cell::new(None),
+            may_cache: Cell::new(None),
         }
     }
 
-    /// Makes an exit with a reason, as an error.
+    /// Creates an exit with a reason, as an error.
     #[inline]
     pub(crate) fn error(&self, reason: &'static str) -> Error {
         if let Some(mut error) = self.error.take() {
-            if let Some(place) = downcast_exit(&mut error) {
-                place.reason = Some(Cow::Borrowed(reason));
+            if let Some(exit) = downcast_exit(&mut error) {
+                exit.reason = Some(Cow::Borrowed(reason));
                 return error;
             }
         }
         Error::new(GreenletExit::because(reason))
     }
 
-    /// Takes the exit out of an error that is just that. The error comes back if it is another one, or has a context.
+    /// Takes the exit out of an error, and caches the error's box.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error again if it is another one, or has a context.
     #[inline]
     pub(crate) fn exit_of(&self, mut error: Error) -> Result<GreenletExit, Error> {
         let Some(exit) = downcast_exit(&mut error) else {
             return Err(error);
         };
         let exit = std::mem::take(exit);
-        if self.may_keep.get().unwrap_or_else(|| self.look(&error)) {
+        if self.may_cache.get().unwrap_or_else(|| self.find_out(&error)) {
             self.error.set(Some(error));
         }
         Ok(exit)
     }
 
-    /// Whether errors have backtraces is decided once, by the environment.
+    /// One look is enough: the environment decides whether errors capture backtraces.
     #[cold]
-    fn look(&self, error: &Error) -> bool {
-        let may_keep = error.backtrace().status() != BacktraceStatus::Captured;
-        self.may_keep.set(Some(may_keep));
-        may_keep
+    fn find_out(&self, error: &Error) -> bool {
+        let may_cache = error.backtrace().status() != BacktraceStatus::Captured;
+        self.may_cache.set(Some(may_cache));
+        may_cache
     }
 
-    /// The thread ends.
-    pub(crate) fn forget(&self) {
+    /// Empties the cache.
+    pub(crate) fn clear(&self) {
         drop(self.error.take());
     }
 }
 
-/// The exit in an error that is just that: not below a context.
+/// Returns the exit in an error, unless it is below a context.
 #[inline]
 fn downcast_exit(error: &mut Error) -> Option<&mut GreenletExit> {
     let error: &mut (dyn StdError + Send + Sync + 'static) = &mut **error;
@@ -183,7 +188,7 @@ fn downcast_exit(error: &mut Error) -> Option<&mut GreenletExit> {
 mod tests {
     use super::*;
 
-    /// A zero-sized context, so the exit below it may be at the address of the error.
+    /// A context of size zero: the exit below it may be at the address of the error.
     #[derive(Debug)]
     struct Nothing;
 

@@ -1,4 +1,5 @@
-//! The forms in which something travels to a greenlet, and what they become on arrival.
+//! What a switch delivers: in the sender a [`Delivery`], which becomes a [`Message`] in the
+//! receiver.
 
 #![forbid(unsafe_code)]
 
@@ -9,7 +10,7 @@ use anyhow::Error;
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
 
-/// What is delivered to a greenlet, out of the sender's frame.
+/// A delivery that no longer uses the sender's frame.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// `switch` returns it.
@@ -29,9 +30,9 @@ impl Message {
     }
 }
 
-/// What a slow switch sends.
+/// The content of a slow switch.
 pub(crate) enum Delivery {
-    /// A value that may still be in the sender's frame.
+    /// A value, which may be in the sender's frame.
     Payload(Payload),
     Message(Message),
 }
@@ -53,8 +54,8 @@ impl Delivery {
         }
     }
 
-    /// Checks that a function that takes a value of type `taken` can be started with this. An error can be thrown at
-    /// any function.
+    /// Checks that this can start a function that takes a value of type `taken`. A thrown error can
+    /// start any.
     ///
     /// # Errors
     ///

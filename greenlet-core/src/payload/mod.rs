@@ -9,17 +9,18 @@
 //!   ├────────────────────────┤   A T that fits into a word is in payload.data itself.
 //! ```
 //!
-//! Small values travel in the word: a `u64` sent to and fro takes 1.5 ns a switch, behind a pointer 2.1.
+//! Small values travel in the word: a `u64` sent to and fro takes 1.5 ns a switch, behind a pointer
+//! 2.1.
 //!
 //! # Invariants
 //!
-//! - **[payload-owned]** `data` holds a value of the type that `tag` describes if such values fit into the word
-//!   ([`fits_in_word`]), and points to one otherwise. The payload owns the value: its former owner neither uses nor
-//!   drops it. A payload is consumed once.
-//! - **[take-first]** A payload may point into the sender's stack. The receiver moves the value out before it runs
-//!   user code, which may reuse that stack.
-//! - **[tag-type]** Tags at the same address describe the same type. The converse does not hold, since each crate may
-//!   have a copy of a tag.
+//! - **[payload-owned]** `data` holds a value of the type that `tag` describes if such values fit
+//!   into the word ([`fits_in_word`]), and points to one otherwise. The payload owns the value: its
+//!   former owner neither uses nor drops it. A payload is consumed once.
+//! - **[take-first]** A payload may point into the sender's stack. The receiver moves the value out
+//!   before it runs user code, which may reuse that stack.
+//! - **[tag-type]** Tags at the same address describe the same type. The converse does not hold,
+//!   since each crate may have a copy of a tag.
 
 pub(crate) mod error;
 pub(crate) mod exit;
@@ -37,7 +38,7 @@ use anyhow::Error;
 use crate::backend::Word;
 use crate::payload::value::Value;
 
-/// What is known of a type whose values cross switches.
+/// The description of a type whose values cross switches.
 struct TypeInfo {
     id: TypeId,
     name: &'static str,
@@ -45,7 +46,8 @@ struct TypeInfo {
     into_box: unsafe fn(Word) -> Box<dyn Any>,
 }
 
-// Not inlined: each code generation unit would have a copy with an address of its own, and tags would differ.
+// Not inlined: each code generation unit would have a copy with an address of its own, and tags
+// would differ.
 #[inline(never)]
 fn describe<T: 'static>() -> TypeInfo {
     TypeInfo {
@@ -55,7 +57,8 @@ fn describe<T: 'static>() -> TypeInfo {
     }
 }
 
-/// Identifies a type. It is a function because `TypeId::of` is not `const` on the oldest supported compiler.
+/// Identifies a type. It is a function because `TypeId::of` is not `const` on the oldest supported
+/// compiler.
 #[derive(Clone, Copy)]
 pub(crate) struct TypeTag(fn() -> TypeInfo);
 
@@ -65,8 +68,8 @@ impl TypeTag {
         TypeTag(describe::<T>)
     }
 
-    /// Returns `true` if both tags are at one address, so they describe one type. `false` proves nothing
-    /// ([tag-type]).
+    /// Returns `true` if both tags are at one address, so they describe one type. `false` proves
+    /// nothing ([tag-type]).
     #[inline]
     pub(crate) fn ptr_eq(self, other: TypeTag) -> bool {
         ptr::eq(self.0 as *const (), other.0 as *const ())
@@ -108,7 +111,7 @@ const fn fits_in_word<T>() -> bool {
 ///
 /// # Safety
 ///
-/// - `data` is that of a payload of a `T` ([payload-owned]), and is not used afterwards.
+/// - `data` belongs to a payload of a `T` ([payload-owned]), and is not used afterwards.
 #[inline]
 unsafe fn read_value<T>(data: Word) -> T {
     let value: *const T = if fits_in_word::<T>() {
@@ -117,7 +120,7 @@ unsafe fn read_value<T>(data: Word) -> T {
         // SAFETY: a value that does not fit is behind a pointer ([payload-owned]).
         unsafe { data.assume_init() }.cast()
     };
-    // SAFETY: the contract of this function: an initialised `T` is there, and nobody else reads it.
+    // SAFETY: an initialised `T` is there, and nobody else reads it, says the caller.
     unsafe { value.read() }
 }
 
@@ -127,13 +130,13 @@ unsafe fn read_value<T>(data: Word) -> T {
 ///
 /// - As for [`read_value`].
 unsafe fn into_box<T: 'static>(data: Word) -> Box<dyn Any> {
-    // SAFETY: the contract of this function.
+    // SAFETY: the caller passes the data of a payload of a `T`, and does not use them afterwards.
     Box::new(unsafe { read_value::<T>(data) })
 }
 
 /// A value on its way from one greenlet to another: see the picture above.
 ///
-/// It has no destructor. Whoever neither delivers nor sends it on must take the value out.
+/// It has no destructor. A function that does not pass it on must take the value out.
 #[must_use = "a payload owns its value"]
 pub(crate) struct Payload {
     tag: TypeTag,
@@ -141,14 +144,15 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    /// Creates a payload of the value in `slot`. It owns the value from now on; `slot` must stay in place until the
-    /// receiver has run.
+    /// Creates a payload of the value in `slot`. It owns the value from now on; `slot` must stay in
+    /// place until the receiver has run.
     #[inline]
     pub(crate) fn new<T: 'static>(slot: &mut ManuallyDrop<T>) -> Payload {
         let value: *mut T = ptr::from_mut(slot).cast();
         let mut data = Word::uninit();
         if fits_in_word::<T>() {
-            // SAFETY: the word has room for a `T`, and the slot gives the value up ([payload-owned]).
+            // SAFETY: the word has room for a `T`, and the slot gives the value up
+            // ([payload-owned]).
             unsafe { ptr::copy_nonoverlapping(value, data.as_mut_ptr().cast::<T>(), 1) };
         } else {
             data.write(value.cast());
@@ -167,7 +171,8 @@ impl Payload {
         Payload { tag, data }
     }
 
-    /// Creates a payload of an error that the receiver gets as `Err`. It does not point to this stack.
+    /// Creates a payload of an error that the receiver gets as `Err`. It does not point to this
+    /// stack.
     #[inline]
     pub(crate) fn thrown(error: Error) -> Payload {
         Payload::in_word(Thrown(error), THROWN)
@@ -184,14 +189,15 @@ impl Payload {
         (self.tag.0 as *const (), self.data)
     }
 
-    /// Returns the payload that two words stand for.
+    /// Returns the payload that two words represent.
     ///
     /// # Safety
     ///
-    /// - The words come from [`Payload::into_words`], through a switch, and this is their first use.
+    /// - The words come from [`Payload::into_words`], through a switch, and this is their first
+    ///   use.
     #[inline]
     pub(crate) unsafe fn from_words(word: *const (), data: Word) -> Payload {
-        // SAFETY: `into_words` made the word from a function of this type.
+        // SAFETY: the word comes from `into_words`, which made it from a function of this type.
         let tag = TypeTag(unsafe { std::mem::transmute::<*const (), fn() -> TypeInfo>(word) });
         Payload { tag, data }
     }
@@ -244,8 +250,7 @@ impl Payload {
     /// Returns the payload again if it is not a [thrown](Payload::thrown) error.
     pub(crate) fn into_thrown(self) -> Result<Error, Payload> {
         if self.tag.ptr_eq(THROWN) {
-            // SAFETY: only `thrown` creates payloads with this tag, of a `Thrown` ([payload-owned]).
-            Ok(unsafe { read_value::<Thrown>(self.data) }.0)
+            self.downcast::<Thrown>().map(|thrown| thrown.0)
         } else {
             Err(self)
         }

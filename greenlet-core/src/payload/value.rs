@@ -1,5 +1,4 @@
-//! A value whose type is known only when it runs: what a switch carries when the receiver asks for
-//! anything.
+//! `Value`: a value of any type, for receivers that do not know the type in advance.
 
 #![forbid(unsafe_code)]
 
@@ -10,9 +9,8 @@ use crate::payload::exit::GreenletExit;
 
 /// A value of any type.
 ///
-/// A switch that asks for a `Value` accepts every type; one that asks for another type accepts only
-/// that type. Sending a `Value` sends what is inside: a receiver that asks for `i32` accepts a
-/// `Value` that holds an `i32`.
+/// A switch that asks for a `Value` accepts every type. One that asks for another type accepts only
+/// that type, also inside a `Value`: a receiver that asks for `i32` accepts a `Value` of an `i32`.
 ///
 /// # Examples
 ///
@@ -56,7 +54,7 @@ impl Value {
         }
     }
 
-    /// Unwraps the value, if it is a `T`.
+    /// Unwraps the value if it is a `T`.
     ///
     /// # Errors
     ///
@@ -83,7 +81,7 @@ impl Value {
         }
     }
 
-    /// Borrows the value, if it is a `T`.
+    /// Borrows the value if it is a `T`.
     ///
     /// # Examples
     ///
@@ -145,12 +143,12 @@ impl Value {
         self.type_name
     }
 
-    /// The value and its type's name, as the transfer of a switch made them.
+    /// Creates a value from its parts, as a payload has them.
     pub(crate) fn from_parts(inner: Box<dyn Any>, type_name: &'static str) -> Value {
         Value { inner, type_name }
     }
 
-    /// The type of what is inside.
+    /// Returns the type of the value inside.
     pub(crate) fn type_id_inside(&self) -> TypeId {
         (*self.inner).type_id()
     }

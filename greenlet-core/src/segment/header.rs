@@ -1,8 +1,8 @@
-//! The header of a segment: what is known of it, at a place where an address on its stack leads.
+//! The header of a segment, which can be found from any address on the segment's stack.
 //!
 //! ```text
 //!   base   ─►├──────────────────┤
-//!            │ header           │  in the room above the entry: `[header-room]` in `stack/`
+//!            │ header           │  in the room above the entry: [header-room] in `stack/`
 //!   entry  ─►├──────────────────┤
 //!            │ function, unrun  │
 //!            ├──────────────────┤
@@ -22,23 +22,23 @@ use crate::stack::label::Label;
 use crate::stack::{self, Stack};
 use crate::thread::ThreadState;
 
-/// Drops the function of a segment.
+/// A function that drops the function of a segment.
 type DropFunction = unsafe fn(NonNull<Header>);
 
-/// What is known of a segment.
+/// The shared state of a segment and its yielders.
 #[repr(C, align(64))]
 pub(crate) struct Header {
     /// First: see [`Label::at`].
     label: Label,
-    /// How far down the frames of the body surely are its own.
+    /// How far below the header an address is surely on this stack.
     pub(super) reach: usize,
-    /// `[header-alive]`
+    /// [header-alive]
     handles: Cell<usize>,
     stack: Cell<Option<Stack>>,
     types: fn() -> [TypeId; 2],
-    /// `None` once the body has begun, or the function is dropped.
+    /// `None` after the body has begun, or the function was dropped.
     unrun: Cell<Option<DropFunction>>,
-    /// While the body is thrown an exit: how many more yields are refused before one unwinds.
+    /// How many yields may still be refused, while the body is thrown an exit.
     pub(super) refusals_left: Cell<Option<u32>>,
 }
 
@@ -49,7 +49,7 @@ const _: () = {
 };
 
 impl Header {
-    /// Puts a header into the room of a stack. The caller owns its one count.
+    /// Writes a header into the room of a stack. The caller owns its one count.
     pub(super) fn put(
         stack: Stack,
         created_at: &'static Location<'static>,
@@ -58,7 +58,8 @@ impl Header {
         unrun: DropFunction,
     ) -> NonNull<Header> {
         let header = stack.entry().cast::<Header>();
-        // SAFETY: `[header-room]`: the room is as large as a header, aligned to a line of the cache, and used by nobody else.
+        // SAFETY: the room is large enough for a header, aligned to 64 bytes, and nobody else uses
+        // it [header-room].
         unsafe {
             header.write(Header {
                 label: Label::new(created_at, name),
@@ -73,25 +74,25 @@ impl Header {
         header
     }
 
-    /// Finds the header of the segment that an address lies on.
+    /// Finds the header of the segment whose stack contains `address`.
     pub(super) fn at(address: *const u8) -> Option<NonNull<Header>> {
         Label::at(address).map(NonNull::cast)
     }
 
-    /// The headers of all segments that the running code is in, from the innermost outwards, up to the stack of the greenlet.
+    /// Returns the headers of all segments that the caller runs in, from the innermost outwards.
     pub(super) fn chain() -> impl Iterator<Item = NonNull<Header>> {
         let innermost = Header::at(crate::backend::stack_pointer());
-        // `[outer-waits]`: the body of each of them runs.
+        // The body of each of them runs, so its consumer waits [outer-waits].
         std::iter::successors(innermost, |header| Header::at(Header::of(header).outer().get()))
     }
 
-    #[inline(always)] // nothing
+    #[inline]
     pub(super) fn of(header: &NonNull<Header>) -> &Header {
-        // SAFETY: `[header-alive]`: pointers are kept only where the header is counted, or its body runs.
+        // SAFETY: the owner of the pointer owns a count too, or the body runs [header-alive].
         unsafe { header.as_ref() }
     }
 
-    /// The function is used from now on. Returns how to drop it, if it was not.
+    /// Marks the function as used. Returns its destructor if it was not used before.
     #[inline]
     pub(super) fn begin(&self) -> Option<DropFunction> {
         self.unrun.take()
@@ -118,10 +119,12 @@ impl Header {
     }
 }
 
-/// A count of a header.
+/// Owns one count of a header.
 pub(super) struct Held(NonNull<Header>);
 
 impl Held {
+    /// Adds a count.
+    ///
     /// # Safety
     ///
     /// - The header lives.
@@ -135,6 +138,8 @@ impl Held {
         Held(header)
     }
 
+    /// Takes over a count.
+    ///
     /// # Safety
     ///
     /// - The caller owns a count, and gives it up.
@@ -143,12 +148,12 @@ impl Held {
         Held(header)
     }
 
-    #[inline(always)] // nothing
+    #[inline]
     pub(super) fn header(&self) -> &Header {
         Header::of(&self.0)
     }
 
-    #[inline(always)] // nothing
+    #[inline]
     pub(super) fn place(&self) -> NonNull<Header> {
         self.0
     }
@@ -156,7 +161,7 @@ impl Held {
 
 impl Clone for Held {
     fn clone(&self) -> Held {
-        // SAFETY: this one counts it.
+        // SAFETY: `self` owns a count, so the header lives.
         unsafe { Held::clone_from_raw(self.0) }
     }
 }
@@ -173,7 +178,7 @@ impl Drop for Held {
     }
 }
 
-/// The last count is gone.
+/// Releases the segment's stack, after the last count.
 #[inline(never)]
 fn release(header: &Header) {
     // SAFETY: a name is borrowed only from a header that is counted.

@@ -1,4 +1,5 @@
-//! Segments: stacks whose code runs as a part of the greenlet that steps it, as a called function does. Generators stand on them.
+//! Segments: stacks for generators. The code of a segment, its body, runs as a part of the greenlet
+//! that steps it, like a called function.
 //!
 //! ```text
 //!   while the body runs                              while it is suspended
@@ -11,19 +12,28 @@
 //!   └─────────────────────────┘                      └─────────────────────────┘
 //! ```
 //!
-//! A step changes nothing of the thread: the consumer stays the current greenlet. A body that switches to another greenlet suspends
-//! its consumer, whose resume point is on the segment then. So the body and its consumer are suspended and resumed as one.
+//! A step changes no state of the thread: the consumer remains the current greenlet. If the body
+//! switches to another greenlet, the consumer's resume point is on the segment. So the body and its
+//! consumer are suspended and resumed as one.
 //!
-//! The body may unwind: its first frame catches the payload, and the consumer resumes the unwinding.
+//! If the body unwinds, its first frame catches the payload, and the consumer resumes the
+//! unwinding.
+//!
+//! The functions between a public call and the step are `inline(always)`, for the reason in
+//! `switch`.
 //!
 //! # Invariants
 //!
-//! - `[header-alive]` A header lives while its count is not 0. The segment counts one until its body has ended, and each
-//!   [`Yielder`] counts one. The header is on the stack, so the stack lives as long.
-//! - `[body-suspended]` `sp` is non-null exactly while the body is suspended in a yield, or has not begun. It is the resume point then,
-//!   and is used once: each step takes it out.
-//! - `[outer-waits]` While the body runs, `header.outer` is the resume point of its consumer, which waits in a step. Each step writes it anew.
-//! - `[outcome-taken]` The outcome of the body may be in its last frame. The consumer moves it out before it lets go of the header.
+//! - **[header-alive]** A header lives while its count is not 0. The segment owns a count until its
+//!   body has ended, and so does each [`Yielder`]. The header is on the stack, so the stack lives
+//!   as long.
+//! - **[body-suspended]** `sp` is non-null exactly while the body is suspended in a yield, or has
+//!   not begun. Then it is the resume point, and there is a header. Each step takes it out, so it
+//!   is used once.
+//! - **[outer-waits]** While the body runs, `header.outer` is the resume point of its consumer,
+//!   which is suspended in a step. Each step stores it.
+//! - **[outcome-taken]** The outcome of the body may be in its last frame. The consumer moves it
+//!   out before it releases the header.
 
 mod header;
 mod words;
@@ -53,55 +63,58 @@ use header::Held;
 use words::{pack, unpack};
 pub(crate) use yielder::{NotYielded, Yielder};
 
-/// The word of a step, or of a final step, whose data are a value.
+/// The word of a step or final step whose data are a value.
 const VALUE: *const () = ptr::null();
-/// The word of one whose data are an error.
+/// The word of a step or final step whose data are an error.
 const ERROR: *const () = ptr::without_provenance(1);
-/// The word of one that lets the other side unwind: the body by force, and the consumer with the payload that the data are.
+/// The word of a step that unwinds the body by force, or of a final step whose data are the payload
+/// of an unwinding.
 const UNWIND: *const () = ptr::without_provenance(2);
 
-/// Functions up to this size start on the segment; larger ones are boxed until they are called.
+/// The size of the largest function that is stored on the segment until the body begins. Larger
+/// ones are boxed.
 const LARGEST_IN_PLACE: usize = 1024;
 
-/// How many yields of a body that is thrown an exit are refused before the next ones unwind. A panic of the consumer may be why they are
-/// refused, and a body that looks at no error would try for ever.
+/// How many yields are refused while a body is thrown an exit; the next ones unwind. While the
+/// consumer panics every yield is refused, and a body that ignores the error would try for ever.
 const REFUSALS: u32 = 100;
 
-/// How often a body that is being ended is unwound before it is given up.
+/// How often a body that is being ended is unwound by force.
 const FORCES: u32 = 3;
 
-/// A body on a stack of its own, and where it goes on.
+/// A body, on a stack of its own.
 ///
-/// Its owner calls [`end`](Segment::end) before it drops it. Otherwise the body stays suspended for ever.
+/// It has no destructor. The owner calls [`end`](Segment::end) first; otherwise the body stays
+/// suspended for ever.
 pub(crate) struct Segment<Y: 'static, S: 'static, R: 'static> {
-    /// `[body-suspended]`
+    /// [body-suspended]
     sp: Cell<*mut u8>,
-    /// `None` after the body's end.
+    /// `None` after the end of the body.
     header: Cell<Option<NonNull<Header>>>,
     types: PhantomData<fn(S) -> (Y, R)>,
 }
 
-/// What a step returns instead of an item.
+/// The result of a step that returns no item.
 #[derive(Debug)]
 pub(crate) enum Outcome<R> {
     /// The body has returned.
     Returned(R),
     /// The body has ended with an error, or the step was refused with one.
     Failed(Error),
-    /// The body has ended before.
+    /// The body had ended before.
     Finished,
     /// The body runs, or is in the middle of a switch.
     Executing,
 }
 
-/// What goes wrong when a body is ended by its owner.
+/// A failure while the owner ends a body.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The body returned an error.
     Error(Error),
-    /// The body unwound, or a value that it yielded unwound when it was dropped.
+    /// The body panicked, or the destructor of a value that it yielded did.
     Unwound(Box<dyn Any + Send>),
-    /// The body caught each unwinding, and stays suspended.
+    /// The body caught each forced unwind, and stays suspended.
     Refused,
 }
 
@@ -112,18 +125,18 @@ enum End<R> {
     Unwound(Box<dyn Any + Send>),
 }
 
-/// The payload of a forced unwinding: which segment it is for.
+/// The payload of a forced unwind, which identifies its segment.
 struct Forced(*const Header);
 
-// SAFETY: the pointer is only compared.
+// SAFETY: the pointer is only compared, never dereferenced.
 unsafe impl Send for Forced {}
 
 impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
-    /// Creates a segment that will run `function`, with the value of the first step.
+    /// Creates a segment that will run `function` with the value of the first step.
     ///
     /// # Errors
     ///
-    /// [`StackError`] if there is no stack of that size.
+    /// Returns a [`StackError`] if there is no stack of that size.
     pub(crate) fn new<F>(
         name: Option<Box<str>>,
         stack_size: usize,
@@ -137,7 +150,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
             return Segment::in_place(name, stack_size, created_at, function);
         }
         let function = Box::new(function);
-        // The box is freed before the call. A boxed function that is called as such is freed after it.
+        // Frees the box before the call. A call of the box would free it afterwards.
         let unboxed = move |yielder, first| {
             let function = unbox(function);
             function(yielder, first)
@@ -162,13 +175,15 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
             yielder::types::<Y, S>,
             drop_function::<F>,
         );
-        // SAFETY: the stack is fresh and ours alone. The place is on it, aligned as the header, and holds an `F`.
-        let sp = unsafe {
-            let place = place_of::<F>(header);
-            place.write(function);
-            let base = NonNull::new_unchecked(place.cast());
-            backend::init_segment(base, enter::<Y, S, R, F>, header.as_ptr().cast())
-        };
+        let place = place_of::<F>(header);
+        // SAFETY: the place is on the fresh stack, which nobody else uses. It is aligned as the
+        // header is.
+        unsafe { place.write(function) };
+        // SAFETY: the place is on the stack, so it is not null.
+        let base = unsafe { NonNull::new_unchecked(place.cast()) };
+        // SAFETY: the stack below the function is fresh, and its base is aligned as the header is.
+        // `Header::put` has written the header.
+        let sp = unsafe { backend::init_segment(base, enter::<Y, S, R, F>, header.as_ptr().cast()) };
         Ok(Segment {
             sp: Cell::new(sp),
             header: Cell::new(Some(header)),
@@ -176,7 +191,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         })
     }
 
-    /// Creates one that has ended.
+    /// Creates a segment whose body has ended.
     pub(crate) const fn finished() -> Segment<Y, S, R> {
         Segment {
             sp: Cell::new(ptr::null_mut()),
@@ -185,16 +200,17 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         }
     }
 
-    /// Runs the body up to its next yield, which returns `value`, and returns what it yields.
+    /// Runs the body up to its next yield, and returns the item. The yield in which the body is
+    /// suspended returns `value`.
     ///
     /// # Errors
     ///
-    /// What else there is: see [`Outcome`].
+    /// Returns an [`Outcome`] if there is no item.
     ///
     /// # Panics
     ///
-    /// Panics with what the body panics with.
-    #[inline(always)] // a return after a switch is one that the processor does not predict
+    /// Resumes a panic of the body.
+    #[inline(always)] // see "Inlining" in `switch`
     pub(crate) fn resume(&self, value: S) -> Result<Y, Outcome<R>> {
         let to = self.sp.replace(ptr::null_mut());
         if to.is_null() || std::thread::panicking() {
@@ -202,19 +218,20 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
             return Err(self.refuse(value));
         }
         let mut value = ManuallyDrop::new(value);
-        // SAFETY: `[body-suspended]`: just taken out. The value stays in this frame until the body has taken it.
-        let (left, word, data) = unsafe { self.go(to, VALUE, pack(&mut value)) };
+        // SAFETY: `to` was just taken out of `sp` [body-suspended]. The value is in this frame,
+        // which the step suspends.
+        let (left, word, data) = unsafe { self.bare_step(to, VALUE, pack(&mut value)) };
         self.sp.set(left);
         if left.is_null() {
-            // SAFETY: that was a final step.
-            return Err(unsafe { self.settle(word, data) });
+            // SAFETY: it was a final step, and these are its words.
+            return Err(unsafe { self.take_outcome(word, data) });
         }
         // SAFETY: a step back that is not final carries a `Y`.
         Ok(unsafe { unpack(data) })
     }
 
-    /// Goes on with the body as [`resume`](Segment::resume) does; but its yield returns an error. A body that has not begun ends with
-    /// the error, unrun. After the end of the body, the error comes right back.
+    /// Resumes the body with an error, which its yield returns. A body that has not begun ends with
+    /// the error, unrun. After the end of the body, this returns the error.
     ///
     /// # Errors, Panics
     ///
@@ -229,7 +246,8 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         self.deliver(error).map_err(outcome_of)
     }
 
-    /// Throws an exit, for the body to end with. It does not come back as an error.
+    /// Throws an exit, which asks the body to end. If the body ends with it, this does not return
+    /// it as an error.
     ///
     /// # Errors, Panics
     ///
@@ -242,10 +260,11 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
             .map_err(|end| end.map_or(Outcome::Finished, outcome_of))
     }
 
-    /// Ends the body, whatever it does: throws an exit, and then unwinds it by force. Returns `false` if the body runs, or is in
-    /// the middle of a switch: then it is left as it is.
+    /// Ends the body: throws an exit, and then unwinds it by force. Returns `false`, and does
+    /// nothing, if the body runs or is in the middle of a switch.
     ///
-    /// It is for destructors: nothing unwinds out of it, unless out of `report`, which is told of what goes wrong.
+    /// Failures go to `report`. Nothing unwinds except out of `report`, so destructors can call
+    /// this.
     pub(crate) fn end(&self, report: &mut dyn FnMut(Failure)) -> bool {
         if self.is_executing() {
             return false;
@@ -265,10 +284,10 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         true
     }
 
-    /// One step of [`end`](Segment::end).
+    /// Makes one step of [`end`](Segment::end).
     fn advance_to_end(&self, by_force: bool) -> Option<Failure> {
         let header = self.header.get();
-        // CAUTION: runs arbitrary user code, also when it drops what comes back.
+        // CAUTION: runs arbitrary user code, also the destructors of items.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let step = if by_force {
                 self.force()
@@ -296,12 +315,12 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         self.sp.get().is_null() && !self.is_finished()
     }
 
-    /// Where the segment was created. `None` after the end of its body.
+    /// Returns where the segment was created. `None` after the end of its body.
     pub(crate) fn created_at(&self) -> Option<&'static Location<'static>> {
         Header::of(&self.header.get()?).created_at()
     }
 
-    /// The name of the segment. `None` after the end of its body.
+    /// Returns the name of the segment. `None` after the end of its body.
     pub(crate) fn name(&self) -> Option<String> {
         Header::of(&self.header.get()?).name().map(str::to_owned)
     }
@@ -314,15 +333,18 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         let to = self.sp.replace(ptr::null_mut());
         if let Some(drop_function) = Header::of(&header).begin() {
             self.header.set(None);
-            // SAFETY: `[header-alive]`: this is the segment's count.
+            // SAFETY: it is the segment's own count [header-alive], which `self.header` no longer
+            // has.
             let _held = unsafe { Held::from_raw(header) };
-            // SAFETY: the function has not been used, and will not be.
+            // SAFETY: the body has not begun, so the function has not been used, and `begin` has
+            // marked it as used.
             // CAUTION: runs arbitrary user code.
             unsafe { drop_function(header) };
             return Err(End::Error(error));
         }
         let mut error = ManuallyDrop::new(error);
-        // SAFETY: `[body-suspended]`: just taken out.
+        // SAFETY: `to` was just taken out of `sp` [body-suspended]. It is not null, because the
+        // body does not run. The error is in this frame, which the step suspends.
         unsafe { self.step(to, ERROR, pack(&mut error)) }
     }
 
@@ -331,7 +353,7 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         let Some(header) = self.header.get() else {
             return Err(None);
         };
-        // SAFETY: `[header-alive]`: the segment counts it.
+        // SAFETY: the segment owns a count of it [header-alive].
         let (closing, exit) = unsafe { Closing::begin(header) };
         let outcome = self.deliver(exit);
         drop(closing);
@@ -341,65 +363,68 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
         })
     }
 
-    /// Unwinds a body that is suspended.
+    /// Unwinds by force a body that is suspended.
     fn force(&self) -> Result<Y, Option<End<R>>> {
         let to = self.sp.replace(ptr::null_mut());
-        // SAFETY: `[body-suspended]`: just taken out. (It has begun, since an exit came first.)
+        // SAFETY: `to` was just taken out of `sp` [body-suspended]. It is not null, because the
+        // body does not run. The body has begun, because an exit was thrown first.
         unsafe { self.step(to, UNWIND, [Word::uninit(); 3]) }.map_err(Some)
     }
 
-    /// Goes to the body, and returns what comes back.
+    /// Resumes the body. Returns the item, or how the body ended.
     ///
     /// # Safety
     ///
-    /// - `to` was just taken out of `sp`, and is not null. The data are what the word says.
-    #[inline(never)] // for the size of the code
+    /// - `to` was just taken out of `sp`, and is not null. The word describes the data, which stay
+    ///   in place until the body has taken them.
+    #[inline(never)] // keeps the code of its callers small
     unsafe fn step(&self, to: *mut u8, word: *const (), data: Words) -> Result<Y, End<R>> {
-        // SAFETY: the contract.
-        let (left, word, data) = unsafe { self.go(to, word, data) };
+        // SAFETY: the caller passes such arguments.
+        let (left, word, data) = unsafe { self.bare_step(to, word, data) };
         self.sp.set(left);
         if left.is_null() {
-            // SAFETY: that was a final step.
+            // SAFETY: it was a final step, and these are its words.
             return Err(unsafe { self.take_end(word, data) });
         }
         // SAFETY: a step back that is not final carries a `Y`.
         Ok(unsafe { unpack(data) })
     }
 
-    /// The bare step.
+    /// Resumes the body. Returns its next resume point, null after the final step, and the words.
     ///
     /// # Safety
     ///
     /// - As for [`step`](Segment::step).
-    #[inline(always)] // as `resume`
-    unsafe fn go(&self, to: *mut u8, word: *const (), data: Words) -> (*mut u8, *const (), Words) {
-        // SAFETY: where there is a resume point, there is a header. `[outer-waits]`: it is the first word of that. The body is
-        // suspended at `to`, by the contract.
-        unsafe {
-            let outer = self.header.get().unwrap_unchecked().as_ptr().cast();
-            let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
-            let back = backend::step(outer, to, word, data);
-            asan::arrive(left);
-            back
-        }
+    #[inline(always)] // see "Inlining" in `switch`
+    unsafe fn bare_step(&self, to: *mut u8, word: *const (), data: Words) -> (*mut u8, *const (), Words) {
+        // SAFETY: there was a resume point in `sp`, so there is a header [body-suspended].
+        let header = unsafe { self.header.get().unwrap_unchecked() };
+        let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
+        // SAFETY: the body is suspended at `to`, says the caller. `outer` is the first word of the
+        // header [outer-waits].
+        let back = unsafe { backend::step(header.as_ptr().cast(), to, word, data) };
+        asan::arrive(left);
+        back
     }
 
-    /// Takes the end of the body after a final step.
+    /// Takes the end of the body out of the words of its final step, and releases the header.
     ///
     /// # Safety
     ///
-    /// - The words are what the final step brought, and this is their first use.
-    #[inline] // also in `settle`
+    /// - The words come from the final step, and this is their first use.
+    #[inline]
     unsafe fn take_end(&self, word: *const (), data: Words) -> End<R> {
-        // SAFETY: `enter` has packed that. `[outcome-taken]`
-        let end = unsafe {
-            match word {
-                VALUE => End::Returned(unpack(data)),
-                ERROR => End::Error(unpack(data)),
-                _ => End::Unwound(unpack(data)),
-            }
+        // The stack, where the outcome may be, lives until the header is released below
+        // [outcome-taken].
+        let end = match word {
+            // SAFETY: `enter` packs an `R` with this word.
+            VALUE => End::Returned(unsafe { unpack(data) }),
+            // SAFETY: `enter` packs an error with this word.
+            ERROR => End::Error(unsafe { unpack(data) }),
+            // SAFETY: `enter` packs a panic's payload with the third word.
+            _ => End::Unwound(unsafe { unpack(data) }),
         };
-        // SAFETY: `[header-alive]`: this is the segment's count.
+        // SAFETY: it is the segment's own count [header-alive], which `self.header` no longer has.
         drop(self.header.take().map(|header| unsafe { Held::from_raw(header) }));
         end
     }
@@ -411,12 +436,12 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// - As for [`take_end`](Segment::take_end).
     #[cold]
     #[inline(never)]
-    unsafe fn settle(&self, word: *const (), data: Words) -> Outcome<R> {
-        // SAFETY: the contract.
+    unsafe fn take_outcome(&self, word: *const (), data: Words) -> Outcome<R> {
+        // SAFETY: the caller passes the words of the final step.
         outcome_of(unsafe { self.take_end(word, data) })
     }
 
-    /// Why there is no step.
+    /// Returns why there is no step.
     #[cold]
     #[inline(never)]
     fn refuse(&self, value: S) -> Outcome<R> {
@@ -446,16 +471,18 @@ fn outcome_of<R>(end: End<R>) -> Outcome<R> {
     }
 }
 
-/// While this lives, a body is thrown an exit: see [`REFUSALS`].
+/// Limits the refused yields of a body while it lives: see [`REFUSALS`].
 struct Closing(Held);
 
 impl Closing {
+    /// Also returns the exit.
+    ///
     /// # Safety
     ///
     /// - The header lives.
-    #[inline(never)] // for the size of the code
+    #[inline(never)] // keeps the code of its callers small
     unsafe fn begin(header: NonNull<Header>) -> (Closing, Error) {
-        // SAFETY: the contract.
+        // SAFETY: the header lives, says the caller.
         let held = unsafe { Held::clone_from_raw(header) };
         held.header().refusals_left.set(Some(REFUSALS + FORCES));
         (
@@ -471,8 +498,9 @@ impl Drop for Closing {
     }
 }
 
-/// Takes the exit that a segment throws, and not one that somebody threw at the consumer.
-#[inline(never)] // for the size of the code
+/// Returns an error that a closed body ended with, except the exit of [`close`](Segment::close). An
+/// exit that was thrown at the consumer is such an error.
+#[inline(never)] // keeps the code of its callers small
 fn unless_own_exit(error: Error) -> Option<Error> {
     let exit = error.downcast_ref::<GreenletExit>();
     if exit.is_none_or(|exit| exit.reason() != Some(reason::CLOSED)) {
@@ -480,25 +508,25 @@ fn unless_own_exit(error: Error) -> Option<Error> {
     }
     let thread = ThreadState::current();
     if !thread.has_flag(flag::EXITING) {
-        // Hold for the next one. An error that has contexts is dropped.
+        // Caches the exit. An error with contexts is dropped.
         let _ = thread.exit_cache.exit_of(error);
     }
     None
 }
 
-/// Returns `true` if the payload is that of a forced unwinding of this segment.
+/// Returns `true` if the payload is that of a forced unwind of this segment.
 fn is_for(payload: &(dyn Any + Send), header: Option<NonNull<Header>>) -> bool {
     let forced = payload.downcast_ref::<Forced>();
     forced.is_some_and(|forced| header.is_some_and(|header| ptr::eq(forced.0, header.as_ptr())))
 }
 
-#[inline(always)]
-#[expect(clippy::boxed_local, reason = "that is what it is for")]
+#[inline]
+#[expect(clippy::boxed_local, reason = "moves the value out of the box")]
 fn unbox<T>(value: Box<T>) -> T {
     *value
 }
 
-/// Where the function is until the body begins.
+/// Returns where the function is until the body begins.
 fn place_of<F>(header: NonNull<Header>) -> *mut F {
     let size = size_of::<F>().next_multiple_of(align_of::<Header>());
     header.as_ptr().cast::<u8>().wrapping_sub(size).cast()
@@ -510,18 +538,17 @@ fn place_of<F>(header: NonNull<Header>) -> *mut F {
 ///
 /// - The function is an `F`, has not been used, and nobody uses it afterwards.
 unsafe fn drop_function<F>(header: NonNull<Header>) {
-    // SAFETY: the contract.
+    // SAFETY: the function is there, says the caller, and this is its last use.
     // CAUTION: runs arbitrary user code.
     unsafe { place_of::<F>(header).drop_in_place() };
 }
 
-/// The first function on a segment: runs the body, and leaves how it ended to the consumer.
-///
-/// Nothing may unwind out of it, so the compiler lets the process abort if something does.
+/// The first function on a segment: runs the body, and sends the outcome to the consumer.
 ///
 /// # Safety
 ///
-/// - Of a [`SegmentEntry`](backend::SegmentEntry). The segment's function is an `F`.
+/// - Only a backend calls it, as a [`SegmentEntry`](backend::SegmentEntry). The segment's function
+///   is an `F`.
 unsafe extern "C" fn enter<Y, S, R, F>(
     _word: *const (),
     first: Word,
@@ -535,19 +562,17 @@ where
     F: FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static,
 {
     asan::enter(&ThreadState::current().fibers);
-    // SAFETY: the backend passes what `init_segment` was given; `[header-alive]`.
+    // SAFETY: the backend passes the pointer that `in_place` gave it.
     let header = unsafe { NonNull::new_unchecked(header.cast_mut().cast::<Header>()) };
     Header::of(&header).begin();
-    // SAFETY: the function is there until the body begins. `[header-alive]`: the count is the yielder's.
-    let (function, yielder) = unsafe {
-        (
-            place_of::<F>(header).read(),
-            Yielder::new(Held::clone_from_raw(header)),
-        )
-    };
-    // SAFETY: the first step carries a value: `deliver` throws nothing at a body that has not begun.
+    // SAFETY: the function is there until the body begins, and `begin` has marked it as used.
+    let function = unsafe { place_of::<F>(header).read() };
+    // SAFETY: the body runs, so the segment owns a count [header-alive].
+    let yielder = Yielder::new(unsafe { Held::clone_from_raw(header) });
+    // SAFETY: the first step carries an `S`, because `deliver` throws nothing at a body that has
+    // not begun.
     let first = unsafe { unpack::<S>([first, second, third]) };
-    // Unwind safety: the consumer goes on with the unwinding.
+    // Unwind safety: the consumer resumes the unwinding.
     match catch_unwind(AssertUnwindSafe(move || function(yielder, first))) {
         Ok(Ok(value)) => finish(&header, VALUE, value),
         Ok(Err(error)) => finish(&header, ERROR, error),
@@ -555,13 +580,15 @@ where
     }
 }
 
-/// Leaves the segment for good.
-#[inline(always)] // so that the value is packed where it is
+/// Makes the final step.
+#[inline]
 fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
     let mut value = ManuallyDrop::new(value);
     let to = Header::of(header).outer().get();
     let data = pack(&mut value);
-    asan::leave_for_good(&ThreadState::current().fibers, || stack::bounds_at(to)); // the last thing here: what is done on this stack afterwards would leave marks
-    // SAFETY: `[outer-waits]`; `[outcome-taken]`.
+    // Last: calls after it would leave marks on this stack.
+    asan::leave_for_good(&ThreadState::current().fibers, || stack::bounds_at(to));
+    // SAFETY: the consumer is suspended at `to` [outer-waits], and takes the value before this
+    // stack is reused [outcome-taken].
     unsafe { backend::step_and_exit(to, word, data) }
 }

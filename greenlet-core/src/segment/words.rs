@@ -1,4 +1,4 @@
-//! Values as a step carries them: up to three words in registers, a pointer to the value otherwise.
+//! The data of a step: a value of up to three words, in registers, or a pointer to a larger value.
 
 use std::mem::ManuallyDrop;
 use std::ptr;
@@ -9,13 +9,14 @@ const fn fits<T>() -> bool {
     size_of::<T>() <= size_of::<Words>() && align_of::<T>() <= align_of::<Words>()
 }
 
-/// Packs the value in `slot`, which the words own from now on. The slot stays in place until they are unpacked.
-#[inline(always)] // a few moves between registers
+/// Packs the value in `slot`, which the words own from now on. The slot must stay in place until
+/// they are unpacked.
+#[inline]
 pub(super) fn pack<T>(slot: &mut ManuallyDrop<T>) -> Words {
     let mut words = [Word::uninit(); 3];
     let value: *mut T = (&raw mut *slot).cast();
     if fits::<T>() {
-        // SAFETY: it fits, and the slot gives it up.
+        // SAFETY: the words have room for a `T`, and the slot gives the value up.
         unsafe { ptr::copy_nonoverlapping(value, words.as_mut_ptr().cast::<T>(), 1) };
     } else {
         words[0].write(value.cast());
@@ -27,14 +28,15 @@ pub(super) fn pack<T>(slot: &mut ManuallyDrop<T>) -> Words {
 ///
 /// # Safety
 ///
-/// - The words are those of a `T`, its slot is in place, and nobody uses them afterwards.
-#[inline(always)] // a few moves between registers
+/// - `pack` made the words of a `T`, whose slot is in place, and nobody uses them afterwards.
+#[inline]
 pub(super) unsafe fn unpack<T>(words: Words) -> T {
-    if fits::<T>() {
-        // SAFETY: the words hold a `T`.
-        unsafe { words.as_ptr().cast::<T>().read() }
+    let value: *const T = if fits::<T>() {
+        words.as_ptr().cast()
     } else {
-        // SAFETY: the first word is a pointer to a `T`.
-        unsafe { words[0].assume_init().cast::<T>().read() }
-    }
+        // SAFETY: `pack` stores a pointer to a value that does not fit.
+        unsafe { words[0].assume_init() }.cast()
+    };
+    // SAFETY: a `T` is there, and nobody else reads it, says the caller.
+    unsafe { value.read() }
 }

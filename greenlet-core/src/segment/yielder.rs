@@ -1,10 +1,11 @@
-//! The yielder: how a body leaves its segment.
+//! The yielder: suspends a body, with a value for its consumer.
 //!
 //! A yield is refused, and changes nothing:
 //!
-//! - outside of the body, and in another greenlet: the running stack does not lead to the segment;
-//! - in a `no_switch` section of the body: the section would be left. One around the step is none of its business;
-//! - while a panic unwinds: the consumer would find the thread panicking, and not know why.
+//! - outside the body, and in another greenlet, because the running stack is not above the
+//!   segment's;
+//! - in a `no_switch` section that began in the body, because the yield would leave it;
+//! - while a panic unwinds, because `std::thread::panicking` would be `true` in the consumer.
 
 use std::any::TypeId;
 use std::fmt;
@@ -25,22 +26,22 @@ use crate::payload::value::Value;
 use crate::stack;
 use crate::thread::{ThreadState, flag};
 
-/// Yields for a [`Segment`](super::Segment). While there is one, the stack of the segment is kept.
+/// Yields for a [`Segment`](super::Segment). The stack of the segment lives as long as a yielder.
 pub(crate) struct Yielder<Y: 'static, S: 'static> {
     held: Held,
     types: PhantomData<fn(Y) -> S>,
 }
 
-/// Why a yield returns no value.
+/// The result of a yield that returns no value.
 #[derive(Debug)]
 pub(crate) enum NotYielded {
-    /// The error that was thrown at the body, or why the yield was refused.
+    /// The error that was thrown at the body, or that refuses the yield.
     Error(Error),
     /// The caller does not run in the body.
     Outside,
 }
 
-/// What tells the yielders of a segment from those of others.
+/// Identifies the type of a yielder.
 pub(super) fn types<Y: 'static, S: 'static>() -> [TypeId; 2] {
     [TypeId::of::<Y>(), TypeId::of::<S>()]
 }
@@ -56,16 +57,16 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     /// Finds the innermost segment of these types whose body the caller runs in.
     pub(crate) fn nearest() -> Option<Yielder<Y, S>> {
         let header = Header::chain().find(|header| Header::of(header).has_types(types::<Y, S>()))?;
-        // SAFETY: its body runs, so its segment counts it.
+        // SAFETY: the body runs, so the segment owns a count [header-alive].
         Some(Yielder::new(unsafe { Held::clone_from_raw(header) }))
     }
 
-    /// Gives a value to the consumer, and returns the one of the next step.
+    /// Gives a value to the consumer, and returns the value of the next step.
     ///
     /// # Errors
     ///
-    /// See [`NotYielded`].
-    #[inline(always)] // a return after a switch is one that the processor does not predict
+    /// Returns a [`NotYielded`] if a step throws an error, or the yield is refused.
+    #[inline(always)] // see "Inlining" in `switch`
     pub(crate) fn yield_(&self, value: Y) -> Result<S, NotYielded> {
         let depth = self
             .held
@@ -77,57 +78,55 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
         if !is_innermost || ThreadState::current().has_flag(flag::NO_SWITCH) || std::thread::panicking() {
             return self.yield_slow(value);
         }
-        // SAFETY: the caller runs on the segment, so in its body.
+        // SAFETY: the stack pointer is on the segment's own stack, so the caller runs in its body.
         unsafe { self.step_back(value) }
     }
 
     #[cold]
     #[inline(never)]
     fn yield_slow(&self, value: Y) -> Result<S, NotYielded> {
-        match look(&self.held) {
-            // SAFETY: the body runs, as far in as the caller is.
-            Look::Inside => unsafe { self.step_back(value) },
-            why => Err(refuse(&self.held, why, Value::new(value))),
+        match find_position(&self.held) {
+            // SAFETY: `find_position` found the segment below the running stack.
+            Position::Inside => unsafe { self.step_back(value) },
+            position => Err(refuse(&self.held, position, Value::new(value))),
         }
     }
 
-    /// Leaves the body.
+    /// Suspends the body.
     ///
     /// # Safety
     ///
     /// - The caller runs in the body.
-    #[inline(always)] // as `yield_`
+    #[inline(always)] // see "Inlining" in `switch`
     unsafe fn step_back(&self, value: Y) -> Result<S, NotYielded> {
         let mut value = ManuallyDrop::new(value);
         let to = self.held.header().outer().get();
-        // SAFETY: `[outer-waits]`. The value stays in this frame until the consumer has taken it.
-        let (word, data) = unsafe {
-            let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
-            let back = backend::step_back(to, VALUE, pack(&mut value));
-            asan::arrive(left);
-            back
-        };
+        let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
+        // SAFETY: the body runs, so its consumer is suspended at `to` [outer-waits]. The value is
+        // in this frame, which this suspends.
+        let (word, data) = unsafe { backend::step_back(to, VALUE, pack(&mut value)) };
+        asan::arrive(left);
         if word.is_null() {
-            // SAFETY: a step of this word carries an `S`.
+            // SAFETY: a step with this word (`VALUE`) carries an `S`.
             return Ok(unsafe { unpack(data) });
         }
-        // SAFETY: they came with that word.
+        // SAFETY: the data have just arrived with that word.
         Err(unsafe { interrupt(&self.held, word, data) })
     }
 }
 
-/// Why the caller may not leave a body.
-enum Look {
+/// Where the caller of a yield runs.
+enum Position {
     Inside,
     Outside,
     Unwinding,
-    /// The body is in a section without switches, since here.
+    /// In the body, in a `no_switch` section that began there.
     Forbidden(&'static Location<'static>),
 }
 
-/// Looks whether the caller runs in the body of a segment, and may leave it.
+/// Finds out if the caller runs in the body of a segment, and if a yield is possible there.
 #[inline(never)]
-fn look(held: &Held) -> Look {
+fn find_position(held: &Held) -> Position {
     let thread = ThreadState::current();
     let section = Header::at(thread.no_switch_frame.get());
     let mut is_forbidden = false;
@@ -136,20 +135,20 @@ fn look(held: &Held) -> Look {
         header == held.place()
     });
     match thread.no_switch_since.get().filter(|_| is_forbidden) {
-        _ if !is_inside => Look::Outside,
-        _ if std::thread::panicking() => Look::Unwinding,
-        Some(since) => Look::Forbidden(since),
-        None => Look::Inside,
+        _ if !is_inside => Position::Outside,
+        _ if std::thread::panicking() => Position::Unwinding,
+        Some(since) => Position::Forbidden(since),
+        None => Position::Inside,
     }
 }
 
-/// Refuses a yield. While the body is thrown an exit, that unwinds it in the end.
+/// Refuses a yield. If the body is being closed and has ignored too many refusals, unwinds it.
 #[inline(never)]
-fn refuse(held: &Held, why: Look, value: Value) -> NotYielded {
-    let error = match why {
-        Look::Unwinding => Unwinding::new(Some(value)).into(),
-        Look::Forbidden(since) => SwitchForbidden::new(since, Some(value)).into(),
-        Look::Inside | Look::Outside => return NotYielded::Outside,
+fn refuse(held: &Held, position: Position, value: Value) -> NotYielded {
+    let error = match position {
+        Position::Unwinding => Unwinding::new(Some(value)).into(),
+        Position::Forbidden(since) => SwitchForbidden::new(since, Some(value)).into(),
+        Position::Inside | Position::Outside => return NotYielded::Outside,
     };
     if let Some(left) = held.header().refusals_left.get() {
         if left == 0 {
@@ -163,22 +162,22 @@ fn refuse(held: &Held, why: Look, value: Value) -> NotYielded {
     NotYielded::Error(error)
 }
 
-/// Makes of a step what the yield returns.
+/// Returns the error that a step carries, or unwinds the body.
 ///
 /// # Safety
 ///
-/// - The words came with a step, whose word is not [`VALUE`], and this is their first use.
+/// - The words come from a step, whose word is not [`VALUE`], and this is their first use.
 #[cold]
 #[inline(never)]
 unsafe fn interrupt(held: &Held, word: *const (), data: Words) -> NotYielded {
     if word == UNWIND {
         force(held);
     }
-    // SAFETY: the word is `ERROR`.
+    // SAFETY: the remaining word is `ERROR`, whose data are an error.
     NotYielded::Error(unsafe { unpack(data) })
 }
 
-/// Stops the process: the destructor of the generator cannot return, and nothing else can be done.
+/// Aborts the process, because the destructor of the generator cannot return.
 #[cold]
 fn give_up() -> ! {
     abort_because(format_args!(

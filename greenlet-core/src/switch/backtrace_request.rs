@@ -1,22 +1,20 @@
-//! Backtraces of suspended greenlets: the greenlet is resumed for a moment, and takes its own
-//! backtrace.
+//! Backtraces of suspended greenlets: each is resumed for a moment, and takes its own backtrace.
 //!
 //! ```text
 //!   asker (runs)                                target (suspended in a switch)
 //!     request:
-//!       switch_stacks ─── BacktraceRequest ───►  the switch brings no message but a request
+//!       switch_stacks ─── BacktraceRequest ───►  its switch_stacks returns the request
 //!       (suspended)                              serve: captures the backtrace
 //!       returns it    ◄─────── Reply ──────────  switch_stacks: suspended again, as before
 //! ```
 //!
-//! Nothing else notices: no tracer is called, nothing is delivered, `suspended_at` of the target
-//! stays, and an await lock of the target does not matter.
+//! No tracer is called, the target's `switch` does not return, its `suspended_at` does not change,
+//! and its await lock does not matter.
 //!
 //! # Invariants
 //!
-//! - **[no-switch-in-request]** Between the two switches no other one takes place. The caller of
-//!   [`request`] is in a `no_switch` section, so that code which the capture runs (an allocator,
-//!   say) cannot switch.
+//! - **[no-switch-in-request]** There is no other switch between the two. The caller of [`request`]
+//!   is in a `no_switch` section, so the code that the capture runs (an allocator) cannot switch.
 
 use std::backtrace::Backtrace;
 use std::mem::ManuallyDrop;
@@ -30,10 +28,10 @@ use crate::payload::Payload;
 use crate::switch::{Target, switch_stacks};
 use crate::thread::{self, ThreadState};
 
-/// The free stack that a capture needs, in bytes. A test compares it with what one uses.
+/// The free stack that a capture needs, in bytes. A test measures it.
 pub(crate) const ROOM: usize = 12 << 10;
 
-/// Asks a greenlet for a backtrace. Arrives in place of a message.
+/// The payload that asks a greenlet for a backtrace.
 struct BacktraceRequest {
     asker: *const Inner,
 }
@@ -41,9 +39,9 @@ struct BacktraceRequest {
 /// The backtrace; `None` if the capture panicked.
 struct Reply(Option<Backtrace>);
 
-/// Has the suspended greenlet `target` take a backtrace. `None` if the capture panicked.
+/// Returns the backtrace of the suspended greenlet `target`. `None` if the capture panicked.
 ///
-/// The caller is in a `no_switch` section: see `[no-switch-in-request]`.
+/// The caller is in a `no_switch` section [no-switch-in-request].
 pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
     let asker = ThreadState::current().current_ptr();
     // The stack pointer of a locked or held target is hidden: see `[hidden-sp]`.
@@ -55,9 +53,8 @@ pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
         abort("an active greenlet is neither running nor suspended");
     }
     let payload = Payload::new(&mut ManuallyDrop::new(BacktraceRequest { asker }));
-    // SAFETY: the asker runs, so it is current and alive. The target is another greenlet, and
-    // suspended: its stack pointer was just found ([suspended-sp]). The request is one word, so it
-    // is in the payload itself.
+    // SAFETY: the target has a resume point, so it is suspended [suspended-sp], and nothing ran
+    // since. The request is one word, so it is in the payload itself.
     let back = unsafe { switch_stacks(Target(target.as_ptr()), payload, Location::caller()) };
     let reply = serve(back).downcast::<Reply>();
     if !hidden.is_null() {
@@ -69,8 +66,7 @@ pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
     backtrace
 }
 
-/// Serves requests until `payload` is a message, and returns that. Every receiver of a payload
-/// calls it.
+/// Serves requests until a payload is none, and returns that. Every receiver of a payload calls it.
 #[inline]
 pub(crate) fn serve(mut payload: Payload) -> Payload {
     loop {
@@ -87,18 +83,17 @@ fn serve_one(request: BacktraceRequest) -> Payload {
     let backtrace = match catch_unwind(Backtrace::force_capture) {
         Ok(backtrace) => Some(backtrace),
         Err(panic) => {
-            // Its destructor is arbitrary user code, which would run where no greenlet expects it.
+            // Its destructor is arbitrary user code, which must not run here.
             std::mem::forget(panic);
             None
         }
     };
     let mut reply = ManuallyDrop::new(Reply(backtrace));
-    // No count of this greenlet is held over the switch: it would look like a handle.
+    // Without a reference to the node: during the switch it would look like a handle.
     let suspended_at = thread::with_current_inner(|inner| inner.context.suspended_at.get());
     let at = suspended_at.expect("a greenlet that receives a request has switched away");
-    // SAFETY: this greenlet runs, so it is current and alive. The asker is suspended in `request`
-    // ([no-switch-in-request]), so it is alive too. It takes the reply out of this frame before
-    // anything else resumes this greenlet.
+    // SAFETY: the asker is suspended in `request` [no-switch-in-request], so it is alive and has a
+    // resume point. It takes the reply out of this frame before anything resumes this greenlet.
     unsafe { switch_stacks(Target(request.asker), Payload::new(&mut reply), at) }
 }
 
@@ -121,7 +116,7 @@ mod tests {
         // SAFETY: the range is the unused part of the stack, which is mapped.
         unsafe { limit.write_bytes(PAINT, painted) };
         drop(child.backtrace().unwrap());
-        // SAFETY: as above; every byte has been written.
+        // SAFETY: the range is a part of the stack, whose bytes have been written above.
         let touched = unsafe { std::slice::from_raw_parts(limit, painted) };
         let untouched = touched.iter().take_while(|&&byte| byte == PAINT).count();
         let used = suspended.addr() - limit.addr() - untouched;

@@ -1,4 +1,4 @@
-//! The envelope: what a switch carries when the receiver has more to do than to take a value.
+//! The envelope: the payload of a switch whose receiver must do more than take a value.
 
 #![forbid(unsafe_code)]
 
@@ -6,19 +6,19 @@ use crate::node::handle::Greenlet;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
 
-/// A delivery with what the receiver must do first. No user can ask for this type, so the receiver's fast path never
-/// takes it for a value.
+/// A delivery, and the receiver's duties before it. Users cannot name this type, so the receiver's
+/// fast path never matches it.
 pub(crate) struct Envelope {
     pub(crate) delivery: Delivery,
-    /// The greenlet that control comes from. The receiver shows it to the tracer, then drops the handle. If it is the
-    /// last one, that ends the greenlet (rule DE-15).
+    /// The greenlet that switched or ended. The receiver shows it to the tracer, then drops the
+    /// handle. If that is the last one, the greenlet is ended (rule DE-15).
     pub(crate) origin: Option<Greenlet>,
     /// Set if the receiver must call the tracer. There is an origin then.
     pub(crate) traced: bool,
 }
 
 impl Envelope {
-    /// Wraps a message that never leaves this stack: the answer to a switch to oneself.
+    /// Wraps a message that the running greenlet receives itself.
     pub(crate) fn local(message: Message) -> Payload {
         Payload::boxed(Box::new(Envelope {
             delivery: Delivery::Message(message),

@@ -1,8 +1,10 @@
-//! The end of a greenlet, seen from inside: delivers its outcome to the parent, or to the nearest ancestor that lives.
+//! The end of a greenlet, on its own stack: delivers the outcome to the parent, or to the nearest
+//! ancestor that is alive.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::payload::Payload;
@@ -16,40 +18,41 @@ use crate::thread::{ThreadState, flag};
 #[inline(always)] // a call costs 3 of the 225 instructions of create, run, end
 pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
-    let Some(parent) = suspended_parent(thread) else {
+    // SAFETY: the running greenlet counts itself [own-count], so its node lives.
+    let node = unsafe { &*thread.current_ptr() };
+    let Some(parent) = suspended_parent(thread, node) else {
         finish(Delivery::Payload(payload));
     };
-    // SAFETY: the running greenlet's node lives [own-count].
-    let node = unsafe { &*thread.current_ptr() };
     node.finish();
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: `activate` gave this count up. It is not the last one, since the greenlet has a handle.
+    // SAFETY: it is the greenlet's own count, which `activate` gave up. A handle has another one.
     unsafe { InnerRc::decrement_strong_count(node) };
-    // SAFETY: the greenlet has ended. The parent was just found suspended, and nothing ran since ([ready-now]).
+    // SAFETY: the greenlet has ended, and its stack is the last stack. The parent was just found
+    // suspended, and nothing ran since [ready-now].
     unsafe { exit_to(parent, payload) }
 }
 
-/// Returns the parent of the running greenlet if a bare stack switch can deliver a value there: the parent is
-/// suspended, the thread has no flag, and the running greenlet has a handle, so its node outlives it.
+/// Returns the parent of the running greenlet `node` if a bare stack switch can deliver a value to
+/// it: the parent is suspended, the thread has no flag, and a handle owns the node when the
+/// greenlet has ended.
 #[inline]
-fn suspended_parent(thread: &ThreadState) -> Option<Target> {
-    // SAFETY: the running greenlet's node lives [own-count].
-    let node = unsafe { &*thread.current_ptr() };
+fn suspended_parent(thread: &ThreadState, node: &Inner) -> Option<Target> {
     if !node.has_handles() || !thread.allows_switch() {
         return None;
     }
-    // SAFETY: the link keeps the parent, and nothing has changed it since [node-alive].
+    // SAFETY: the link owns a handle of the parent [node-alive], and nothing has changed it since.
     let parent = unsafe { node.parent.as_ptr().as_ref() }?;
     let is_suspended = !parent.context.sp.get().is_null();
     is_suspended.then_some(Target(parent))
 }
 
-/// Ends the running greenlet: delivers its outcome to the nearest ancestor that lives, which may have to be started.
+/// Ends the running greenlet: delivers its outcome to the nearest ancestor that lives, which may
+/// have to be started.
 #[cold]
 #[inline(never)]
 pub(crate) fn finish(delivery: Delivery) -> ! {
     let thread = ThreadState::current();
-    // While the greenlet is still active, so that nothing gets between its end and its outcome (rule UD-5).
+    // Now, because no user code may run between the greenlet's end and the delivery (rule UD-5).
     run_deferred_before_end(thread);
     let node = thread.current_inner();
     node.finish();
@@ -58,12 +61,13 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
     while target.status.is_pending() {
         match start(thread, &target, &delivery) {
             Ok(()) => break,
-            // The ancestor dies of the wrong type, as a Python function dies of wrong arguments (rule RT-5). Its own
-            // parent gets the error, with the value.
+            // The value has the wrong type, so the ancestor is started with the error and ends with
+            // it, as a Python function of wrong arguments does (rule RT-5).
             Err(error @ StartError::Type { .. }) => {
                 delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
             }
-            // Without a stack the ancestor stays pending, and the next one gets the error (rule RT-6).
+            // Without a stack the ancestor stays pending, and the next one gets the error (rule
+            // RT-6).
             Err(error @ StartError::Stack(_)) => {
                 delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
                 target = nearest_live_ancestor(&target);
@@ -71,7 +75,7 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
         }
     }
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: `activate` gave this count up, and `node` is another one.
+    // SAFETY: it is the greenlet's own count, which `activate` gave up. `node` is another one.
     unsafe { InnerRc::decrement_strong_count(&node) };
     let mut envelope = ManuallyDrop::new(Envelope {
         delivery,
@@ -79,11 +83,12 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
         traced: thread.has_flag(flag::TRACED),
     });
     let target = into_target(thread, target);
-    // SAFETY: the greenlet has ended and its stack is the last stack. The target is suspended ([suspended-sp]).
+    // SAFETY: the greenlet has ended, and its stack is the last stack. `into_target` checks that
+    // the target is suspended, and nothing runs in between [ready-now].
     unsafe { exit_to(target, Payload::new(&mut envelope)) }
 }
 
-/// Runs deferred ends in the last frames of a greenlet, which nothing may unwind.
+/// Runs deferred ends in the last frames of a greenlet. Nothing may unwind out of them.
 fn run_deferred_before_end(thread: &ThreadState) {
     let outcome = catch_unwind(AssertUnwindSafe(|| thread.run_deferred()));
     let Err(payload) = outcome else { return };

@@ -1,16 +1,17 @@
-//! The first frame of a greenlet: takes what starts it, runs its function, delivers how it ended.
+//! The first frames of a greenlet: receive the value that starts it, run its function, and deliver
+//! the outcome.
 //!
 //! ```text
-//!   base ─►├──────────────────────────┤
-//!          │ backend's first frame    │  a backtrace ends here
-//!          │ run                      │
-//!          │ run_and_finish           │  holds the result until the parent has taken it
-//!          │ catch_unwind             │
-//!          │ the function             │
+//!   base ─►├─────────────────────────────┤
+//!          │ backend's first frame       │  a backtrace ends here
+//!          │ run, or run_boxed           │
+//!          │ run_and_finish              │  holds the result until the parent has taken it
+//!          │ catch_unwind, then finish   │
+//!          │ the function                │
 //! ```
 //!
-//! - **E1** Nothing with a destructor lives in the frames up to `run` when the greenlet leaves for good:
-//!   they are never returned to.
+//! - **[nothing-to-drop]** When a greenlet ends, its frames own nothing that has a destructor,
+//!   because none of them is returned to.
 
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -32,13 +33,11 @@ use crate::switch::unwind;
 use crate::thread::ThreadState;
 use crate::thread::create::create_pending;
 
-/// Runs the function of the current greenlet, and ends it with the outcome.
-///
-/// # Safety
-///
-/// - It is called in the first frame of the greenlet's stack.
-// In its caller, where an overflow of the first frame is told by the stack pointer (`stack/fault.rs` says where that is known); else
-// it has to be known before whose stack that is (see `overflow.rs`).
+/// Runs the function of the running greenlet, and ends the greenlet with the outcome. It is called
+/// in its first frames.
+// If this frame overflows the stack, the report must name the greenlet. Where `stack/fault.rs`
+// finds it by the stack pointer, the frame may be the caller's. Elsewhere the caller must have set
+// `current` first (see `overflow.rs`).
 #[cfg_attr(
     all(
         target_os = "linux",
@@ -53,28 +52,29 @@ use crate::thread::create::create_pending;
     )),
     inline(never)
 )]
-pub(crate) unsafe fn run_and_finish<A, R, F>(function: F, first: Payload) -> !
+fn run_and_finish<A, R, F>(function: F, first: Payload) -> !
 where
     A: 'static,
     R: 'static,
     F: FnOnce(A) -> Result<R>,
 {
-    // What the function captured is dropped in here, while the greenlet is active and current
-    // (rules ST-7, RN-9). An error instead of a value drops it unrun (TH-7).
-    // Unwind safety: a panic goes on in the parent, so nobody looks at broken state without knowing.
+    // The captured values are dropped inside, while the greenlet is active and current (rules ST-7,
+    // RN-9). If an error was thrown, the function does not run (TH-7).
+    // Unwind safety: the panic is resumed in the parent, so no code continues as if nothing had
+    // happened.
     let outcome = catch_unwind(AssertUnwindSafe(move || {
         let first = receive::receive::<A>(first)?;
         function(first)
     }));
     match outcome {
         Ok(Ok(value)) => {
-            let mut value = ManuallyDrop::new(value); // E1
+            let mut value = ManuallyDrop::new(value); // [nothing-to-drop]
             finish_with_value(Payload::new(&mut value))
         }
-        // An exit becomes an ordinary value where it leaves a greenlet (rule EX-2).
+        // The parent receives an exit as a value (rule EX-2).
         Ok(Err(error)) => match unwind::exit_of(error) {
             Ok(exit) => {
-                let mut exit = ManuallyDrop::new(exit); // E1
+                let mut exit = ManuallyDrop::new(exit); // [nothing-to-drop]
                 finish_with_value(Payload::new(&mut exit))
             }
             Err(message) => finish(Delivery::Message(message)),
@@ -83,19 +83,25 @@ where
     }
 }
 
-/// The first thing on a fresh stack: says who runs, and what has arrived.
+/// Makes the greenlet current. Returns its closure, and the payload that starts it.
 ///
 /// # Safety
 ///
-/// - Called once on each stack, with what its entry gets.
-#[inline(always)] // a few instructions
-pub(crate) unsafe fn enter(own: *const SavedContext, word: *const (), data: Word) -> (*const Inner, Payload) {
+/// - It is called first on a fresh stack, with the arguments of the entry. The node has a closure
+///   of the type `S`.
+#[inline]
+unsafe fn enter<S>(own: *const SavedContext, word: *const (), data: Word) -> (S, Payload) {
     let node = Inner::of_context(own);
     let thread = ThreadState::current();
     thread.set_current(node);
     asan::enter(&thread.fibers);
-    // SAFETY: every switch of the library carries the words of a payload.
-    (node, unsafe { Payload::from_words(word, data) })
+    // SAFETY: every switch of the library carries the words of a payload, and these have just
+    // arrived.
+    let first = unsafe { Payload::from_words(word, data) };
+    // SAFETY: the greenlet is active, so it counts itself [own-count].
+    let node = unsafe { &*node };
+    // SAFETY: the closure is an `S`, says the caller.
+    (unsafe { node.closure.take::<S>() }, first)
 }
 
 /// Creates a pending greenlet that will run `function`.
@@ -115,7 +121,8 @@ where
         node.closure.put(const { &VTables::<A, R, F>::INLINE }, function);
         node
     } else {
-        // CAUTION: runs arbitrary user code, as an allocator is. So the node is created afterwards.
+        // CAUTION: runs arbitrary user code (an allocator), so it precedes the creation of the
+        // node.
         let function = Box::new(function);
         let node = create_pending(parent, created_at);
         node.closure.put(const { &VTables::<A, R, F>::BOXED }, function);
@@ -123,7 +130,7 @@ where
     }
 }
 
-/// The vtables of a function, stored in the node or in a box.
+/// The vtables of a function of the type `F`.
 struct VTables<A, R, F>(PhantomData<(A, R, F)>);
 
 impl<A, R, F> VTables<A, R, F>
@@ -132,9 +139,9 @@ where
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    // SAFETY: `run` takes an `F`.
+    // SAFETY: `run` takes an `F` out of the node.
     const INLINE: VTableOf<F> = unsafe { VTableOf::new(TypeTag::of::<A>(), run::<A, R, F>) };
-    // SAFETY: `run_boxed` takes a `Box<F>`.
+    // SAFETY: `run_boxed` takes a `Box<F>` out of the node.
     const BOXED: VTableOf<Box<F>> = unsafe { VTableOf::new(TypeTag::of::<A>(), run_boxed::<A, R, F>) };
 }
 
@@ -142,59 +149,48 @@ where
 ///
 /// # Safety
 ///
-/// - Of an [`Entry`](crate::backend::Entry). The node has a closure of the type `F`.
+/// - Only a backend calls it, as an [`Entry`](crate::backend::Entry). The node has a closure of the
+///   type `F`.
 unsafe extern "C" fn run<A, R, F>(word: *const (), data: Word, own: *const SavedContext) -> !
 where
     A: 'static,
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    // SAFETY: this is the first frame of the greenlet's stack.
-    let (node, first) = unsafe { enter(own, word, data) };
-    // SAFETY: the node is active, so it counts itself [own-count].
-    let closure = unsafe { &(*node).closure };
-    // SAFETY: the vtable that names this entry says that it is an `F`.
-    let function = unsafe { closure.take::<F>() };
-    // SAFETY: as above.
-    unsafe { run_and_finish::<A, R, F>(function, first) }
+    // SAFETY: the backend calls this function first on the stack, with a switch's words. The vtable
+    // that names it belongs to closures of the type `F`.
+    let (function, first) = unsafe { enter::<F>(own, word, data) };
+    run_and_finish(function, first)
 }
 
 /// The entry of a greenlet whose function is in a box.
 ///
 /// # Safety
 ///
-/// - Of an [`Entry`](crate::backend::Entry). The node has a closure of the type `Box<F>`.
+/// - Only a backend calls it, as an [`Entry`](crate::backend::Entry). The node has a closure of the
+///   type `Box<F>`.
 unsafe extern "C" fn run_boxed<A, R, F>(word: *const (), data: Word, own: *const SavedContext) -> !
 where
     A: 'static,
     R: 'static,
     F: FnOnce(A) -> Result<R> + 'static,
 {
-    /// Moves the function out of its box, and runs it. To call the box would keep it until the
-    /// function returns, with a second copy of all that was captured.
-    ///
-    /// # Safety
-    ///
-    /// - As for [`run_boxed`], after [`enter`].
-    // This frame is as large as the closure and may overflow. `current` must be set first, so that
-    // the report names the greenlet.
+    /// Moves the function out of its box, and runs it. A call of the box would free the box only
+    /// after the call, and hold a second copy of the captured values meanwhile.
+    // This frame is as large as the closure and may overflow the stack. `current` must be set
+    // first, so that the report names the greenlet.
     #[inline(never)]
-    unsafe fn run_unboxed<A, R, F>(node: *const Inner, first: Payload) -> !
+    fn run_unboxed<A, R, F>(function: Box<F>, first: Payload) -> !
     where
         A: 'static,
         R: 'static,
         F: FnOnce(A) -> Result<R> + 'static,
     {
-        // SAFETY: the node is active, so it counts itself [own-count].
-        let closure = unsafe { &(*node).closure };
-        // SAFETY: the vtable that names the entry says that it is a `Box<F>`. The box is a
-        // temporary, so this statement frees it.
-        let function = *unsafe { closure.take::<Box<F>>() };
-        // SAFETY: this function is called in the first frames of the greenlet's stack.
-        unsafe { run_and_finish::<A, R, F>(function, first) }
+        let function = *{ function }; // the braces make it a temporary, which this statement frees
+        run_and_finish(function, first)
     }
-    // SAFETY: this is the first frame of the greenlet's stack.
-    let (node, first) = unsafe { enter(own, word, data) };
-    // SAFETY: `enter` has just been called.
-    unsafe { run_unboxed::<A, R, F>(node, first) }
+    // SAFETY: the backend calls this function first on the stack, with a switch's words. The vtable
+    // that names it belongs to closures of the type `Box<F>`.
+    let (function, first) = unsafe { enter::<Box<F>>(own, word, data) };
+    run_unboxed(function, first)
 }

@@ -1,24 +1,32 @@
-//! Moving control: every stack switch of the library is made by [`switch_stacks`] or, when a greenlet ends, by
-//! [`exit_to`]. (Backtraces of suspended greenlets are the exception, see `backtrace.rs`.)
+//! Switching between greenlets. [`switch_stacks`] makes every switch, except the last one of a
+//! greenlet that ends ([`exit_to`]).
 //!
 //! ```text
-//!   origin (runs)                                   target (suspended)
+//!   origin (runs)                                      target (suspended)
 //!     Greenlet::switch
-//!       switch_to: find_ready                         is it suspended, and has the thread no flag?
-//!         yes: switch_stacks ── backend::switch ──►     its own switch_stacks returns the payload
-//!         no:  prepare_target: start it, or prefetch     receive: moves the value out, or `receive_slow`
-//!              otherwise switch_slow: refuse, resolve a dead target, wrap in an envelope
+//!       switch_to: find_ready: is the target suspended, and has the thread no flag?
+//!         yes: switch_stacks ── backend::switch ─────►  its own switch_stacks returns the payload
+//!         no:  prepare_target: start it, or prefetch    receive: moves the value out,
+//!         otherwise switch_slow: refuse, resolve a                or receive_slow
+//!              dead target, wrap in an envelope
 //! ```
+//!
+//! # Inlining
+//!
+//! The functions between a public call and the switch are `inline(always)`. A `ret` that is
+//! executed after a switch is mispredicted, and each call costs as much as the switch: 1.6 ns
+//! inline, 2.9 as one call.
 //!
 //! # Invariants
 //!
-//! - **[suspended-sp]** `context.sp` of a greenlet that does not run is non-null exactly if the greenlet is suspended
-//!   and anybody may resume it. It then is the resume point that its own `switch_stacks`, or `activate`, wrote. The
-//!   running greenlet may still have the one that it was resumed by, which nobody may use: clearing it would cost each
-//!   switch a store. A greenlet that ends clears it.
-//! - **[ready-now]** Between [`find_ready`] and the switch no user code runs, and nothing of the thread is borrowed.
-//! - **[target-alive]** The target of a switch is active, so its node counts itself and lives. The origin is active
-//!   too, or ending; the stack of an ending one is kept from others until something else runs.
+//! - **[suspended-sp]** `context.sp` of a greenlet that does not run is non-null exactly if the
+//!   greenlet is suspended and not hidden (`hidden_sp`). It then is the resume point that its last
+//!   `switch_stacks`, or `activate`, stored. In the running greenlet it may be the used one,
+//!   because clearing it would cost each switch a store. A greenlet that ends clears it.
+//! - **[ready-now]** Between [`find_ready`] and the switch no user code runs, and nothing of the
+//!   thread is borrowed.
+//! - **[target-alive]** The target of a switch is active, so it counts itself and lives. So does
+//!   the origin, unless it ends. The stack of one that ends is not reused before the target runs.
 
 pub(crate) mod backtrace_request;
 pub(crate) mod envelope;
@@ -60,13 +68,18 @@ use crate::thread::{ThreadState, flag, inbox, prefetch};
 /// A place in a user's source.
 type Loc = &'static Location<'static>;
 
-// ---- the fast path ----------------------------------------------------------------------------------
+// ---- the fast path
 
 /// A greenlet that a bare stack switch can resume, until user code or a switch runs ([ready-now]).
 pub(crate) struct Target(*const Inner);
 
-/// Switches to `target` with a value, and returns what comes back.
-#[inline(always)] // hot: a call costs as much as the switch, and its `ret` after the switch is mispredicted
+/// Switches to `target` with a value. Returns the value of the switch back.
+///
+/// # Errors
+///
+/// Returns why the switch was refused, a thrown error, or a `TypeMismatch` if the value is not an
+/// `R`.
+#[inline(always)] // see "Inlining"
 pub(crate) fn switch_to<T: 'static, R: 'static>(
     target: &Inner,
     value: &mut ManuallyDrop<T>,
@@ -74,16 +87,17 @@ pub(crate) fn switch_to<T: 'static, R: 'static>(
 ) -> Result<R, Error> {
     let payload = Payload::new(value);
     let back = match find_ready(target, payload.tag()) {
-        // SAFETY: [ready-now]; the value stays in the caller's frame, which this switch suspends.
+        // SAFETY: nothing runs between `find_ready` and the switch [ready-now]. The value stays in
+        // the caller's frame, which this switch suspends.
         Some(target) => unsafe { switch_stacks(target, payload, at) },
         None => switch_slow(target, Delivery::Payload(payload), at)?,
     };
     receive(back)
 }
 
-/// Returns `target` if a bare stack switch can resume it with a payload of type `carried`. A pending target is started
-/// for that.
-#[inline(always)] // hot, see `switch_to`
+/// Returns `target` if a bare stack switch can resume it with a payload of type `carried`. Starts a
+/// pending target.
+#[inline(always)] // see "Inlining"
 fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
     let thread = ThreadState::current();
     if !backend::SELF_SWITCH_IS_NOOP && thread.is_current(target) {
@@ -96,63 +110,65 @@ fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
     is_ready.then_some(Target(target))
 }
 
-/// Suspends the running greenlet at `at` and resumes `target`. Returns what the next switch to the suspended one brings.
+/// Suspends the running greenlet at `at` and resumes `target`. Returns the payload of the next
+/// switch to the suspended greenlet.
 ///
 /// # Safety
 ///
 /// - `target` was just found ready ([ready-now]).
 /// - What the payload points to stays in place until the receiver has taken it ([payload-owned]).
-#[inline(always)] // hot, see `switch_to`
+#[inline(always)] // see "Inlining"
 unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Payload {
     let thread = ThreadState::current();
     let (word, data) = payload.into_words();
-    // SAFETY: [suspended-sp] and [target-alive] hold for the target, [target-alive] for the running greenlet. The words
-    // that come back are a payload's: every switch carries one.
-    unsafe {
-        let (from, to) = (
-            &raw const (*thread.current_ptr()).context,
-            &raw const (*target.0).context,
-        );
-        let left = asan::leave(&thread.fibers, || {
-            let is_self = ptr::eq(from, to);
-            stack::bounds_at(if is_self {
-                backend::stack_pointer()
-            } else {
-                (*to).sp.get()
-            })
-        });
-        let (own, word, data) = backend::switch(from, at, to, word, data);
-        asan::arrive(left);
-        thread.set_current(Inner::of_context(own));
-        Payload::from_words(word, data)
-    }
+    let from = Inner::context_of(thread.current_ptr());
+    let to = Inner::context_of(target.0);
+    let left = asan::leave(&thread.fibers, || {
+        let is_self = ptr::eq(from, to);
+        stack::bounds_at(if is_self {
+            backend::stack_pointer()
+        } else {
+            // SAFETY: the target's node is alive [target-alive].
+            unsafe { (*to).sp.get() }
+        })
+    });
+    // SAFETY: both nodes are alive [target-alive]. The target's `sp` is an unused resume point
+    // [suspended-sp], or the target is the running greenlet. Only a switch to this greenlet uses
+    // its stack again.
+    let (own, word, data) = unsafe { backend::switch(from, at, to, word, data) };
+    asan::arrive(left);
+    thread.set_current(Inner::of_context(own));
+    // SAFETY: every switch carries the words of a payload, and these have just arrived.
+    unsafe { Payload::from_words(word, data) }
 }
 
-/// Leaves the ended greenlet for `target`. Its stack is free as soon as the target runs.
+/// Resumes `target` and gives up the stack of the running greenlet, which has ended.
 ///
 /// # Safety
 ///
 /// - The running greenlet has ended, and its stack is the thread's last stack.
-/// - `target` was just found ready ([ready-now]). What the payload points to may be on the stack that is left: the
-///   receiver takes it first ([take-first]).
+/// - `target` was just found ready ([ready-now]).
 #[inline]
 unsafe fn exit_to(target: Target, payload: Payload) -> ! {
     let (word, data) = payload.into_words();
-    // SAFETY: [suspended-sp], [target-alive].
-    unsafe {
-        asan::leave_for_good(&ThreadState::current().fibers, || {
-            stack::bounds_at((*target.0).context.sp.get())
-        });
-        backend::switch_and_exit(&raw const (*target.0).context, word, data)
-    }
+    let to = Inner::context_of(target.0);
+    asan::leave_for_good(&ThreadState::current().fibers, || {
+        // SAFETY: the target's node is alive [target-alive].
+        stack::bounds_at(unsafe { (*to).sp.get() })
+    });
+    // SAFETY: the target's node is alive [target-alive], and its `sp` is an unused resume point
+    // [suspended-sp]. The payload may point to this stack, since the receiver takes the value first
+    // [take-first].
+    unsafe { backend::switch_and_exit(to, word, data) }
 }
 
-/// Makes a target ready that is pending, or whose thread has a flag, if a bare stack switch can follow.
+/// Returns `true` if a bare stack switch to `target` can follow, though it is pending or the thread
+/// has a flag. Starts a pending target. Runs no user code.
 ///
-/// Returns before the switch, because a `ret` after it is mispredicted: a start takes 30 ns so, and 41 in
-/// `switch_slow`. Runs no user code.
-// It makes no call but tail calls, so it has no frame. A frame would be on another cache line of the running greenlet's
-// stack: a ring of 100,000 greenlets takes 86 ns a hop then, instead of 18.
+/// It returns before the switch, because a `ret` after the switch is mispredicted: a start takes 30
+/// ns, and 41 in `switch_slow`.
+// All its calls are tail calls, so it has no frame. A frame would be on another cache line of the
+// running greenlet's stack: a ring of 100,000 greenlets would take 86 ns a hop instead of 18.
 #[cold]
 #[inline(never)]
 fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
@@ -160,7 +176,8 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     if !thread.allows_switch() {
         return false;
     }
-    // Checked first: all else is on another cache line, probably not cached among many greenlets.
+    // Checked first: all else is on another cache line, probably not cached if there are many
+    // greenlets.
     if target.context.sp.get().is_null() {
         return prepare_pending(target, carried);
     }
@@ -171,7 +188,8 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     true
 }
 
-/// Starts a pending target with a stack of the thread's cache. Returns `false` if it is not pending, or needs more.
+/// Starts a pending target on a stack from the thread's cache. Returns `false` if it is not
+/// pending, or if the slow path is needed.
 #[inline(never)] // keeps the frame out of `prepare_target`
 fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
     let Some(vtable) = target.closure.vtable() else {
@@ -193,30 +211,31 @@ fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
     // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
     node.to_rc().into_raw();
     node.status.activate();
-    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`), aligned, and only ours. The entry consumes the
-    // function of this node.
+    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`) and aligned, and nobody else has
+    // it.
     unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
     node.stack.set(Some(stack));
 }
 
-// ---- the other entrances ----------------------------------------------------------------------------
+// ---- other kinds of switches
 
-/// Throws an error at `target`, and returns what comes back.
+/// Throws an error at `target`. Returns the payload of the switch back.
 ///
 /// # Errors
 ///
 /// Returns why the switch was refused.
-#[inline(always)] // a `ret` after the switch is mispredicted
+#[inline(always)] // see "Inlining"
 pub(crate) fn throw(target: &Inner, error: Error, at: Loc) -> Result<Payload, Error> {
     let payload = Payload::thrown(error);
     match find_ready(target, payload.tag()) {
-        // SAFETY: [ready-now]; the error is in the payload itself.
+        // SAFETY: nothing runs between `find_ready` and the switch [ready-now]. The error is in the
+        // payload itself.
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
         None => switch_slow(target, Delivery::of_thrown(payload), at),
     }
 }
 
-/// As [`switch_to`], and drops the handle on the way: the target runs without it.
+/// As [`switch_to`], but drops the handle before the target runs.
 ///
 /// # Errors
 ///
@@ -231,26 +250,28 @@ pub(crate) fn switch_to_owned(target: Greenlet, payload: Payload, at: Loc) -> Re
         None
     };
     let Some(ready) = ready else {
-        // The slow path may need the handle. If it is the last one, the greenlet is dead or the switch is refused.
+        // The slow path may need the handle, so it is dropped afterwards.
         let back = switch_slow(node, Delivery::Payload(payload), at);
         return Ok(drop_handle(target, back?));
     };
-    // Only the count goes: the greenlet is about to run, so it is not ended now.
+    // Dropping the reference instead of the handle does not end the greenlet, which is about to
+    // run.
     let node = target.into_inner();
     if node.has_one_handle() {
         thread.raise_flag(flag::NO_HANDLES);
     }
     drop(node);
-    // SAFETY: [ready-now]: dropping a count that is not the last one runs no user code.
+    // SAFETY: between `find_ready` and the switch only a count was dropped, which runs no user code
+    // because the active target counts itself [ready-now].
     Ok(unsafe { switch_stacks(ready, payload, at) })
 }
 
-/// Switches to the greenlet in `place`, without counting a handle of it.
+/// Switches to the greenlet in `place`, without another handle of it.
 ///
 /// # Errors
 ///
 /// Returns the payload if a bare stack switch cannot do it, or `place` is empty.
-#[inline(always)] // the fast path of an await
+#[inline(always)] // see "Inlining"
 pub(crate) fn try_switch_in<T: 'static>(
     place: &RefCell<Option<Greenlet>>,
     value: &mut ManuallyDrop<T>,
@@ -262,19 +283,20 @@ pub(crate) fn try_switch_in<T: 'static>(
         .as_ref()
         .and_then(|target| find_ready(target.inner(), payload.tag()));
     match target {
-        // SAFETY: [ready-now]: ending a borrow runs no user code.
+        // SAFETY: between `find_ready` and the switch only a borrow ended, which runs no user code
+        // [ready-now].
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
         None => Err(payload),
     }
 }
 
-/// Switches to the parent of `child`, without counting a handle of it: the link keeps the parent until control has
-/// left.
+/// Switches to the parent of `child`, without another handle of it: the link owns one up to the
+/// switch.
 ///
 /// # Errors
 ///
 /// Returns the payload if a bare stack switch cannot do it, or `child` is the main greenlet.
-#[inline(always)] // a `ret` after the switch is mispredicted
+#[inline(always)] // see "Inlining"
 pub(crate) fn try_switch_to_parent<T: 'static>(
     child: &Inner,
     value: &mut ManuallyDrop<T>,
@@ -282,16 +304,16 @@ pub(crate) fn try_switch_to_parent<T: 'static>(
 ) -> Result<Payload, Payload> {
     let payload = Payload::new(value);
     let parent = child.parent.as_ptr();
-    // SAFETY: the link keeps the parent, and nothing has changed it since [node-alive].
+    // SAFETY: the link owns a handle of the parent [node-alive], and nothing has changed it since.
     let target = unsafe { parent.as_ref() }.and_then(|parent| find_ready(parent, payload.tag()));
     match target {
-        // SAFETY: [ready-now].
+        // SAFETY: nothing runs between `find_ready` and the switch [ready-now].
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
         None => Err(payload),
     }
 }
 
-/// [`try_switch_to_parent`], where a bare stack switch does not do it.
+/// Switches to the parent of `child` if [`try_switch_to_parent`] could not.
 ///
 /// # Errors
 ///
@@ -306,13 +328,13 @@ pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) ->
     Ok(drop_handle(parent, back))
 }
 
-// ---- the slow path ----------------------------------------------------------------------------------
+// ---- the slow path
 
-/// Does every switch and throw that needs more than a bare stack switch.
+/// Makes a switch or throw that needs more than a bare stack switch.
 ///
 /// # Errors
 ///
-/// Returns why the switch was refused. Control has not left then.
+/// Returns why the switch was refused.
 #[cold]
 #[inline(never)]
 pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
@@ -320,15 +342,15 @@ pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result
     if let Some(refusal) = Refusal::of(thread) {
         return Err(refusal.into_error(unsent(delivery)));
     }
-    // First, so that what these run cannot get between (rule XD-5).
+    // Before the checks below, because these run code that may change their results (rule XD-5).
     let guard = DropGuard::new(delivery);
     inbox::run_requests(thread);
     // CAUTION: runs arbitrary user code, which may unwind.
     thread.run_deferred();
     let delivery = match guard.into_inner() {
         // A dead greenlet passes an exit up as a value (rule TH-8).
-        // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it comes before the target is
-        // looked for.
+        // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it precedes
+        // the look for a live target.
         Delivery::Message(Message::Error(error)) if target.status.is_dead() => {
             Delivery::Message(exit_to_value(error))
         }
@@ -343,7 +365,7 @@ pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result
     }
     if let Some(locked) = find_await_lock(thread, &live) {
         let error = AwaitInProgress::new(locked.label(), unsent(delivery)).into();
-        drop((locked, live)); // the count may leave this stack for good
+        drop((locked, live)); // `count_refusal` may never return
         teardown::count_refusal();
         return Err(error);
     }
@@ -355,10 +377,11 @@ pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result
     Ok(send(thread, live, delivery, at))
 }
 
-/// Delivers one stage of an end to an active greenlet that does not run. None of the checks of a user's switch apply.
+/// Delivers one stage of an end to an active greenlet that does not run. The checks of a user's
+/// switch do not apply.
 ///
-/// The caller has released the greenlet from its await lock, and knows that no panic unwinds.
-#[inline(always)] // a `ret` after the switch is mispredicted: of a kill's 54 ns
+/// The caller has released the greenlet's await lock, and knows that no panic unwinds.
+#[inline(always)] // see "Inlining"
 pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payload {
     let thread = ThreadState::current();
     if target.context.sp.get().is_null() {
@@ -368,7 +391,8 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
         }
     }
     match message {
-        // SAFETY: as in `throw`; nothing but the flags of users' switches could be in the way, and there are none.
+        // SAFETY: the target has a resume point, no flag is set, and nothing ran since [ready-now].
+        // The error is in the payload itself.
         Message::Error(error) if thread.allows_switch() => unsafe {
             switch_stacks(Target(target), Payload::thrown(error), at)
         },
@@ -376,7 +400,7 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
     }
 }
 
-/// Returns the greenlet whose await is in progress and keeps `live` from being resumed, if there is one.
+/// Returns the greenlet whose await prevents a switch to `live`, if there is one.
 fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     let locked = if live.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
         live.await_locked_ancestor()
@@ -387,7 +411,8 @@ fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     locked.or_else(|| is_hidden.then(|| live.to_rc()))
 }
 
-/// Resumes the active greenlet `target`, with an envelope where the receiver has more to do than to take a value.
+/// Resumes the active greenlet `target`. Uses an envelope if the receiver must do more than take a
+/// value.
 #[inline(never)]
 fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> Payload {
     let traced = thread.has_flag(flag::TRACED);
@@ -405,15 +430,16 @@ fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> P
             Payload::new(&mut envelope)
         }
     };
-    // SAFETY: [ready-now]; the envelope is in this frame, which the switch suspends.
+    // SAFETY: `into_target` checks that the target is suspended, and nothing runs in between
+    // [ready-now]. The envelope is in this frame, which the switch suspends.
     unsafe { switch_stacks(into_target(thread, target), payload, at) }
 }
 
-/// Releases the reference to a suspended greenlet, right before the switch to it. Kept over the switch, it would look
-/// like a handle. The greenlet is active, so it counts itself ([target-alive]).
+/// Drops the reference to a suspended greenlet, right before the switch to it. During the switch it
+/// would look like a handle. The greenlet is active, so it counts itself ([target-alive]).
 fn into_target(thread: &ThreadState, target: InnerRc) -> Target {
     if thread.has_flag(flag::NO_HANDLES) {
-        thread.lower_flag(flag::NO_HANDLES); // it was about the origin
+        thread.lower_flag(flag::NO_HANDLES); // `send` or `finish` has taken care of the origin
     }
     if target.context.sp.get().is_null() {
         abort("a switch to a greenlet that is not suspended");
@@ -421,9 +447,9 @@ fn into_target(thread: &ThreadState, target: InnerRc) -> Target {
     Target(target.as_ptr())
 }
 
-/// Drops a handle that a slow switch was made by, after control is back.
+/// Drops the handle that a slow switch used, after the switch back.
 ///
-/// That may run user code: it ends the greenlet if the handle is the last one. So the payload is opened first
+/// Dropping the last handle ends the greenlet, which runs user code. So the payload is opened first
 /// ([take-first]).
 pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     if handle.inner().has_other_handles() {
@@ -435,9 +461,9 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     Envelope::local(guard.into_inner().into_message())
 }
 
-/// Answers a switch or throw that reaches the greenlet that makes it: control stays (rules SW-8, SW-21, TH-10).
+/// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
 fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
-    // As a handle: losing the last other one while the tracer runs must be detected.
+    // Take a handle: losing the last other one while the tracer runs must be detected.
     let current = Greenlet::from_inner(current);
     if thread.has_flag(flag::TRACED) {
         // CAUTION: runs arbitrary user code (the tracer).
@@ -468,13 +494,13 @@ impl Drop for DropGuard {
     }
 }
 
-// ---- refusals ---------------------------------------------------------------------------------------
+// ---- refusals
 
 /// Why the running greenlet may not switch at all.
 enum Refusal {
     Unwinding,
     ThreadExiting,
-    /// Since the outermost `no_switch` section began there.
+    /// In a `no_switch` section, whose outermost one began there.
     NoSwitch(&'static Location<'static>),
 }
 
@@ -503,7 +529,8 @@ impl Refusal {
 ///
 /// # Errors
 ///
-/// Returns the error of a switch that were made here: [`Unwinding`], [`ThreadExiting`] or [`SwitchForbidden`].
+/// Returns the error that a switch would return: [`Unwinding`], [`ThreadExiting`] or
+/// [`SwitchForbidden`].
 ///
 /// # Examples
 ///
@@ -523,7 +550,7 @@ pub fn check_switch_allowed() -> Result<(), Error> {
     Refusal::of(thread).map_or(Ok(()), |refusal| Err(refusal.into_error(None)))
 }
 
-/// Returns the value of a delivery that is not made, for the error that says so.
+/// Returns the value of a refused delivery, for the error.
 fn unsent(delivery: Delivery) -> Option<Value> {
     match delivery.into_message() {
         Message::Value(value) => Some(value),
@@ -532,7 +559,7 @@ fn unsent(delivery: Delivery) -> Option<Value> {
     }
 }
 
-/// Turns an exit into the value that it becomes where it leaves a greenlet. Other errors stay errors (rule EX-2).
+/// Turns an exit into a value, as at the end of a greenlet. Other errors stay errors (rule EX-2).
 fn exit_to_value(error: Error) -> Message {
     match error.downcast::<GreenletExit>() {
         Ok(exit) => Message::Value(Value::new(exit)),
@@ -556,7 +583,7 @@ impl StartError {
     }
 }
 
-/// Gives a pending greenlet its stack and makes it active. After an error nothing has changed.
+/// Gives a pending greenlet a stack and makes it active. After an error nothing has changed.
 fn start(thread: &ThreadState, node: &Inner, delivery: &Delivery) -> Result<(), StartError> {
     let vtable = node
         .closure

@@ -6,7 +6,8 @@
 //!   3. an `Envelope`                                 -> traced, its origin dropped, then delivered
 //!   4. a value of another type                       -> a `TypeMismatch`, which owns the value
 //!
-//! Every function here takes the content out of the payload before it runs user code ([take-first], see `payload`).
+//! Every function here takes the content out of the payload before it runs user code ([take-first],
+//! see `payload`).
 
 #![forbid(unsafe_code)]
 
@@ -20,8 +21,8 @@ use crate::payload::value::Value;
 use crate::switch::envelope::Envelope;
 use crate::switch::{backtrace_request, trace, unwind};
 
-/// Returns what a switch brought, if it is an `R`.
-#[inline(always)] // the hot half of `Greenlet::switch`, see `switch`
+/// Returns the value of a payload if it is an `R`.
+#[inline(always)] // see "Inlining" in `switch`
 pub(crate) fn receive<R: 'static>(payload: Payload) -> Result<R, Error> {
     // By `?`, since the caller knows then that the fast path succeeded: 27 instructions a switch instead of 30.5.
     let value = match payload.downcast_fast() {
@@ -48,7 +49,7 @@ fn receive_slow<R: 'static>(payload: Payload) -> Result<R, Error> {
         .map_err(|value| TypeMismatch::of::<R>(value).into())
 }
 
-/// Does what a message says: returns a value or an error, or unwinds.
+/// Returns the value or the error of a message, or unwinds.
 pub(crate) fn deliver(message: Message) -> Result<Value, Error> {
     match message {
         Message::Value(value) => Ok(value),
@@ -58,8 +59,8 @@ pub(crate) fn deliver(message: Message) -> Result<Value, Error> {
     }
 }
 
-/// Returns the message of a payload. `None` for an exit that left a greenlet as a value: nearly all ended greenlets
-/// answer so, and it needs no box.
+/// Returns the message of a payload, or `None` for a [`GreenletExit`]. Nearly all ended greenlets
+/// deliver one, so this saves boxing it as a `Value`.
 pub(crate) fn open_unless_exit(payload: Payload) -> Option<Message> {
     match payload.downcast::<GreenletExit>() {
         Ok(_) => None,
@@ -67,7 +68,8 @@ pub(crate) fn open_unless_exit(payload: Payload) -> Option<Message> {
     }
 }
 
-/// Takes the content out of a payload, does what its envelope says, and returns the message.
+/// Takes the message out of a payload. Processes its envelope: calls the tracer, and drops the
+/// origin's handle.
 pub(crate) fn open(payload: Payload) -> Message {
     let envelope = match Envelope::open(backtrace_request::serve(payload)) {
         Ok(envelope) => envelope,

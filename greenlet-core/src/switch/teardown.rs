@@ -1,10 +1,11 @@
-//! Ends greenlets that have not finished: their last handle was dropped, or their owner ends them.
+//! Ends suspended greenlets: their last handle was dropped, or their owner ends them.
 //!
-//! An end has two stages. First a [`GreenletExit`](crate::GreenletExit) is thrown, so that the function
-//! returns and its clean-up may switch. If control comes back and the greenlet has not ended, it is
-//! unwound by force. A function that stops even that is reported, and its stack is never used again.
+//! An end has two stages. The first throws a [`GreenletExit`](crate::GreenletExit), so that the
+//! function returns, and its clean-up may switch. If the greenlet is not dead after that, the
+//! second stage unwinds its stack by force. A greenlet that stops even this is reported, and its
+//! stack is never used again.
 //!
-//! The end of a thread ends nothing: it marks the suspended greenlets as dead (`Inner::leave`).
+//! The end of a thread runs no code of its greenlets: see `thread_exit.rs`.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +26,8 @@ use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
 use crate::thread::{self, Deferred, ThreadState, flag};
 
-/// The last handle of an active greenlet is about to go: ends it, here and now if that is possible.
+/// Ends an active greenlet whose last handle is being dropped. If it cannot be ended now, it is
+/// ended later.
 #[cold]
 #[inline(never)]
 pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
@@ -36,7 +38,7 @@ pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
         return;
     }
     if thread.is_current(node) {
-        // It ends when it switches away (rule DE-15).
+        // The next greenlet that it switches to ends it (rule DE-15).
         thread.raise_flag(flag::NO_HANDLES);
         return;
     }
@@ -68,8 +70,8 @@ pub(crate) fn end_or_defer(greenlet: &Greenlet) {
     }
 }
 
-/// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not
-/// current, not main, and that nothing unwinds.
+/// Ends a greenlet in both stages, whatever handles exist. The caller knows that it is active,
+/// neither current nor main, and that no panic unwinds.
 pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
     if greenlet.inner().status.hold() == Hold::None {
         detach_current_branch(greenlet.inner());
@@ -77,27 +79,27 @@ pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
     end(greenlet, reason, || false);
 }
 
-/// Ends a greenlet in the context of the current one, which is its parent meanwhile (rule DE-3).
-/// Between the stages, `spare` says whether it is to live on.
-#[inline(always)] // a return after a switch is one that the processor does not predict
+/// Ends a greenlet. The current greenlet is its parent meanwhile (rule DE-3). If `is_revived`
+/// returns `true` after the first stage, the greenlet stays suspended.
+#[inline(always)] // see "Inlining" in `switch`
 fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool) {
     let node = greenlet.inner();
     if node.status.hold() != Hold::None {
         node.status.set_hold(Hold::HeldThenEnd);
         return;
     }
-    // CAUTION: a stage runs foreign code to its very end, where the old parent is set back. Only then is it
-    // known who has a handle.
+    // CAUTION: `deliver_stage` runs arbitrary user code up to its last statement, so the checks
+    // follow it.
     let thread = ThreadState::current();
     let exit = thread.exit_cache.error(reason);
     let refusals = thread.refusals.replace(0);
     let mut is_forced = deliver_stage(greenlet, Message::Error(exit));
     if node.status.hold() != Hold::None {
-        // The first stage led to somebody who keeps it suspended, and who has not let go of it yet.
+        // The first stage ran code that holds it suspended, and has not released it yet.
         node.status.set_hold(Hold::HeldThenEnd);
     } else if node.status.is_active() && !is_revived() {
         if cfg!(panic = "unwind") {
-            // Again: the clean-up may have hung the current greenlet below it.
+            // Again: the clean-up may have moved the current greenlet below it.
             detach_current_branch(node);
             is_forced |= deliver_stage(greenlet, Message::ForcedUnwind);
         }
@@ -108,14 +110,14 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
     }
     thread.refusals.set(refusals);
     if is_forced {
-        // While this went on, the same was done to the current greenlet.
+        // A stage of the current greenlet's own end was delivered during this one.
         unwind::force();
     }
 }
 
-/// Delivers one message, with the current greenlet as the parent meanwhile. Says whether the current
-/// greenlet was itself told to unwind while that went on.
-#[inline(always)] // as `end`
+/// Delivers one stage, with the current greenlet as the parent meanwhile. Returns `true` if the
+/// current greenlet itself must unwind by force.
+#[inline(always)] // see "Inlining" in `switch`
 fn deliver_stage(greenlet: &Greenlet, stage: Message) -> bool {
     let _meanwhile = TemporaryParent::new(greenlet.inner());
     ThreadState::current().release_await_lock(greenlet.inner());
@@ -124,8 +126,8 @@ fn deliver_stage(greenlet: &Greenlet, stage: Message) -> bool {
     message.is_some_and(|message| report_discarded(greenlet, message))
 }
 
-/// What comes back has nowhere to go (rules DE-5, DE-6, DE-19). Says whether it was the second stage of the end of the
-/// current greenlet.
+/// Reports a message that nobody can receive (rules DE-5, DE-6, DE-19). Returns `true` if it is the
+/// second stage of the current greenlet's own end.
 #[cold]
 #[inline(never)]
 fn report_discarded(greenlet: &Greenlet, message: Message) -> bool {
@@ -138,9 +140,9 @@ fn report_discarded(greenlet: &Greenlet, message: Message) -> bool {
     false
 }
 
-/// Where the current greenlet is below `node`, which it is about to end: moves the branch that it stands
-/// on to the parent of `node`. The current greenlet becomes the parent of `node` meanwhile, and a lineage
-/// is no ring. What the branch leaves would go there anyway: the dead are transparent.
+/// Moves the branch of the current greenlet to the parent of `node`, if the current greenlet is
+/// below `node`. It becomes the parent of `node` while it ends it, and a chain of parents has no
+/// cycle. The branch's outcomes go to that parent in any case, once `node` is dead.
 fn detach_current_branch(node: &InnerRc) {
     let current = ThreadState::current().current_inner();
     let is_child = |below: &InnerRc| {
@@ -149,7 +151,7 @@ fn detach_current_branch(node: &InnerRc) {
     };
     let branch = lineage(&current).find(is_child);
     if let Some(branch) = branch {
-        // Not the last handle: `node` is being ended by its handle.
+        // Not the last handle: the caller ends `node` by another one.
         drop(branch.parent.replace(node.parent_greenlet()));
     }
 }
@@ -162,7 +164,7 @@ struct TemporaryParent<'a> {
 
 impl<'a> TemporaryParent<'a> {
     fn new(node: &'a InnerRc) -> TemporaryParent<'a> {
-        // Counted, so that the one who ends cannot itself be destroyed before this is over (rule DE-20).
+        // The handle keeps the current greenlet from being ended during the stage (rule DE-20).
         let before = node.parent.replace(Some(thread::current_greenlet()));
         node.status.set_ending(true);
         TemporaryParent { node, before }
@@ -173,38 +175,40 @@ impl Drop for TemporaryParent<'_> {
     #[inline]
     fn drop(&mut self) {
         let node = self.node;
-        node.status.set_ending(false); // where ends of one node nest, the inner one is the last
+        node.status.set_ending(false); // of nested ends of one node, the inner one is the last
         let before = self.before.take();
         if let Some(before) = before.as_ref().filter(|_| node.has_other_handles()) {
             if before.inner().has_in_lineage(node) {
-                // The clean-up hung the old parent below the greenlet. That stands, or it were a cycle.
+                // The clean-up moved the old parent below the greenlet. Restoring it would make a
+                // cycle.
                 return;
             }
             if before.inner().await_locked_ancestor().is_some()
                 && ThreadState::current().current_inner().has_in_lineage(node)
             {
-                // It hung the current greenlet there, which must not run below a closed gate (G1).
+                // The clean-up moved the current greenlet below the node. It must not run below an
+                // await lock [locked-branch].
                 return;
             }
         }
         let meanwhile = node.parent.replace(before);
-        // CAUTION: runs foreign code only if the greenlet changed its parent meanwhile and that was the
-        // last handle of the new one (rules PA-14, DE-17).
+        // CAUTION: runs arbitrary user code if the clean-up set another parent and this is its last
+        // handle (rules PA-14, DE-17).
         drop(meanwhile);
     }
 }
 
-/// How many refused waits the code of a greenlet that is being ended may ignore.
+/// How many refused waits a greenlet that is being ended may ignore.
 const REFUSALS: u32 = 100;
 
 /// Counts a refused wait if the running code belongs to a greenlet that is being ended.
 ///
-/// Code that waits again after each refusal would never let the end return. After 100 refusals, control
-/// goes back to the code that ends the greenlet. The greenlet is then unwound by force; if it
-/// waits again after that, it is reported and left suspended.
+/// Code that waits again after each refusal would never end. After 100 refusals, this function
+/// switches to the greenlet that ends it, which then unwinds it by force. If it waits again after
+/// that, it is reported and left suspended.
 ///
-/// Call it, with no handle on the stack, before you return the error of a refused wait. The errors of
-/// this crate are counted already.
+/// Call it before you return the error of a refused wait. Own no handle then, because it may not
+/// return. The crate counts its own errors.
 ///
 /// # Examples
 ///
@@ -236,12 +240,12 @@ pub fn count_refusal() {
     };
     thread.refusals.set(thread.refusals.get().saturating_add(1));
     if thread.refusals.get() > REFUSALS && switch::check_switch_allowed().is_ok() {
-        // Returns when the greenlet is resumed after all. By value: its stack may be left for good.
+        // `switch_owned` drops the handle before the switch, which may not return.
         drop(ender.switch_owned::<Value>(()));
     }
 }
 
-/// The suspended greenlets of the thread, without main.
+/// Returns the suspended greenlets of the thread, except main.
 pub(crate) fn suspended(thread: &'static ThreadState) -> impl Iterator<Item = Greenlet> {
     let is_suspended = |greenlet: &Greenlet| !greenlet.is_main() && greenlet.is_suspended();
     thread.all_greenlets().filter(is_suspended)
@@ -252,18 +256,17 @@ const ROUNDS: u32 = 100;
 
 /// Ends all suspended greenlets of the calling thread, except the main greenlet.
 ///
-/// It repeats that for greenlets that clean-up creates and leaves suspended, at most 100 times. A
-/// greenlet that refuses to end is reported ([`set_unraisable_hook`](crate::set_unraisable_hook)) and
-/// left.
+/// Clean-up may create greenlets and leave them suspended, so this is repeated at most 100 times. A
+/// greenlet that refuses to end is reported ([`set_unraisable_hook`](crate::set_unraisable_hook))
+/// and stays suspended.
 ///
-/// A thread does not call it when it ends: see [`run_to_end`]. In a thread that somebody else starts,
-/// call it from what runs last there, such as `on_thread_stop` of tokio or `exit_handler` of rayon.
+/// The end of a thread does not call it: see [`run_to_end`]. On a runtime's threads, call it from
+/// the hook that runs last, such as `on_thread_stop` of tokio or `exit_handler` of rayon.
 ///
 /// # Errors
 ///
-/// Returns the error that a switch from here would return: [`Unwinding`](crate::Unwinding),
-/// [`SwitchForbidden`](crate::SwitchForbidden) or [`ThreadExiting`](crate::ThreadExiting). Then it has
-/// ended nothing.
+/// Returns the error that a switch would return, and ends nothing: [`Unwinding`](crate::Unwinding),
+/// [`SwitchForbidden`](crate::SwitchForbidden) or [`ThreadExiting`](crate::ThreadExiting).
 ///
 /// # Examples
 ///
@@ -296,10 +299,11 @@ pub fn end_suspended() -> Result<(), Error> {
 
 /// Runs `f`, then ends all suspended greenlets of the calling thread, also if `f` panics.
 ///
-/// Call it at the top of `main` and of each thread's function. The end of a thread runs no code of a
-/// greenlet: what is still suspended then is dead, its destructors never run, and its stack is leaked.
+/// Call it at the top of `main` and of each thread's function. The end of a thread runs no code of
+/// a greenlet. A greenlet that is still suspended then is dead: its destructors never run, and its
+/// stack is leaked.
 ///
-/// Where [`end_suspended`] would return an error, it ends nothing.
+/// If [`end_suspended`] would return an error, it ends nothing.
 ///
 /// # Panics
 ///
@@ -328,7 +332,8 @@ pub fn end_suspended() -> Result<(), Error> {
 /// ```
 pub fn run_to_end<T>(f: impl FnOnce() -> T) -> T {
     let outcome = catch_unwind(AssertUnwindSafe(f));
-    // CAUTION: runs arbitrary user code. Refused: the thread's end reports what stays suspended.
+    // CAUTION: runs arbitrary user code. After an error, the thread's end reports the suspended
+    // greenlets.
     let _ = end_suspended();
     outcome.unwrap_or_else(|payload| resume_unwind(payload))
 }

@@ -1,7 +1,8 @@
-//! The end of a thread: what happens to its greenlets, and the order in which its state is released.
+//! The end of a thread: marks its suspended greenlets as dead, and releases its state.
 //!
-//! - **[thread-exit]** `ExitGuard` raises `EXITING` and marks all suspended greenlets as dead before arbitrary user
-//!   code can run. From then on no code of them runs. Their stacks, and what these own, stay in place.
+//! - **[thread-exit]** `ExitGuard` raises `EXITING` and marks all suspended greenlets as dead
+//!   before arbitrary user code can run. From then on no code of them runs. Their stacks, and what
+//!   these own, stay in place.
 
 use std::ptr;
 
@@ -18,7 +19,8 @@ thread_local! {
     static EXIT_GUARD: ExitGuard = const { ExitGuard };
 }
 
-/// Arranges that [`ExitGuard`] is dropped when the calling thread ends. Returns `false` if that has happened.
+/// Arranges that [`ExitGuard`] is dropped when the calling thread ends. Returns `false` if that has
+/// happened.
 pub(crate) fn install_guard() -> bool {
     EXIT_GUARD.try_with(|_| ()).is_ok()
 }
@@ -28,16 +30,15 @@ struct ExitGuard;
 impl Drop for ExitGuard {
     fn drop(&mut self) {
         let thread = ThreadState::current();
-        // Otherwise `std::process::exit` was called in a greenlet, or in a destructor during a panic.
+        // Otherwise a greenlet, or a destructor during a panic, has called `std::process::exit`.
         let is_thread_end = thread.current_ptr() == thread.main_ptr() && !std::thread::panicking();
         if is_thread_end {
-            // These were ended while a panic unwound, which only delayed their ends.
-            // CAUTION: runs arbitrary user code.
+            // CAUTION: runs arbitrary user code, of greenlets whose ends a panic has deferred.
             thread.run_deferred();
         }
         thread.raise_flag(flag::EXITING);
         let left: Vec<Greenlet> = teardown::suspended(thread).collect();
-        let report = Unraisable::of_left(&left); // before they are dead, since it prints their states
+        let report = Unraisable::of_left(&left); // first, because it contains their states
         left.iter()
             .for_each(|greenlet| mark_dead(thread, greenlet.inner()));
         inbox::unregister(thread);
@@ -45,29 +46,31 @@ impl Drop for ExitGuard {
             std::mem::forget((left, report)); // dropping handles may run user code
             return;
         }
-        // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents captured.
+        // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents
+        // captured.
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
             unraisable::call(&report);
         }
         left.into_iter().for_each(release);
         thread.keep_last_stack(None);
         thread.fibers.release_finished();
-        thread.exit_cache.forget();
+        thread.exit_cache.clear();
         let tracer = thread.tracer.borrow_mut().take();
         drop(tracer);
         thread.stacks.borrow_mut().release();
         thread.signal_stack.withdraw();
         let main = thread.main_ptr();
-        // SAFETY: `set_up` gave two references away. This is the first.
+        // SAFETY: the thread state owns two references to main [main-alive], which `set_up` gave
+        // up. This is the first.
         let first = unsafe { InnerRc::from_raw(main) };
-        // SAFETY: this is the second.
+        // SAFETY: the thread state owns two references to main [main-alive]. This is the second.
         let second = unsafe { InnerRc::from_raw(main) };
         // CAUTION: runs arbitrary user code: destructors of main's greenlet-locals.
         drop(first.replace_locals(None));
         first.finish();
         drop(first);
         drop(second);
-        drop(thread.creation_times.take()); // the map may have memory when it is empty
+        drop(thread.creation_times.take()); // an empty map may own memory
         thread.pool.close();
     }
 }
@@ -75,7 +78,7 @@ impl Drop for ExitGuard {
 /// Marks a suspended greenlet as dead, without running any of its code [thread-exit].
 fn mark_dead(thread: &ThreadState, node: &Inner) {
     thread.release_await_lock(node);
-    // Values on the stack may refer to what these own, so one count of each is never released.
+    // Values on the stack may borrow from these, so one count of each is leaked.
     std::mem::forget(node.locals());
     std::mem::forget(node.attachment().cloned());
     node.stack.take(); // it has no destructor: the memory stays
@@ -86,9 +89,10 @@ fn mark_dead(thread: &ThreadState, node: &Inner) {
 
 /// Drops the handle of a greenlet that was [marked as dead](mark_dead), and its count of itself.
 fn release(greenlet: Greenlet) {
-    // SAFETY: `activate` gave that count up, and only a greenlet that finishes takes it back, which this one never
-    // does. The handle is another count.
+    // SAFETY: `activate` gave up that count. Only the end of the greenlet would take it back, and
+    // none of its code runs any more [thread-exit]. The handle is another count.
     unsafe { InnerRc::decrement_strong_count(greenlet.inner()) };
-    // CAUTION: runs arbitrary user code if this is the last handle, and the last one of its parent.
+    // CAUTION: runs arbitrary user code if this is the last handle, and owns the last handle of its
+    // parent.
     drop(greenlet);
 }

@@ -1,5 +1,5 @@
-//! Tracing: a function of the user's that is told of every transfer of its thread, as Python's
-//! `greenlet.settrace` does it.
+//! Tracing: a user's function that is called at every switch of its thread, as by Python's
+//! `greenlet.settrace`.
 
 #![forbid(unsafe_code)]
 
@@ -12,14 +12,14 @@ use crate::switch::unwind;
 use crate::thread::tracer::{TraceEvent, TraceKind, Tracer};
 use crate::thread::{self, ThreadState, flag};
 
-/// Installs the tracer of this thread, or removes it, and returns the one that was there before.
+/// Installs the tracer of this thread, or removes it. Returns the previous one.
 ///
-/// All greenlets of the thread share it; other threads are not affected. It is called in the target of
-/// each switch_slow, before the target's `switch` returns or its function begins. It may switch, and
-/// change or remove itself. While none is installed, tracing costs nothing.
+/// All greenlets of the thread share it, and other threads are not affected. Each switch calls it
+/// in the target, before the target's `switch` returns or its function begins. It may switch, and
+/// replace or remove itself. Without a tracer, tracing costs nothing.
 pub fn settrace(tracer: Option<Tracer>) -> Option<Tracer> {
     let thread = ThreadState::current();
-    // The thread's end is what releases the tracer: see that it is noticed.
+    // The guard that this installs releases the tracer when the thread ends.
     thread.ensure_set_up();
     if tracer.is_some() {
         thread.raise_flag(flag::TRACED);
@@ -29,12 +29,13 @@ pub fn settrace(tracer: Option<Tracer>) -> Option<Tracer> {
     thread.tracer.replace(tracer)
 }
 
-/// The tracer of this thread, if one is installed.
+/// Returns the tracer of this thread, if one is installed.
 pub fn gettrace() -> Option<Tracer> {
     ThreadState::current().tracer.borrow().clone()
 }
 
-/// Tells the tracer of a switch_slow, and returns what is to be delivered.
+/// Calls the tracer for a switch. Returns the message to deliver: `message`, or the tracer's own
+/// failure.
 pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     let Some(tracer) = gettrace() else {
         return message;
@@ -47,13 +48,13 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
             TraceKind::Switch
         },
         origin: origin.clone(),
-        // Who has never switched away has not been come back to.
+        // A greenlet that has never suspended is being started, not resumed.
         is_start: !target.is_main()
             && *origin != target
             && target.inner().context.suspended_at.get().is_none(),
         target,
     };
-    // CAUTION: runs foreign code: the tracer may switch, throw, panic, and replace itself.
+    // CAUTION: runs arbitrary user code: the tracer may switch, throw, panic, and replace itself.
     let outcome = catch_unwind(AssertUnwindSafe(|| tracer.call(&event)));
     drop(event);
     let replacement = match outcome {
@@ -63,13 +64,13 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     };
     drop(settrace(None));
     if let Message::ForcedUnwind = message {
-        // The greenlet is being unwound in any case.
+        // A failure of the tracer does not stop a forced unwind.
         if let Message::Error(error) = replacement {
             unraisable::call(&Unraisable::of_error(thread::current_greenlet(), error));
         }
         return message;
     }
-    // CAUTION: runs foreign code: what was on its way is lost (rule TR-10).
+    // CAUTION: runs arbitrary user code: the message is lost (rule TR-10).
     drop(message);
     replacement
 }

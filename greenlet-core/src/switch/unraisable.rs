@@ -1,5 +1,5 @@
-//! Reports of what cannot be raised anywhere: errors of greenlets that were ended because nobody had a
-//! handle of them any more.
+//! Reports of errors and panics that no greenlet can receive, and the hook that receives the
+//! reports.
 
 #![forbid(unsafe_code)]
 
@@ -17,9 +17,9 @@ use crate::node::handle::Greenlet;
 
 /// An error or a panic that no greenlet can receive: Python's "unraisable exception".
 ///
-/// A greenlet that is ended because its last handle was dropped cannot return an error to anything.
-/// If its clean-up fails, the [hook](set_unraisable_hook) receives the report. The same is true of
-/// an error or panic that is sent to a greenlet while it is inside such a drop.
+/// When a greenlet's last handle is dropped, its clean-up may fail, and no code is there that could
+/// receive the error. So the [hook](set_unraisable_hook) receives a report of it. The same is true
+/// of an error or panic that is sent to a greenlet while it is inside such a drop.
 ///
 /// # Examples
 ///
@@ -44,7 +44,7 @@ use crate::node::handle::Greenlet;
 #[derive(Debug)]
 pub struct Unraisable {
     greenlet: Greenlet,
-    /// Where the generator was created, if it is about one.
+    /// Where the generator was created, if this is about one.
     generator: Option<&'static Location<'static>>,
     what: What,
 }
@@ -52,14 +52,14 @@ pub struct Unraisable {
 #[derive(Debug)]
 enum What {
     Error(Error),
-    /// `RefCell`, so that a hook can take it.
+    /// In a `RefCell`, so that a hook can take it.
     Panic(RefCell<Option<Box<dyn Any + Send>>>),
     RefusedToEnd,
     /// How many greenlets, and the text about them.
     LeftSuspended(usize, String),
 }
 
-/// How many greenlets a report names.
+/// How many greenlets a report names at most.
 const NAMED: usize = 8;
 
 impl Unraisable {
@@ -87,8 +87,8 @@ impl Unraisable {
         }
     }
 
-    /// Creates one report for all that are left suspended. Those that refused to end were reported
-    /// then.
+    /// Creates one report of all greenlets that are left suspended, except those that have refused
+    /// to end, which have a report of their own.
     pub(crate) fn of_left(all: &[Greenlet]) -> Option<Unraisable> {
         let is_unreported = |greenlet: &&Greenlet| !greenlet.inner().status.is_abandoned();
         let left: Vec<&Greenlet> = all.iter().filter(is_unreported).collect();
@@ -106,7 +106,7 @@ impl Unraisable {
         })
     }
 
-    /// Makes this the report of a generator that the greenlet ended.
+    /// Turns this into the report of a generator that the greenlet ended.
     pub(crate) fn in_generator(self, created_at: &'static Location<'static>) -> Unraisable {
         Unraisable {
             generator: Some(created_at),
@@ -136,11 +136,12 @@ impl Unraisable {
         }
     }
 
-    /// Returns how many greenlets were still suspended when their thread ended, or 0 in another report.
+    /// Returns how many greenlets were still suspended when their thread ended, or 0 in another
+    /// report.
     ///
-    /// They are dead, none of their code runs, and their stacks are leaked. It is one report for all of a
-    /// thread; the first thread of a process makes none. [`run_to_end`](crate::run_to_end) ends them in
-    /// time.
+    /// They are dead, none of their code runs, and their stacks are leaked. There is one report for
+    /// each thread, except the first thread of the process. [`run_to_end`](crate::run_to_end) ends
+    /// the greenlets in time.
     pub fn left_suspended(&self) -> usize {
         match &self.what {
             What::LeftSuspended(count, _) => *count,
@@ -148,13 +149,13 @@ impl Unraisable {
         }
     }
 
-    /// Returns where the generator was created, if it is about a generator that was dropped.
+    /// Returns where the generator was created, if this is about a generator that was dropped.
     pub fn generator(&self) -> Option<&'static Location<'static>> {
         self.generator
     }
 
-    /// Returns `true` if the greenlet, or the generator, caught the unwinding of its stack and did not end. It stays
-    /// suspended for good, and its stack is leaked.
+    /// Returns `true` if the greenlet, or the generator, caught the forced unwind of its stack and
+    /// did not end. It stays suspended for ever, and its stack is leaked.
     pub fn is_refusal(&self) -> bool {
         matches!(self.what, What::RefusedToEnd)
     }
@@ -162,16 +163,16 @@ impl Unraisable {
 
 impl fmt::Display for Unraisable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut who = self.greenlet.inner().label();
+        let mut label = self.greenlet.inner().label();
         if let Some(created_at) = self.generator {
-            who = format!("a generator created at {created_at}, in {who},");
+            label = format!("a generator created at {created_at}, in {label},");
         }
         match &self.what {
-            What::Error(error) => write!(f, "{who} was ended, and this was ignored: {error:#}"),
-            What::Panic(_) => write!(f, "{who} was ended, and a panic was ignored"),
+            What::Error(error) => write!(f, "{label} was ended, and this was ignored: {error:#}"),
+            What::Panic(_) => write!(f, "{label} was ended, and a panic was ignored"),
             What::RefusedToEnd => write!(
                 f,
-                "{who} stopped its own end; it is left suspended, and its stack is leaked"
+                "{label} stopped its own end; it is left suspended, and its stack is leaked"
             ),
             What::LeftSuspended(_, greenlets) => write!(
                 f,
@@ -186,15 +187,14 @@ type Hook = Arc<dyn Fn(&Unraisable) + Send + Sync>;
 
 static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
 
-/// Installs the function that receives errors which no greenlet can receive, for all threads of the
-/// process.
+/// Installs the hook that receives [reports](Unraisable), for all threads of the process.
 ///
-/// Without a hook they are written to standard error, one line each, as in Python.
+/// Without a hook, each report is a line on standard error, as in Python.
 ///
 /// # Panics
 ///
-/// The hook must not panic. It is called from destructors and from the last frames of greenlets,
-/// where a panic aborts the process.
+/// The hook must not panic: destructors and the last frames of greenlets call it, where a panic
+/// aborts the process.
 ///
 /// # Examples
 ///
@@ -224,11 +224,11 @@ pub fn take_unraisable_hook() {
     *HOOK.write() = None;
 }
 
-/// Tells the hook.
+/// Passes a report to the hook.
 pub(crate) fn call(report: &Unraisable) {
     let hook = HOOK.read().clone();
     match hook {
-        // CAUTION: runs foreign code.
+        // CAUTION: runs arbitrary user code.
         Some(hook) => hook(report),
         // `eprintln!` panics if standard error cannot be written to.
         None => {

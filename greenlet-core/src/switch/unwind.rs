@@ -1,8 +1,8 @@
-//! Leaving a greenlet by unwinding: panics that are no panics.
+//! Unwinding a greenlet's stack without a panic.
 //!
-//! Two things unwind a stack without the panic hook being called: [`raise`], which is how code that
-//! does not return a `Result` lets an error out of its greenlet, and the second stage of an exit.
-//! Each has a payload type of its own, which `entry.rs` catches at the greenlet's first frame.
+//! [`raise`] returns an error from code that does not return a `Result`. [`force`] is the second
+//! stage of an end. Neither calls the panic hook. Each has its own payload type, which the
+//! greenlet's first frame catches.
 
 #![forbid(unsafe_code)]
 
@@ -25,14 +25,13 @@ struct Forced;
 /// Ends the running greenlet with an error, from code that cannot return one. Return the error if
 /// you can.
 ///
-/// The stack is unwound, and the greenlet ends as if its function had returned the error. If the
-/// error is a [`GreenletExit`], the parent receives it as an ordinary value.
+/// The stack is unwound, and the greenlet ends as if its function had returned the error.
 ///
 /// # Panics
 ///
-/// Unwinds like a panic, without calling the panic hook. `std::panic::catch_unwind` catches it,
-/// which you should not do. In the main greenlet it ends the thread. A destructor that switches or
-/// awaits meanwhile gets [`Unwinding`](crate::Unwinding).
+/// Unwinds like a panic, without calling the panic hook. Do not catch it with
+/// `std::panic::catch_unwind`. In the main greenlet it ends the thread. A destructor that switches
+/// or awaits meanwhile gets [`Unwinding`](crate::Unwinding).
 ///
 /// # Examples
 ///
@@ -56,7 +55,7 @@ pub(crate) fn force() -> ! {
     resume_unwind(Box::new(Forced))
 }
 
-/// What a caught unwinding leaves for the parent.
+/// Converts the payload of a greenlet that has unwound into the message for its parent.
 pub(crate) fn parent_message(payload: Box<dyn Any + Send>) -> Message {
     let payload = match payload.downcast::<Raised>() {
         Ok(raised) => {
@@ -73,9 +72,13 @@ pub(crate) fn parent_message(payload: Box<dyn Any + Send>) -> Message {
     }
 }
 
-/// Takes the exit out of an error that leaves its greenlet, or says what goes to the parent in its place.
+/// Takes the exit out of the error that a greenlet ends with. Drops its contexts, without
+/// unwinding.
 ///
-/// The contexts of the exit are dropped here, in the greenlet's last frames, which nothing may unwind.
+/// # Errors
+///
+/// Returns the message for the parent if it is no exit, or if a context panicked when it was
+/// dropped.
 #[inline]
 pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
     ThreadState::current()
@@ -84,11 +87,11 @@ pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
         .or_else(exit_slow)
 }
 
-/// [`exit_of`], where the error has contexts.
+/// [`exit_of`] of an error with contexts.
 #[cold]
 #[inline(never)]
 fn exit_slow(error: Error) -> Result<GreenletExit, Message> {
-    // CAUTION: runs foreign code.
+    // CAUTION: runs arbitrary user code.
     match catch_unwind(AssertUnwindSafe(|| error.downcast::<GreenletExit>())) {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(error)) => Err(Message::Error(error)),
@@ -96,7 +99,7 @@ fn exit_slow(error: Error) -> Result<GreenletExit, Message> {
     }
 }
 
-/// What a caught unwinding delivers in place of something else, to whom it was caught in.
+/// Converts a caught payload into the message for the greenlet that caught it.
 pub(crate) fn own_message(payload: Box<dyn Any + Send>) -> Message {
     let payload = match payload.downcast::<Raised>() {
         Ok(raised) => return Message::Error(raised.0),

@@ -41,7 +41,7 @@ unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const Sa
     asan::leave_for_good(&ThreadState::current().fibers, || {
         stack::bounds_at(coroutine.outside.sp.get())
     });
-    // SAFETY: B1: `resume` wrote it, and is suspended there.
+    // SAFETY: `resume` stored the resume point, and is suspended there [resume-point].
     unsafe { backend::switch_and_exit(&coroutine.outside, ptr::without_provenance(3), Word::uninit()) }
 }
 

@@ -1,52 +1,53 @@
 //! Stack switching for aarch64 (AAPCS64).
 //!
-//! # Operations
-//!
-//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_and_exit` leaves
-//! it for good. `trampoline` is the first code on a fresh stack. For segments: `init_segment`, `step`, `step_back`,
-//! `step_and_exit` and `trampoline_segment`.
-//!
 //! # The stack at each moment
 //!
 //! ```text
-//!   fresh (made by init)             suspended (left by switch)
+//!   fresh (prepared by init)                    suspended (by switch)
 //!
-//!   base ─►├──────────────────┤      │ frame that switched │
-//!          │ not written      │      ├─────────────────────┤
-//!          │ address of entry │◄─ context.sp      │ x19       │
-//!          └──────────────────┘      │ x29                 │◄─ context.sp
-//!                                    └─────────────────────┘
+//!   base ─►├──────────────────┤                 │ frame that switched │
+//!          │ not written      │                 ├─────────────────────┤
+//!          │ address of entry │◄─ context.sp    │ x19                 │
+//!          └──────────────────┘                 │ x29                 │◄─ context.sp
+//!                                               └─────────────────────┘
 //!
-//!   context.pc: the trampoline        context.pc: label 2 of the switch that left
+//!   context.pc: the trampoline                  context.pc: label 2 of that switch
 //!
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
 //!
-//! A segment keeps the code on the stack, so that its resume point is one word:
+//! A segment stores the code address on its stack, so that its resume point is one word:
 //!
 //! ```text
-//!   fresh (made by init_segment)          suspended (left by step or step_back)
+//!   fresh (prepared by init_segment)            suspended (by step or step_back)
 //!
-//!   base ─►├────────────────────┤         │ frame that left       │
-//!          │ address of header  │         ├───────────────────────┤
-//!          │ not written        │         │ not written           │
-//!          │ address of entry   │         │ x29                   │
-//!          │ trampoline_segment │◄─ sp    │ x19                   │
-//!          └────────────────────┘         │ label 2 of the step   │◄─ sp
-//!                                         └───────────────────────┘
+//!   base ─►├────────────────────┤               │ frame that stepped    │
+//!          │ address of header  │               ├───────────────────────┤
+//!          │ not written        │               │ not written           │
+//!          │ address of entry   │               │ x29                   │
+//!          │ trampoline_segment │◄─ sp          │ x19                   │
+//!          └────────────────────┘               │ label 2 of the step   │◄─ sp
+//!                                               └───────────────────────┘
 //! ```
+//!
+//! # The registers of a switch or step
+//!
+//! `x0` holds the word, and `x1` the data (a step: `x1`, `x3`, `x4`). `x2` holds the context that
+//! is resumed; in a step to a segment the segment's resume point, and in a step back the resume
+//! point that the segment leaves, or null after the final step. These are argument registers of the
+//! C calling convention, so the trampolines call the entry without moving them.
 //!
 //! # What is saved, and what is not
 //!
-//! Saved: `sp`, `x29`, `x19`, the address to go on at (in the context). The compiler does not let us
-//! name `x29` and `x19` as clobbered, so they are stored. Every other register is declared clobbered:
-//! the compiler saves those that are live. Not saved: FPCR (see `backend`), `x18` (the platform's),
-//! `tpidr_el0` (it belongs to the thread).
+//! The assembly saves `sp`, `x29` and `x19`. It stores the latter two, because the compiler does
+//! not accept them as clobbered. All other registers are declared clobbered, so the compiler saves
+//! those that are live. Not saved: FPCR (see `backend`), `x18` (the platform's), `tpidr_el0` (it
+//! belongs to the thread).
 //!
 //! # Why inline, and why `br`
 //!
-//! As on x86_64: the only jump is an indirect branch, which is predicted by its history; a `ret` that
-//! answers no call is not.
+//! As on x86_64: the only jump is an indirect branch, which is predicted by its history. A `ret`
+//! without a call is mispredicted. So the four functions that return are `inline(always)`.
 
 use std::arch::{asm, global_asm};
 use std::cell::Cell;
@@ -55,8 +56,8 @@ use std::ptr::{self, NonNull};
 
 use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
-// The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
-// x0 and x1 hold the two words of the switch, x2 the context. At its start, [sp] is the address of the entry, sp is aligned to 16.
+// The first code on a fresh stack: calls the entry, whose address it pops. The switch has set x0,
+// x1 and x2.
 global_asm!(
     ".text",
     ".balign 16",
@@ -68,7 +69,7 @@ global_asm!(
     // There is no caller: a backtrace ends here.
     ".cfi_undefined x30",
     "ldr x9, [sp], #16",
-    // For those who walk by frame pointers.
+    // The chain of frame pointers ends here.
     "mov x29, xzr",
     "mov x30, xzr",
     "blr x9",
@@ -78,14 +79,15 @@ global_asm!(
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Prepares a fresh stack, whose context is `context`: a switch there calls `entry` on it.
+/// Prepares a fresh stack, whose context is `context`. The first switch there calls `entry`.
 ///
 /// # Safety
 ///
-/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
+/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, which nobody
+///   uses.
 pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
     let trampoline: *const u8;
-    // SAFETY: computes an address, touches nothing.
+    // SAFETY: the instructions only compute an address.
     unsafe {
         asm!(
             concat!("adrp {0}, ", trampoline!()),
@@ -95,21 +97,19 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContex
         );
     }
     context.pc.set(trampoline);
-    // SAFETY: the two words below `base` are inside the stack, by the contract of this function.
-    unsafe {
-        let top = base.cast::<usize>().as_ptr();
-        top.sub(2).write(entry as usize);
-        context.sp.set(top.sub(2).cast());
-    }
+    let sp = base.cast::<usize>().as_ptr().wrapping_sub(2);
+    // SAFETY: the two words below `base` are inside the stack, says the caller.
+    unsafe { sp.write(entry as usize) };
+    context.sp.set(sp.cast());
 }
 
-/// Leaves this stack for the one whose context `to` is; returns its own context, and what the next switch back brings. To
-/// itself, it comes right back.
+/// Suspends this stack and resumes `to`. Returns this stack's context, and the words of the next
+/// switch to it.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)] // a call here would cost more than the switch
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline(always)] // see the head of this file
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
     at: &'static Location<'static>,
@@ -118,19 +118,20 @@ pub(crate) unsafe fn switch(
     data: Word,
 ) -> (*const SavedContext, *const (), Word) {
     let (own, word_back, data_back);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `SavedContext` is three words in
-    // the order in which they are declared.
+    // SAFETY: the assembly declares or restores all registers that it changes. It writes this stack and
+    // `from`, a `SavedContext`: three words in the order of its fields. It resumes a stack that is
+    // suspended [resume-point], and nothing uses this one until the switch back [stack-waits].
     unsafe {
         asm!(
             "stp x29, x19, [sp, #-16]!",
-            "adr x9, 2f", // where to come back
+            "adr x9, 2f", // the next switch to this stack jumps to label 2
             "mov x10, sp",
-            "stp x10, x9, [x3]",  // from.sp: the resume point; from.pc
-            "str x4, [x3, #16]",  // from.suspended_at
-            // Not looked up before: where `to` is `from`, this is what was just written.
+            "stp x10, x9, [x3]", // from.sp, from.pc
+            "str x4, [x3, #16]", // from.suspended_at
+            // `to` is read only now: if it is `from`, it is what was just stored.
             "ldp x10, x9, [x2]",
-            "mov sp, x10", // from here on, the other stack
-            "br x9",       // to label 2 of the switch that left it, or to the trampoline
+            "mov sp, x10", // the other stack
+            "br x9",       // to label 2 of its own switch, or to the trampoline
             "2:",
             "ldp x29, x19, [sp], #16",
             inlateout("x0") word => word_back,
@@ -138,7 +139,7 @@ pub(crate) unsafe fn switch(
             inlateout("x2") to => own,
             inlateout("x3") from => _,
             inlateout("x4") ptr::from_ref(at) => _,
-            out("x9") _, // written before the others are read
+            out("x9") _, // not `lateout`: written before the inputs are read
             out("x10") _,
             lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _,
             lateout("x24") _, lateout("x25") _, lateout("x26") _, lateout("x27") _,
@@ -151,15 +152,16 @@ pub(crate) unsafe fn switch(
     (own, word_back, data_back)
 }
 
-/// Leaves this stack for the one whose context `to` is, for good.
+/// Resumes `to`, and gives this stack up.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
-///   other side has taken it.
-#[inline(always)]
+/// - [resume-point] for `to`. Nothing on this stack is used any more, except what `data` points to,
+///   until the other side has taken it.
+#[inline]
 pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
-    // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
+    // SAFETY: it resumes a stack that is suspended [resume-point]. Nothing is saved, because
+    // nothing resumes this stack.
     unsafe {
         asm!(
             "ldp x10, x9, [x2]",
@@ -173,8 +175,8 @@ pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), d
     }
 }
 
-// The first code on a segment. It calls the entry by the C calling convention: x0, x1, x3 and x4 hold the words of the step, x2
-// the header. At its start, [sp] is its own address, sp is aligned to 16.
+// The first code on a segment: calls the entry. The step has set x0, x1, x3, x4; the header's
+// address goes to x2.
 global_asm!(
     ".text",
     ".balign 16",
@@ -183,19 +185,22 @@ global_asm!(
     concat!(".type ", trampoline!(), "_segment, @function"),
     concat!(trampoline!(), "_segment:"),
     ".cfi_startproc",
-    // The caller is the consumer, which may be on any stack: above or below this one, and debuggers take only the frames of
-    // signals for frames that may go up.
+    // The caller is the consumer, whose stack may be above or below this one. Debuggers reject a
+    // caller at a lower address, except from a signal frame.
     ".cfi_signal_frame",
-    // The caller's stack pointer is that of its `step` plus the four words that it pops. `step` has left it in the first word of
-    // the header, whose address is at [sp + 8]: DW_OP_breg31 8, deref, deref, plus_uconst 32.
+    // The caller's CFA is its resume point plus four words. The step has stored the resume point in
+    // the first word of the header, whose address is at [sp + 24] at first, and at [sp + 8] around
+    // the call, where backtraces are taken: DW_OP_breg31 (sp) 8, deref, deref, plus_uconst 32.
     ".cfi_escape 0x0f, 6, 0x8f, 8, 0x06, 0x06, 0x23, 32",
     ".cfi_offset x29, -16",
     ".cfi_offset x19, -24",
     ".cfi_offset x30, -32",
+    // Load the entry's address, drop two words, and load the header's address. sp stays aligned to
+    // 16.
     "ldr x9, [sp, #8]",
     "add sp, sp, #16",
     "ldr x2, [sp, #8]",
-    // For frame-pointer walkers: the chain ends.
+    // The chain of frame pointers ends here.
     "mov x29, xzr",
     "mov x30, xzr",
     "blr x9",
@@ -211,19 +216,20 @@ global_asm!(
     ),
 );
 
-/// Prepares a fresh segment, and returns its resume point: a step there calls `entry` with `header`.
+/// Prepares a fresh segment, and returns its resume point. The first step there calls `entry` with
+/// `header`.
 ///
 /// # Safety
 ///
-/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-#[inline(always)] // a few stores
+/// - As for [`init`].
+#[inline]
 pub(crate) unsafe fn init_segment(
     base: NonNull<u8>,
     entry: SegmentEntry,
     header: *const Cell<*mut u8>,
 ) -> *mut u8 {
     let trampoline: *const u8;
-    // SAFETY: computes an address, touches nothing.
+    // SAFETY: the instructions only compute an address.
     unsafe {
         asm!(
             concat!("adrp {0}, ", trampoline!(), "_segment"),
@@ -232,23 +238,20 @@ pub(crate) unsafe fn init_segment(
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    // SAFETY: the four words below `base` are inside the stack, by the contract of this function.
-    unsafe {
-        let top = base.cast::<usize>().as_ptr();
-        top.sub(1).write(header as usize);
-        top.sub(3).write(entry as usize);
-        top.sub(4).write(trampoline as usize);
-        top.sub(4).cast()
-    }
+    let words = [trampoline as usize, entry as usize, 0, header as usize];
+    let sp = base.cast::<usize>().as_ptr().wrapping_sub(4);
+    // SAFETY: the four words below `base` are inside the stack, says the caller.
+    unsafe { sp.cast::<[usize; 4]>().write(words) };
+    sp.cast()
 }
 
-/// Leaves this stack for the segment whose resume point is `to`, and writes its own resume point to `from`. Returns the
-/// resume point that the step back leaves, and its words. The resume point is null after a final step.
+/// Suspends this stack in `from` and resumes the segment at `to`. Returns the resume point that the
+/// step back leaves, which is null after a final step, and its words.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)] // a call here would cost more than the switch
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline(always)] // see the head of this file
 pub(crate) unsafe fn step(
     from: *const Cell<*mut u8>,
     to: *mut u8,
@@ -256,25 +259,26 @@ pub(crate) unsafe fn step(
     data: Words,
 ) -> (*mut u8, *const (), Words) {
     let (left, word_back, first, second, third);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack that is
+    // suspended [resume-point], and nothing uses this one until the next step to it [stack-waits].
     unsafe {
         asm!(
             "sub sp, sp, #32",
-            "adr x9, 2f", // where to come back
+            "adr x9, 2f", // the step back jumps to label 2
             "stp x9, x19, [sp]",
             "str x29, [sp, #16]",
             "mov x9, sp",
-            "str x9, [x5]",
+            "str x9, [x5]", // the consumer's resume point
             "ldr x9, [x2]",
-            "mov sp, x2", // from here on, the other stack
-            "br x9",
+            "mov sp, x2", // the segment's stack
+            "br x9",      // to label 2 of its `step_back`, or to the trampoline
             "2:",
             "ldr x19, [sp, #8]",
             "ldr x29, [sp, #16]",
             "add sp, sp, #32",
             inlateout("x5") from => _,
             inlateout("x2") to => left,
-            out("x9") _, // written before the others are read
+            out("x9") _, // not `lateout`: written before the inputs are read
             inlateout("x0") word => word_back,
             inlateout("x1") data[0] => first,
             inlateout("x3") data[1] => second,
@@ -290,31 +294,32 @@ pub(crate) unsafe fn step(
     (left, word_back, [first, second, third])
 }
 
-/// Leaves this segment for the consumer whose resume point is `to`. Returns the words of the next step.
+/// Suspends this segment and resumes the consumer at `to`. Returns the words of the next step.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)] // a call here would cost more than the switch
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline(always)] // see the head of this file
 pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
     let (word_back, first, second, third);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack that is
+    // suspended [resume-point], and nothing uses this one until the next step to it [stack-waits].
     unsafe {
         asm!(
             "sub sp, sp, #32",
-            "adr x9, 2f", // where to come back
+            "adr x9, 2f", // the next step jumps to label 2
             "stp x9, x19, [sp]",
             "str x29, [sp, #16]",
-            "mov x2, sp", // the consumer gets the resume point
+            "mov x2, sp", // the consumer receives the segment's resume point
             "ldr x9, [x5]",
-            "mov sp, x5", // from here on, the other stack
-            "br x9",
+            "mov sp, x5", // the consumer's stack
+            "br x9",      // to label 2 of its `step`
             "2:",
             "ldr x19, [sp, #8]",
             "ldr x29, [sp, #16]",
             "add sp, sp, #32",
             inlateout("x5") to => _,
-            out("x2") _, // written before `to` is read
+            out("x2") _, // these are not `lateout`: written before `to` is read
             out("x9") _,
             inlateout("x0") word => word_back,
             inlateout("x1") data[0] => first,
@@ -331,20 +336,20 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
     (word_back, [first, second, third])
 }
 
-/// Leaves this segment for the consumer whose resume point is `to`, for good.
+/// Resumes the consumer at `to`, and gives this segment up.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
-///   consumer has taken it.
-#[inline(always)]
+/// - As for [`switch_and_exit`].
+#[inline]
 pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
-    // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
+    // SAFETY: it resumes a stack that is suspended [resume-point]. Nothing is saved, because
+    // nothing resumes this segment.
     unsafe {
         asm!(
             "ldr x9, [x5]",
             "mov sp, x5",
-            "mov x2, xzr", // no resume point
+            "mov x2, xzr", // null: there is no resume point any more
             "br x9",
             in("x5") to,
             in("x0") word,

@@ -1,7 +1,8 @@
-//! The assembly backend: one file an architecture, the same names and the same headings in each.
+//! The assembly backend: one file an architecture, with the same names and headings in each.
 
-/// The linker's name of the trampoline. It is global, for the compiler may put its users into other
-/// object files, so it carries the version: two versions of this crate can be linked into one program.
+/// The symbol of the trampoline. It is global, because the compiler may put its users into other
+/// object files. It contains the version, so that two versions of this crate can be linked into one
+/// program.
 macro_rules! trampoline {
     () => {
         concat!(
@@ -26,9 +27,9 @@ use x86_64 as arch;
 
 pub(crate) use arch::{init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit};
 
-/// What this backend is called in reports.
+/// The name of this backend in reports.
 pub(crate) const NAME: &str = "asm";
 
-/// A stack that switches to itself gets what it sends: the resume point that the switch goes to is the one that it has
-/// just written.
+/// A stack that switches to itself receives what it sends: it resumes at the resume point that it
+/// has just stored.
 pub(crate) const SELF_SWITCH_IS_NOOP: bool = true;

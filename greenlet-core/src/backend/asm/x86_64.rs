@@ -1,53 +1,55 @@
-//! Stack switching for x86_64 (System V and every other ABI of 64-bit mode that Rust names `C`).
-//!
-//! # Operations
-//!
-//! `init` lays out a fresh stack, `switch` leaves a stack and comes back to it, `switch_and_exit` leaves
-//! it for good. `trampoline` is the first code on a fresh stack. For segments: `init_segment`, `step`, `step_back`,
-//! `step_and_exit` and `trampoline_segment`.
+//! Stack switching for x86_64 (System V, and every other 64-bit ABI that Rust calls `C`).
 //!
 //! # The stack at each moment
 //!
 //! ```text
-//!   fresh (made by init)             suspended (left by switch)
+//!   fresh (prepared by init)                    suspended (by switch)
 //!
-//!   base ─►├──────────────────┤      │ frame that switched │
-//!          │ not written      │      ├─────────────────────┤
-//!          │ not written      │      │ rbp                 │
-//!          │ address of entry │◄─ context.sp      │ rbx       │◄─ context.sp
-//!          └──────────────────┘      └─────────────────────┘
+//!   base ─►├──────────────────┤                 │ frame that switched │
+//!          │ not written      │                 ├─────────────────────┤
+//!          │ not written      │                 │ rbp                 │
+//!          │ address of entry │◄─ context.sp    │ rbx                 │◄─ context.sp
+//!          └──────────────────┘                 └─────────────────────┘
 //!
-//!   context.pc: the trampoline        context.pc: label 2 of the switch that left
+//!   context.pc: the trampoline                  context.pc: label 2 of that switch
 //!
 //!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
 //! ```
 //!
-//! A segment keeps the code on the stack, so that its resume point is one word:
+//! A segment stores the code address on its stack, so that its resume point is one word:
 //!
 //! ```text
-//!   fresh (made by init_segment)          suspended (left by step or step_back)
+//!   fresh (prepared by init_segment)            suspended (by step or step_back)
 //!
-//!   base ─►├────────────────────┤         │ frame that left       │
-//!          │ not written        │         ├───────────────────────┤
-//!          │ address of header  │         │ rbp                   │
-//!          │ address of entry   │         │ rbx                   │
-//!          │ trampoline_segment │◄─ sp    │ label 2 of the step   │◄─ sp
-//!          └────────────────────┘         └───────────────────────┘
+//!   base ─►├────────────────────┤               │ frame that stepped    │
+//!          │ not written        │               ├───────────────────────┤
+//!          │ address of header  │               │ rbp                   │
+//!          │ address of entry   │               │ rbx                   │
+//!          │ trampoline_segment │◄─ sp          │ label 2 of the step   │◄─ sp
+//!          └────────────────────┘               └───────────────────────┘
 //! ```
+//!
+//! # The registers of a switch or step
+//!
+//! `rdi` holds the word, and `rsi` the data (a step: `rsi`, `rcx`, `r8`). `rdx` holds the context
+//! that is resumed; in a step to a segment the segment's resume point, and in a step back the
+//! resume point that the segment leaves, or null after the final step. These are the argument
+//! registers of the C calling convention, so the trampolines call the entry without moving them.
 //!
 //! # What is saved, and what is not
 //!
-//! Saved: `rsp`, `rbp`, `rbx`, the address to go on at (in the context). The compiler does not let us
-//! name `rbp` and `rbx` as clobbered, so they are pushed. Every other register is declared clobbered:
-//! the compiler saves those that are live, which in a small loop is none of them.
-//! Not saved: MXCSR and the x87 control word (see `backend`), segment bases (they belong to the thread),
-//! the shadow stack (user-space shadow stacks are not supported), the direction flag (clear by ABI).
-//! The red zone is safe: `asm!` without `nostack` keeps the compiler from using it here.
+//! The assembly saves `rsp`, `rbp` and `rbx`. It pushes the latter two, because the compiler does
+//! not accept them as clobbered. All other registers are declared clobbered, so the compiler saves
+//! those that are live: in a small loop none. Not saved: MXCSR and the x87 control word (see
+//! `backend`), segment bases (they belong to the thread), the shadow stack (not supported), the
+//! direction flag (clear by the ABI). The compiler does not use the red zone around an `asm!`
+//! without `nostack`.
 //!
 //! # Why inline, and why `jmp`
 //!
-//! A switch that is called leaves by a `ret` whose target the return predictor cannot know. Inline, the
-//! only jump is an indirect `jmp`, which is predicted by its history (1.6 ns against 2.9 and more).
+//! A switch that is a call returns by a `ret` that is mispredicted. Inline, the only jump is an
+//! indirect `jmp`, which is predicted by its history: 1.6 ns instead of 2.9. So the four functions
+//! that return are `inline(always)`.
 
 use std::arch::{asm, global_asm};
 use std::cell::Cell;
@@ -56,8 +58,8 @@ use std::ptr::{self, NonNull};
 
 use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
-// The first code on a fresh stack. It calls the entry by the C calling convention, which fixes where the arguments are:
-// rdi and rsi hold the two words of the switch, rdx the context. At its start, [rsp] is the address of the entry, rsp + 8 is aligned to 16.
+// The first code on a fresh stack: calls the entry, whose address it pops. The switch has set rdi,
+// rsi and rdx.
 global_asm!(
     ".text",
     ".balign 16",
@@ -68,9 +70,9 @@ global_asm!(
     ".cfi_startproc",
     // There is no caller: a backtrace ends here.
     ".cfi_undefined rip",
-    // rsp is aligned to 16 again, as a call wants it.
+    // rsp is `base` - 16 now, aligned to 16 as a call requires.
     "pop rax",
-    // For those who walk by frame pointers.
+    // The chain of frame pointers ends here.
     "xor ebp, ebp",
     "call rax",
     // The entry does not return.
@@ -79,14 +81,15 @@ global_asm!(
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
 );
 
-/// Prepares a fresh stack, whose context is `context`: a switch there calls `entry` on it.
+/// Prepares a fresh stack, whose context is `context`. The first switch there calls `entry`.
 ///
 /// # Safety
 ///
-/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
+/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, which nobody
+///   uses.
 pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContext) {
     let trampoline: *const u8;
-    // SAFETY: computes an address, touches nothing.
+    // SAFETY: the instructions only compute an address.
     unsafe {
         asm!(
             concat!("lea {}, [rip + ", trampoline!(), "]"),
@@ -95,22 +98,19 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContex
         );
     }
     context.pc.set(trampoline);
-    // SAFETY: the three words below `base` are inside the stack, by the contract of this function. Two of them only keep
-    // the alignment.
-    unsafe {
-        let top = base.cast::<usize>().as_ptr();
-        top.sub(3).write(entry as usize);
-        context.sp.set(top.sub(3).cast());
-    }
+    let sp = base.cast::<usize>().as_ptr().wrapping_sub(3);
+    // SAFETY: the three words below `base` are inside the stack, says the caller.
+    unsafe { sp.write(entry as usize) };
+    context.sp.set(sp.cast());
 }
 
-/// Leaves this stack for the one whose context `to` is; returns its own context, and what the next switch back brings. To
-/// itself, it comes right back.
+/// Suspends this stack and resumes `to`. Returns this stack's context, and the words of the next
+/// switch to it.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)] // a call here would cost more than the switch
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline(always)] // see the head of this file
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
     at: &'static Location<'static>,
@@ -119,27 +119,27 @@ pub(crate) unsafe fn switch(
     data: Word,
 ) -> (*const SavedContext, *const (), Word) {
     let (own, word_back, data_back);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract. A `SavedContext` is three words in
-    // the order in which they are declared.
+    // SAFETY: the assembly declares or restores all registers that it changes. It writes this stack and
+    // `from`, a `SavedContext`: three words in the order of its fields. It resumes a stack that is
+    // suspended [resume-point], and nothing uses this one until the switch back [stack-waits].
     unsafe {
         asm!(
             "push rbp",
             "push rbx",
-            "lea rax, [rip + 2f]",       // where to come back
-            "mov [{from}], rsp",         // from.sp: the resume point
-            "mov [{from} + 8], rax",     // from.pc
+            "lea rax, [rip + 2f]",     // the next switch to this stack jumps to label 2
+            "mov [{from}], rsp",       // from.sp
+            "mov [{from} + 8], rax",   // from.pc
             "mov [{from} + 16], {at}", // from.suspended_at
-            // Not looked up before: where `to` is `from`, this is what was just written.
-            "mov rsp, [rdx]",            // from here on, the other stack
-            "jmp [rdx + 8]",             // to label 2 of the switch that left it, or to the trampoline
-            "2:",                        // back
+            // `to` is read only now: if it is `from`, it is what was just stored.
+            "mov rsp, [rdx]",          // the other stack
+            "jmp [rdx + 8]",           // to label 2 of its own switch, or to the trampoline
+            "2:",
             "pop rbx",
             "pop rbp",
-            // Wherever they are; all that is not pushed is clobbered, also where it is one of these.
             from = in(reg) from,
             at = in(reg) ptr::from_ref(at),
             inlateout("rdx") to => own,
-            out("rax") _, // written before they are read
+            out("rax") _, // not `lateout`: written before the inputs are read
             inlateout("rdi") word => word_back,
             inlateout("rsi") data => data_back,
             lateout("r12") _,
@@ -152,15 +152,16 @@ pub(crate) unsafe fn switch(
     (own, word_back, data_back)
 }
 
-/// Leaves this stack for the one whose context `to` is, for good.
+/// Resumes `to`, and gives this stack up.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
-///   other side has taken it.
-#[inline(always)]
+/// - [resume-point] for `to`. Nothing on this stack is used any more, except what `data` points to,
+///   until the other side has taken it.
+#[inline]
 pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
-    // SAFETY: as for `switch`; nothing is saved, since nobody comes back.
+    // SAFETY: it resumes a stack that is suspended [resume-point]. Nothing is saved, because
+    // nothing resumes this stack.
     unsafe {
         asm!(
             "mov rsp, [rdx]",
@@ -173,8 +174,8 @@ pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), d
     }
 }
 
-// The first code on a segment. It calls the entry by the C calling convention: rdi, rsi, rcx and r8 hold the words of the step,
-// rdx the header. At its start, [rsp] is its own address, rsp + 8 is aligned to 16.
+// The first code on a segment: calls the entry. The step has set rdi, rsi, rcx, r8; the header's
+// address goes to rdx.
 global_asm!(
     ".text",
     ".balign 16",
@@ -183,19 +184,22 @@ global_asm!(
     concat!(".type ", trampoline!(), "_segment, @function"),
     concat!(trampoline!(), "_segment:"),
     ".cfi_startproc",
-    // The caller is the consumer, which may be on any stack: above or below this one, and debuggers take only the frames of
-    // signals for frames that may go up.
+    // The caller is the consumer, whose stack may be above or below this one. Debuggers reject a
+    // caller at a lower address, except from a signal frame.
     ".cfi_signal_frame",
-    // The caller's stack pointer is that of its `step` plus the three words that it pops. `step` has left it in the first word of
-    // the header, whose address is at [rsp]: DW_OP_breg7 0, deref, deref, plus_uconst 24.
+    // The caller's CFA is its resume point plus three words. The step has stored the resume point
+    // in the first word of the header, whose address is at [rsp + 16] at first, and at [rsp] around
+    // the call, where backtraces are taken: DW_OP_breg7 (rsp) 0, deref, deref, plus_uconst 24.
     ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 24",
     ".cfi_offset rbp, -8",
     ".cfi_offset rbx, -16",
     ".cfi_offset rip, -24",
+    // Drop the address of this code, pop the entry's, and load the header's. rsp is aligned to 16
+    // now.
     "add rsp, 8",
     "pop rax",
     "mov rdx, [rsp]",
-    // For frame-pointer walkers: the chain ends.
+    // The chain of frame pointers ends here.
     "xor ebp, ebp",
     "call rax",
     // The entry does not return.
@@ -210,19 +214,20 @@ global_asm!(
     ),
 );
 
-/// Prepares a fresh segment, and returns its resume point: a step there calls `entry` with `header`.
+/// Prepares a fresh segment, and returns its resume point. The first step there calls `entry` with
+/// `header`.
 ///
 /// # Safety
 ///
-/// - `base` is the high end of a writable stack of at least 64 bytes, aligned to 16, in use by nobody.
-#[inline(always)] // a few stores
+/// - As for [`init`].
+#[inline]
 pub(crate) unsafe fn init_segment(
     base: NonNull<u8>,
     entry: SegmentEntry,
     header: *const Cell<*mut u8>,
 ) -> *mut u8 {
     let trampoline: *const u8;
-    // SAFETY: computes an address, touches nothing.
+    // SAFETY: the instructions only compute an address.
     unsafe {
         asm!(
             concat!("lea {}, [rip + ", trampoline!(), "_segment]"),
@@ -230,23 +235,20 @@ pub(crate) unsafe fn init_segment(
             options(pure, nomem, nostack, preserves_flags)
         );
     }
-    // SAFETY: the four words below `base` are inside the stack, by the contract of this function.
-    unsafe {
-        let top = base.cast::<usize>().as_ptr();
-        top.sub(2).write(header as usize);
-        top.sub(3).write(entry as usize);
-        top.sub(4).write(trampoline as usize);
-        top.sub(4).cast()
-    }
+    let words = [trampoline as usize, entry as usize, header as usize];
+    let sp = base.cast::<usize>().as_ptr().wrapping_sub(4);
+    // SAFETY: the four words below `base` are inside the stack, says the caller.
+    unsafe { sp.cast::<[usize; 3]>().write(words) };
+    sp.cast()
 }
 
-/// Leaves this stack for the segment whose resume point is `to`, and writes its own resume point to `from`. Returns the
-/// resume point that the step back leaves, and its words. The resume point is null after a final step.
+/// Suspends this stack in `from` and resumes the segment at `to`. Returns the resume point that the
+/// step back leaves, which is null after a final step, and its words.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)] // a call here would cost more than the switch
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline(always)] // see the head of this file
 pub(crate) unsafe fn step(
     from: *const Cell<*mut u8>,
     to: *mut u8,
@@ -254,23 +256,24 @@ pub(crate) unsafe fn step(
     data: Words,
 ) -> (*mut u8, *const (), Words) {
     let (left, word_back, first, second, third);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack that is
+    // suspended [resume-point], and nothing uses this one until the next step to it [stack-waits].
     unsafe {
         asm!(
             "push rbp",
             "push rbx",
-            "lea rax, [rip + 2f]", // where to come back
+            "lea rax, [rip + 2f]", // the step back jumps to label 2
             "push rax",
-            "mov [{from}], rsp",
-            "mov rsp, rdx", // from here on, the other stack
-            "jmp [rdx]",
+            "mov [{from}], rsp", // the consumer's resume point
+            "mov rsp, rdx",      // the segment's stack
+            "jmp [rdx]",         // to label 2 of its `step_back`, or to the trampoline
             "2:",
-            "add rsp, 8",
+            "add rsp, 8", // drops the address of label 2
             "pop rbx",
             "pop rbp",
             from = in(reg) from,
             inlateout("rdx") to => left,
-            out("rax") _, // written before the others are read
+            out("rax") _, // not `lateout`: written before the inputs are read
             inlateout("rdi") word => word_back,
             inlateout("rsi") data[0] => first,
             inlateout("rcx") data[1] => second,
@@ -285,30 +288,31 @@ pub(crate) unsafe fn step(
     (left, word_back, [first, second, third])
 }
 
-/// Leaves this segment for the consumer whose resume point is `to`. Returns the words of the next step.
+/// Suspends this segment and resumes the consumer at `to`. Returns the words of the next step.
 ///
 /// # Safety
 ///
-/// - B1 for `to`, B2 for this stack.
-#[inline(always)] // a call here would cost more than the switch
+/// - [resume-point] for `to`, [stack-waits] for this stack.
+#[inline(always)] // see the head of this file
 pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
     let (word_back, first, second, third);
-    // SAFETY: what the assembly changes is declared; the rest is this function's contract.
+    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack that is
+    // suspended [resume-point], and nothing uses this one until the next step to it [stack-waits].
     unsafe {
         asm!(
             "push rbp",
             "push rbx",
-            "lea rax, [rip + 2f]", // where to come back
+            "lea rax, [rip + 2f]", // the next step jumps to label 2
             "push rax",
-            "mov rdx, rsp", // the consumer gets the resume point
-            "mov rsp, {to}", // from here on, the other stack
-            "jmp [rsp]",
+            "mov rdx, rsp",  // the consumer receives the segment's resume point
+            "mov rsp, {to}", // the consumer's stack
+            "jmp [rsp]",     // to label 2 of its `step`
             "2:",
-            "add rsp, 8",
+            "add rsp, 8", // drops the address of label 2
             "pop rbx",
             "pop rbp",
             to = in(reg) to,
-            out("rdx") _, // written before `to` is read
+            out("rdx") _, // these are not `lateout`: written before `to` is read
             out("rax") _,
             inlateout("rdi") word => word_back,
             inlateout("rsi") data[0] => first,
@@ -324,19 +328,19 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
     (word_back, [first, second, third])
 }
 
-/// Leaves this segment for the consumer whose resume point is `to`, for good.
+/// Resumes the consumer at `to`, and gives this segment up.
 ///
 /// # Safety
 ///
-/// - B1 for `to`; nothing on this stack is needed any more, but for what `data` points to until the
-///   consumer has taken it.
-#[inline(always)]
+/// - As for [`switch_and_exit`].
+#[inline]
 pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
-    // SAFETY: as for `step_back`; nothing is saved, since nobody comes back.
+    // SAFETY: it resumes a stack that is suspended [resume-point]. Nothing is saved, because
+    // nothing resumes this segment.
     unsafe {
         asm!(
             "mov rsp, {to}",
-            "xor edx, edx", // no resume point
+            "xor edx, edx", // null: there is no resume point any more
             "jmp [rsp]",
             to = in(reg) to,
             in("rdi") word,
