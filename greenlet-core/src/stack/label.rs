@@ -3,7 +3,7 @@
 //! It lies in the room above the entry [header-room], so any address on the stack leads to it. The
 //! report of an overflow reads it in a signal handler.
 //!
-//! - **[header-marks]** `created_at` is `None` in a room without a label. So [`Label::at`] tells a
+//! - **[label-mark]** `created_at` is `None` in a room without a label. So [`Label::at`] tells a
 //!   generator's stack from a greenlet's.
 
 use std::cell::Cell;
@@ -18,7 +18,7 @@ pub(crate) struct Label {
     /// Where the consumer waits while the generator runs. It comes first: the backend's first frame
     /// continues a backtrace at it.
     pub(crate) outer: Cell<*mut u8>,
-    /// Where the generator was created [header-marks].
+    /// Where the generator was created [label-mark].
     created_at: Cell<Option<&'static Location<'static>>>,
     name: Cell<Option<Box<str>>>,
 }
