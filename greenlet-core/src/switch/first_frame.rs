@@ -93,7 +93,7 @@ where
 unsafe fn enter<S>(own: *const SavedContext, word: *const (), data: Word) -> (S, Payload) {
     let node = Inner::of_context(own);
     let thread = ThreadState::current();
-    thread.set_current(node);
+    thread.set_current(own);
     asan::enter(&thread.fibers);
     // SAFETY: every switch of the library carries the words of a payload, and these have just
     // arrived.

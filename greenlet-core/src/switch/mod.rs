@@ -79,7 +79,7 @@ pub(crate) struct Target(*const Inner);
 ///
 /// Returns why the switch was refused, a thrown error, or a `TypeMismatch` if the value is not an
 /// `R`.
-#[inline(always)] // see "Inlining"
+#[inline(always)] // hot: see "Inlining"
 pub(crate) fn switch_to<T: 'static, R: 'static>(
     target: &Inner,
     value: &mut ManuallyDrop<T>,
@@ -97,7 +97,7 @@ pub(crate) fn switch_to<T: 'static, R: 'static>(
 
 /// Returns `target` if a bare stack switch can resume it with a payload of type `carried`. Starts a
 /// pending target.
-#[inline(always)] // see "Inlining"
+#[inline(always)] // hot: see "Inlining"
 fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
     let thread = ThreadState::current();
     if !backend::SELF_SWITCH_IS_NOOP && thread.is_current(target) {
@@ -117,7 +117,7 @@ fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
 ///
 /// - `target` was just found ready ([ready-now]).
 /// - What the payload points to stays in place until the receiver has taken it ([payload-owned]).
-#[inline(always)] // see "Inlining"
+#[inline(always)] // hot: see "Inlining"
 unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Payload {
     let thread = ThreadState::current();
     let (word, data) = payload.into_words();
@@ -137,7 +137,7 @@ unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Payload {
     // its stack again.
     let (own, word, data) = unsafe { backend::switch(from, at, to, word, data) };
     asan::arrive(left);
-    thread.set_current(Inner::of_context(own));
+    thread.set_current(own);
     // SAFETY: every switch carries the words of a payload, and these have just arrived.
     unsafe { Payload::from_words(word, data) }
 }

@@ -64,7 +64,8 @@ impl Coroutine {
     fn resume(&self) -> usize {
         let word = ptr::without_provenance(1);
         let data = Word::new((&raw const *self).cast_mut().cast());
-        // SAFETY: B1: `new` or the last `pause` wrote it; B2: this stack waits.
+        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. This stack waits
+        // [stack-waits].
         let (own, word, _) = unsafe {
             let left = asan::leave(&ThreadState::current().fibers, || {
                 stack::bounds_at(self.inside.sp.get())

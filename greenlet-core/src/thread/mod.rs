@@ -51,6 +51,7 @@ pub(crate) use deferred::Deferred;
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
 
+use crate::backend::SavedContext;
 use crate::backend::asan;
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
@@ -185,11 +186,11 @@ impl ThreadState {
         self.main.get()
     }
 
-    /// Makes `node` the current greenlet. Only the code that a switch resumes calls this, for its
-    /// own node.
+    /// Makes the greenlet that `own` belongs to the current one. Only the code that a switch
+    /// resumes calls this, with its own context.
     #[inline]
-    pub(crate) fn set_current(&self, node: *const Inner) {
-        self.current.set(node);
+    pub(crate) fn set_current(&self, own: *const SavedContext) {
+        self.current.set(Inner::of_context(own));
     }
 
     /// Returns a reference to the current greenlet's node.
