@@ -1,7 +1,7 @@
 //! Python's greenlets for Rust, and a bridge that lets synchronous code await.
 //!
 //! A [`Greenlet`] is a coroutine on a stack of its own: plain synchronous code that can stop in the middle
-//! of any call and go on later. Who runs next is said explicitly, by [`Greenlet::switch`].
+//! of any call and resume later. [`Greenlet::switch`] names the greenlet that runs next.
 //!
 //! ```
 //! use greenlet::{Greenlet, getparent};
@@ -21,7 +21,7 @@
 //! ```
 //!
 //! The [`bridge`] runs synchronous code in a greenlet, as a future; inside, [`await_`] waits for other
-//! futures while the executor goes on.
+//! futures, and the executor runs its other tasks.
 //!
 //! ```
 //! use greenlet::{await_, greenlet_spawn};

@@ -25,6 +25,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io::{self, Write};
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -355,7 +356,7 @@ impl<Y, R> Deref for ScopedGenerator<'_, Y, R> {
 
 impl<Y, R> Drop for ScopedGenerator<'_, Y, R> {
     fn drop(&mut self) {
-        // CAUTION: runs foreign code.
+        // CAUTION: runs arbitrary user code.
         self.generator.end();
     }
 }
@@ -368,7 +369,11 @@ impl<Y, R> fmt::Debug for ScopedGenerator<'_, Y, R> {
 
 /// Aborts the process, because the scope cannot return.
 fn refuse(why: &str) -> ! {
-    eprintln!("greenlet: a scope cannot return while its greenlets borrow from it: {why}; aborting");
+    // `eprintln!` panics if standard error cannot be written to.
+    let _ = writeln!(
+        io::stderr(),
+        "greenlet: a scope cannot return while its greenlets borrow from it: {why}; aborting"
+    );
     std::process::abort()
 }
 

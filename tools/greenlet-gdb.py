@@ -8,12 +8,12 @@
     (gdb) greenlet-select none      back to the thread itself
 
 It needs the program's debug information (`debug = true` in the profile), and x86_64. It runs nothing in
-the program, and writes nothing to it: so it works on a core file, and whatever state the program is in.
+the program, and writes nothing to it. So it works on a core file, and in any state of the program.
 
 How it works. The threads that have greenlets are in `greenlet_core::thread::inbox::REGISTRY`, each with a
-pointer into its state, which has a list of all nodes. A suspended node has a resume point in its context: the address on
-its stack where its registers are (see `greenlet-core/src/backend`). An unwinder, asked about the innermost frame
-of the thread, answers with those registers: so what gdb takes for the caller of that frame is the greenlet.
+pointer into its state, which has a list of all nodes. The saved context of a suspended node has the address on its stack
+where its registers are (see `greenlet-core/src/backend`). gdb asks an unwinder about the innermost frame of the
+thread. The unwinder answers with these registers, so gdb takes the greenlet for the caller of that frame.
 """
 
 import gdb
@@ -24,7 +24,7 @@ STATE, MAIN = 0b11, 1 << 7
 STATES = ["pending", "active", "dead"]
 # The first frames of a greenlet are the library's own.
 OWN_FRAMES = ["greenlet_core::switch::first_frame::"]
-# No greenlet's backtrace is longer; one that is has lost its way.
+# No greenlet's backtrace is longer. A longer one follows wrong frame pointers.
 MOST_FRAMES = 256
 
 
@@ -111,7 +111,7 @@ class Greenlet:
         self.name = text(word(name), word(name + 8)) if name else None
         self.state = STATES[status & STATE]
         context, hidden = (int(node[field].address) for field in ("context", "hidden_sp"))
-        # The one that runs has a resume point that means nothing.
+        # The resume point of the running greenlet has no meaning.
         self.resume = 0 if self.node == current else word(context) or word(hidden)
         self.code = word(context + 8)
         self.is_awaiting = not word(context) and bool(self.resume)
@@ -132,7 +132,7 @@ class Greenlet:
         return ("awaiting" if self.is_awaiting else "suspended") + place
 
     def registers(self):
-        """The registers with which the greenlet goes on: see the pictures in the backends."""
+        """The registers with which the greenlet resumes: see the pictures in the backends."""
         at = self.resume
         if self.code:  # the backend `asm`
             return {"rip": self.code, "rbx": word(at), "rbp": word(at + 8), "rsp": at + 16}
@@ -200,7 +200,7 @@ def named(argument):
 
 
 class FrameId:
-    """What gdb tells frames apart by."""
+    """Identifies a frame for gdb."""
 
     def __init__(self, sp, pc):
         self.sp = gdb.Value(sp)
@@ -208,7 +208,7 @@ class FrameId:
 
 
 class Unwinder(gdb.unwinder.Unwinder):
-    """Says that the caller of the thread's innermost frame is the chosen greenlet."""
+    """Presents the chosen greenlet as the caller of the thread's innermost frame."""
 
     def __init__(self):
         super().__init__("greenlet")
@@ -224,7 +224,7 @@ class Unwinder(gdb.unwinder.Unwinder):
         """The innermost frame of the chosen greenlet."""
         frame = gdb.newest_frame().older()
         if not self.was_asked:
-            # What gdb has found are the thread's own frames.
+            # gdb has found the thread's own frames only.
             raise gdb.GdbError("this gdb does not ask unwinders; version 12 or later is needed")
         return frame
 
@@ -234,7 +234,7 @@ class Unwinder(gdb.unwinder.Unwinder):
         if gdb.selected_thread() is None or gdb.selected_thread().num != self.chosen.thread.num:
             return None
         registers = self.chosen.registers()
-        # Called deeper than the greenlet's, as a frame that is called is: gdb sees to that.
+        # gdb checks that this frame is deeper on the stack than its caller.
         frame_id = FrameId(registers["rsp"] - 8, int(pending.read_register("rip")))
         answer = pending.create_unwind_info(frame_id)
         for register, value in registers.items():
@@ -288,8 +288,8 @@ class Greenlets(gdb.Command):
 
     def invoke(self, argument, from_tty):
         for greenlet in greenlets():
-            made = "" if greenlet.is_main else "  created at %s" % greenlet.created_at
-            print("%-6s %-16s %s%s" % (greenlet.label, greenlet.name or "-", greenlet.condition(), made))
+            created = "" if greenlet.is_main else "  created at %s" % greenlet.created_at
+            print("%-6s %-16s %s%s" % (greenlet.label, greenlet.name or "-", greenlet.condition(), created))
 
 
 class GreenletBacktrace(gdb.Command):

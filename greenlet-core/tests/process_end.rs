@@ -24,6 +24,11 @@ fn main() -> ExitCode {
             run_to_end_ends_suspended_greenlets_before_main_returns,
         ),
         ("a_forked_child_runs_no_clean_up", a_forked_child_runs_no_clean_up),
+        #[cfg(target_os = "linux")]
+        (
+            "a_report_that_cannot_be_printed_does_not_panic",
+            a_report_that_cannot_be_printed_does_not_panic,
+        ),
         (
             "the_report_of_a_thread_names_at_most_eight_greenlets",
             the_report_of_a_thread_names_at_most_eight_greenlets,
@@ -134,6 +139,31 @@ fn suspended_greenlets_are_dead_when_main_returns() {
     if cfg!(target_os = "linux") {
         assert_ended(&output, 0, &[]);
     }
+}
+
+// DE-6: if standard error cannot be written, the report is lost, and the drop that caused it
+// returns normally.
+// #[test], on the main thread
+#[cfg(target_os = "linux")]
+fn a_report_that_cannot_be_printed_does_not_panic() {
+    use std::os::fd::AsRawFd;
+    let output = child::run("a_report_that_cannot_be_printed_does_not_panic", || {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full") // each write fails
+            .unwrap();
+        // SAFETY: both descriptors are open, and no other thread uses standard error.
+        assert_eq!(unsafe { libc::dup2(full.as_raw_fd(), libc::STDERR_FILENO) }, 2);
+        let fails = Greenlet::new(|(): ()| -> Result<()> {
+            let _ = getparent().unwrap().switch::<()>(());
+            anyhow::bail!("the clean-up fails")
+        });
+        fails.switch::<()>(()).unwrap();
+        drop(fails);
+        println!("dropped");
+    });
+    let Some(output) = output else { return };
+    assert_ended(&output, 0, &["dropped"]);
 }
 
 // SH-1: `run_to_end` in `main` runs their destructors once.

@@ -19,7 +19,7 @@
 //!   first act of the resumed greenlet, whether `wait` returns or unwinds. A greenlet that is never
 //!   resumed keeps its stack unchanged.
 //! - **[kept]** The driver polls only the request of the greenlet that it keeps suspended meanwhile
-//!   (`Greenlet::keep_suspended`). So the future is not dropped during its `poll`. To this end the
+//!   (`raw::keep_suspended`). So the future is not dropped during its `poll`. To this end the
 //!   request names its greenlet, and there is one request at a time: posting requires and ends
 //!   `Phase::Running`, and `Driver::enter_running` starts that phase without a request.
 //! - **[one-thread]** The driver and its greenlets are on one thread, because handles are not
@@ -347,7 +347,7 @@ impl Driver {
         if request.posted_by != waiter.id() {
             return Polled::Withdrawn; // [kept]
         }
-        let is_done = raw::keep_suspended(&waiter, || {
+        let is_done = raw::keep_suspended(waiter, || {
             // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
             // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
             // call; [one-thread] it is on this thread.

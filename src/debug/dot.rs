@@ -39,7 +39,7 @@ impl Tree {
                 Status::Pending => "#eeeeee",
                 Status::Current => "#c8f0c8",
                 Status::Suspended => "#dce8fa",
-                Status::AwaitInProgress => "#fdf0c8",
+                Status::Awaiting => "#fdf0c8",
                 Status::Dead => "#f5d5d5",
             };
             line(

@@ -68,12 +68,12 @@ pub fn dump() -> Dump {
 pub fn dump_all_threads(limit: Duration) -> String {
     let parts = Arc::new(Mutex::new(Vec::new()));
     let written = Arc::clone(&parts);
-    let errand = run_on_all_threads(move || {
+    let broadcast = run_on_all_threads(move || {
         let part = dump();
         written.lock().unwrap_or_else(PoisonError::into_inner).push(part);
     });
     run_pending_broadcasts(); // this thread may be one of them
-    let silent = errand.wait(limit);
+    let silent = broadcast.wait(limit);
     let parts = std::mem::take(&mut *parts.lock().unwrap_or_else(PoisonError::into_inner));
     let mut parts: Vec<String> = parts.iter().map(Dump::to_string).collect();
     for thread in silent {
@@ -143,7 +143,7 @@ impl fmt::Display for Dump {
         )?;
         for trace in &self.traces {
             match trace.suspended_at {
-                Some(place) => writeln!(f, "\n{}, parked at {place}", trace.name)?,
+                Some(place) => writeln!(f, "\n{}, suspended at {place}", trace.name)?,
                 None => writeln!(f, "\n{}, current", trace.name)?,
             }
             match &trace.backtrace {

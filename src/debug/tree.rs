@@ -10,7 +10,7 @@ use std::time::Duration;
 use greenlet_core::{Greenlet, StackUsage, State, greenlets};
 
 /// Captures all greenlets of this thread as a tree. Each is below its parent, with its name, its
-/// state, the line where it is parked, the stack that it uses, and the line where it was created.
+/// state, the line where it is suspended, the stack that it uses, and the line where it was created.
 ///
 /// Ages are shown if they are tracked ([`track_ages`](crate::track_ages)). Dead greenlets are left
 /// out, except those that have living children. Capturing changes no greenlet, and works
@@ -79,7 +79,7 @@ pub(super) enum Status {
     Pending,
     Current,
     Suspended,
-    AwaitInProgress,
+    Awaiting,
     Dead,
 }
 
@@ -89,7 +89,7 @@ impl Status {
             State::Pending => Status::Pending,
             State::Dead => Status::Dead,
             State::Active if greenlet.is_current() => Status::Current,
-            State::Active if greenlet.is_awaiting() => Status::AwaitInProgress,
+            State::Active if greenlet.is_awaiting() => Status::Awaiting,
             State::Active => Status::Suspended,
         }
     }
@@ -99,7 +99,7 @@ impl Status {
             Status::Pending => "pending",
             Status::Current => "current",
             Status::Suspended => "suspended",
-            Status::AwaitInProgress => "awaiting",
+            Status::Awaiting => "awaiting",
             Status::Dead => "dead",
         }
     }

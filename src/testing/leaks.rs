@@ -20,7 +20,7 @@ use greenlet_core::{greenlets, stacks_in_use};
 /// # Panics
 ///
 /// Panics if anything is left. The message names each greenlet, with the places where it was
-/// created and is parked.
+/// created and is suspended.
 ///
 /// # Examples
 ///

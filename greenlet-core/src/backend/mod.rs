@@ -48,6 +48,7 @@
 //! to the thread, and a greenlet that changes them changes them for all. `fcontext` saves and loads the
 //! x86 ones at every switch, which is most of its cost.
 
+pub(crate) mod abort;
 pub(crate) mod asan;
 
 use std::cell::Cell;

@@ -1,5 +1,5 @@
 /*!
-What a switch carries does not borrow: whoever receives it may keep it for ever.
+What a switch carries does not borrow: its receiver may keep it for ever.
 
 ```compile_fail,E0597
 # extern crate greenlet_core as greenlet;

@@ -140,7 +140,7 @@ pub fn keep_suspended<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> T {
         !greenlet.is_current(),
         "the running greenlet cannot be kept suspended; only a suspended one can"
     );
-    // A lock may have hidden it before.
+    // A lock may have hidden it before. [held]
     if !inner.context.sp.get().is_null() {
         hide(inner);
     }

@@ -16,12 +16,11 @@ use crate::node::rc::InnerWeak;
 use crate::node::status::State;
 use crate::payload::Payload;
 use crate::payload::error::ParentError;
-use crate::payload::exit::{GreenletExit, reason};
+use crate::payload::exit::GreenletExit;
 use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
-use crate::thread::{Deferred, ThreadState};
 
 impl Greenlet {
     /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
@@ -297,21 +296,8 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn end(&self) {
-        let thread = ThreadState::current();
-        match self.state() {
-            State::Dead => {}
-            State::Pending => {
-                self.inner.status.cancel();
-                // CAUTION: runs arbitrary user code: the destructors of what the function captured.
-                self.inner.closure.clear();
-            }
-            State::Active if self.inner.status.is_main() || thread.is_current(&self.inner) => {}
-            State::Active if thread.can_end_greenlets() => {
-                // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
-                teardown::end_owned(self, reason::ENDED);
-            }
-            State::Active => thread.defer(Deferred::End(self.clone())),
-        }
+        // CAUTION: runs arbitrary user code.
+        teardown::end_or_defer(self);
     }
 
     /// Returns the parent, which receives what this greenlet leaves when it ends. Only the main

@@ -75,7 +75,6 @@ impl Greenlet {
     #[inline]
     pub(crate) fn end_if_last_handle(&self) {
         if self.inner.has_one_handle() {
-            // The first of the two calls from `node` into the folders above.
             // CAUTION: runs arbitrary user code.
             teardown::last_handle_gone(self);
         }

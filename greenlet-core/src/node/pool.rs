@@ -192,7 +192,7 @@ impl NodePool {
     ///
     /// - The slot comes from this pool. Its weak count has just become 0.
     #[inline]
-    pub(super) unsafe fn free(&self, slot: NonNull<Inner>) {
+    pub(crate) unsafe fn free(&self, slot: NonNull<Inner>) {
         if self.recycled.get() != Some(slot) {
             // SAFETY: the caller's promise is the same.
             unsafe { self.free_slow(slot) };

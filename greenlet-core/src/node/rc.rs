@@ -24,11 +24,12 @@ use std::panic::Location;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::backend::abort::abort_because;
 use crate::node::Inner;
 use crate::node::extras::Extras;
 use crate::node::handle::Greenlet;
 use crate::node::status::Status;
-use crate::thread::ThreadState;
+use crate::thread;
 
 /// The reference counts of a node. `strong` comes first (gdb).
 #[repr(C)]
@@ -61,8 +62,9 @@ fn increment(count: &Cell<u32>) {
 #[cold]
 #[inline(never)]
 fn abort_on_bad_count() -> ! {
-    eprintln!("greenlet: the reference count of a greenlet is 0 or at its maximum");
-    std::process::abort()
+    abort_because(format_args!(
+        "the reference count of a greenlet is 0 or at its maximum"
+    ))
 }
 
 impl Inner {
@@ -214,8 +216,8 @@ unsafe fn release(node: NonNull<Inner>) {
     // The weak count of all strong references together. It is dropped last, also if a destructor
     // panics.
     let slot = InnerWeak(node);
-    // A flag of the thread may mean that the thread must forget the node.
-    if ThreadState::current().has_any_flag() || !slot.node().try_release_fast() {
+    thread::forget_node(slot.node());
+    if !slot.node().try_release_fast() {
         // SAFETY: the strong count has just become 0, says the caller.
         unsafe { release_slow(&slot) };
     }
@@ -251,7 +253,6 @@ impl Inner {
 #[cold]
 #[inline(never)]
 unsafe fn release_slow(slot: &InnerWeak) {
-    ThreadState::current().forget_node(slot.node());
     // Dropped last, also if a destructor below panics.
     let _parent = LastLink(slot.node().parent.take());
     let extras = slot.node().status.has_extras().then(|| {
@@ -329,11 +330,9 @@ impl Drop for InnerWeak {
         let weak = &self.node().counts.weak;
         weak.set(weak.get() - 1);
         if weak.get() == 0 {
-            // The second of the two calls from `node` into the folders above; `release` makes it
-            // too.
             // SAFETY: this was the last reference to the slot. It belongs to the pool of this
-            // thread, for references are not `Send`.
-            unsafe { ThreadState::current().pool.free(self.0) };
+            // thread, because references are not `Send`.
+            unsafe { thread::free_slot(self.0) };
         }
     }
 }

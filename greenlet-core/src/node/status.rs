@@ -35,7 +35,7 @@ pub enum State {
 }
 
 /// Whether switches to a greenlet and its descendants are refused while it waits for a future: see
-/// `Greenlet::lock_for_await`.
+/// `raw::lock_for_await`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AwaitLock {
     Unlocked,
@@ -48,7 +48,7 @@ pub(crate) enum AwaitLock {
 }
 
 /// Whether a greenlet must stay suspended for a while, and must not even be ended: see
-/// `Greenlet::keep_suspended`.
+/// `raw::keep_suspended`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
     None,
@@ -59,7 +59,8 @@ pub(crate) enum Hold {
 
 /// The state of a greenlet, and everything about it that is out of the ordinary, in one word.
 ///
-/// So one comparison recognises an ordinary greenlet: a word that is exactly `DEAD`. `tools/greenlet-gdb.py` reads `STATE` and `MAIN`.
+/// One comparison recognises an ordinary dead greenlet: its word is exactly `DEAD`.
+/// `tools/greenlet-gdb.py` reads `STATE` and `MAIN`.
 #[derive(Debug)]
 pub(crate) struct Status(Cell<usize>);
 

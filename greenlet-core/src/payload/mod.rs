@@ -25,6 +25,7 @@ pub(crate) mod error;
 pub(crate) mod exit;
 pub(crate) mod message;
 pub(crate) mod thread_bound;
+pub(crate) mod thread_id;
 pub(crate) mod value;
 
 use std::any::{Any, TypeId, type_name};

@@ -10,15 +10,16 @@
 //!            │ enter, body      │
 //! ```
 //!
-//! - `[header-marks]` `created_at` is `None` in a room without a header. So [`Header::at`] tells a segment from the stack of a greenlet.
+//! The header begins with the label, so [`Label::at`] finds the header, too.
 
 use std::any::TypeId;
 use std::cell::Cell;
 use std::panic::Location;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-use crate::stack::{self, Around, Stack};
-use crate::switch::unwind;
+use crate::backend::abort::abort;
+use crate::stack::label::Label;
+use crate::stack::{self, Stack};
 use crate::thread::ThreadState;
 
 /// Drops the function of a segment.
@@ -27,24 +28,25 @@ type DropFunction = unsafe fn(NonNull<Header>);
 /// What is known of a segment.
 #[repr(C, align(64))]
 pub(crate) struct Header {
-    /// `[outer-waits]`: first, since the backend's first frame leads a backtrace on by it.
-    pub(super) outer: Cell<*mut u8>,
+    /// First: see [`Label::at`].
+    label: Label,
     /// How far down the frames of the body surely are its own.
     pub(super) reach: usize,
     /// `[header-alive]`
     handles: Cell<usize>,
-    /// `[header-marks]`
-    created_at: Cell<Option<&'static Location<'static>>>,
     stack: Cell<Option<Stack>>,
     types: fn() -> [TypeId; 2],
     /// `None` once the body has begun, or the function is dropped.
     unrun: Cell<Option<DropFunction>>,
-    name: Cell<Option<Box<str>>>,
     /// While the body is thrown an exit: how many more yields are refused before one unwinds.
     pub(super) refusals_left: Cell<Option<u32>>,
 }
 
-const _: () = assert!(size_of::<Header>() <= stack::HEADER_ROOM);
+const _: () = {
+    assert!(size_of::<Header>() <= stack::HEADER_ROOM);
+    assert!(std::mem::offset_of!(Header, label) == 0);
+    assert!(std::mem::offset_of!(Label, outer) == 0);
+};
 
 impl Header {
     /// Puts a header into the room of a stack. The caller owns its one count.
@@ -59,33 +61,28 @@ impl Header {
         // SAFETY: `[header-room]`: the room is as large as a header, aligned to a line of the cache, and used by nobody else.
         unsafe {
             header.write(Header {
-                outer: Cell::new(ptr::null_mut()),
+                label: Label::new(created_at, name),
                 reach: stack.size(),
                 handles: Cell::new(1),
-                created_at: Cell::new(Some(created_at)),
                 stack: Cell::new(Some(stack)),
                 types,
                 unrun: Cell::new(Some(unrun)),
-                name: Cell::new(name),
                 refusals_left: Cell::new(None),
             });
         }
         header
     }
 
-    /// Finds the header of the segment that an address lies on. Safe in a signal handler.
-    pub(crate) fn at(address: *const u8) -> Option<NonNull<Header>> {
-        let header = Around::of(address)?.room().cast::<Header>();
-        // SAFETY: `[header-room]`: zeros, or a header; a reference to the one field, whose zeros are a `None`.
-        let created_at = unsafe { &(*header.as_ptr()).created_at };
-        created_at.get().is_some().then_some(header)
+    /// Finds the header of the segment that an address lies on.
+    pub(super) fn at(address: *const u8) -> Option<NonNull<Header>> {
+        Label::at(address).map(NonNull::cast)
     }
 
     /// The headers of all segments that the running code is in, from the innermost outwards, up to the stack of the greenlet.
     pub(super) fn chain() -> impl Iterator<Item = NonNull<Header>> {
         let innermost = Header::at(crate::backend::stack_pointer());
         // `[outer-waits]`: the body of each of them runs.
-        std::iter::successors(innermost, |header| Header::at(Header::of(header).outer.get()))
+        std::iter::successors(innermost, |header| Header::at(Header::of(header).outer().get()))
     }
 
     #[inline(always)] // nothing
@@ -104,15 +101,20 @@ impl Header {
         (self.types)() == types
     }
 
-    /// Where the segment was created.
-    pub(crate) fn created_at(&self) -> Option<&'static Location<'static>> {
-        self.created_at.get()
+    /// Returns where the consumer waits while the body runs [outer-waits].
+    #[inline]
+    pub(super) fn outer(&self) -> &Cell<*mut u8> {
+        &self.label.outer
     }
 
-    /// The name of the segment. It does not change.
-    pub(crate) fn name(&self) -> Option<&str> {
-        // SAFETY: it is written once, before anybody else has the header, and taken with the last count.
-        unsafe { &*self.name.as_ptr() }.as_deref()
+    /// Returns where the segment was created.
+    pub(super) fn created_at(&self) -> Option<&'static Location<'static>> {
+        self.label.created_at()
+    }
+
+    /// Returns the name of the segment. It does not change.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.label.name()
     }
 }
 
@@ -127,7 +129,7 @@ impl Held {
     pub(super) unsafe fn clone_from_raw(header: NonNull<Header>) -> Held {
         let handles = &Header::of(&header).handles;
         let Some(count) = handles.get().checked_add(1) else {
-            unwind::abort("a generator has too many yielders");
+            abort("a generator has too many yielders");
         };
         handles.set(count);
         Held(header)
@@ -174,10 +176,8 @@ impl Drop for Held {
 /// The last count is gone.
 #[inline(never)]
 fn release(header: &Header) {
-    header.created_at.set(None); // `[header-room]`
-    if let Some(name) = header.name.take() {
-        drop(name);
-    }
+    // SAFETY: a name is borrowed only from a header that is counted.
+    unsafe { header.label.clear() };
     if let Some(stack) = header.stack.take() {
         ThreadState::current().take_back(stack);
     }

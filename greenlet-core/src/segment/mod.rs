@@ -48,7 +48,7 @@ use crate::stack;
 use crate::stack::error::StackError;
 use crate::thread::{ThreadState, flag};
 
-pub(crate) use header::Header;
+use header::Header;
 use header::Held;
 use words::{pack, unpack};
 pub(crate) use yielder::{NotYielded, Yielder};
@@ -559,7 +559,7 @@ where
 #[inline(always)] // so that the value is packed where it is
 fn finish<T>(header: &NonNull<Header>, word: *const (), value: T) -> ! {
     let mut value = ManuallyDrop::new(value);
-    let to = Header::of(header).outer.get();
+    let to = Header::of(header).outer().get();
     let data = pack(&mut value);
     asan::leave_for_good(&ThreadState::current().fibers, || stack::bounds_at(to)); // the last thing here: what is done on this stack afterwards would leave marks
     // SAFETY: `[outer-waits]`; `[outcome-taken]`.

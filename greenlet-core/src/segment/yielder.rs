@@ -17,6 +17,7 @@ use anyhow::Error;
 use super::header::{Header, Held};
 use super::words::{pack, unpack};
 use super::{FORCES, Forced, UNWIND, VALUE};
+use crate::backend::abort::abort_because;
 use crate::backend::asan;
 use crate::backend::{self, Words};
 use crate::payload::error::{SwitchForbidden, Unwinding};
@@ -98,7 +99,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     #[inline(always)] // as `yield_`
     unsafe fn step_back(&self, value: Y) -> Result<S, NotYielded> {
         let mut value = ManuallyDrop::new(value);
-        let to = self.held.header().outer.get();
+        let to = self.held.header().outer().get();
         // SAFETY: `[outer-waits]`. The value stays in this frame until the consumer has taken it.
         let (word, data) = unsafe {
             let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
@@ -180,11 +181,10 @@ unsafe fn interrupt(held: &Held, word: *const (), data: Words) -> NotYielded {
 /// Stops the process: the destructor of the generator cannot return, and nothing else can be done.
 #[cold]
 fn give_up() -> ! {
-    eprintln!(
-        "greenlet: a generator cannot be ended: its function stops each unwinding, and it cannot be left suspended while a panic \
-         unwinds; the process is aborted"
-    );
-    std::process::abort()
+    abort_because(format_args!(
+        "a generator cannot be ended: its function stops each unwinding, and it cannot be left suspended while a panic unwinds; \
+         the process is aborted"
+    ))
 }
 
 fn force(held: &Held) -> ! {

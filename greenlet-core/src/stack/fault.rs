@@ -13,16 +13,16 @@
 //!
 //! # Invariants
 //!
-//! - `[signal-safe]` The handler interrupts a thread between any two instructions. So it allocates
-//!   nothing, takes no lock, and calls only async-signal-safe functions. Of slabs it only reads the
-//!   list [slab-list].
-//! - `[guard-first]` It uses thread-locals only after it has found the address in a guard page. A
+//! - **[signal-safe]** The handler interrupts a thread between any two instructions. So it
+//!   allocates nothing, takes no lock, and calls only async-signal-safe functions. Of slabs it only
+//!   reads the list [slab-list].
+//! - **[guard-first]** It uses thread-locals only after it has found the address in a guard page. A
 //!   fault in a thread without greenlets then costs that thread nothing.
-//! - `[signal-stack]` It runs on a signal stack, because an overflowed stack has no room. std gives
-//!   its threads one, and [`SignalStack`] gives one to all others.
-//! - `[passed-on]` Any other fault reaches the previous action, with the same arguments and signal
-//!   mask. A default action is restored instead, and the instruction runs again.
-//! - `[previous-first]` The previous action is stored before the handler is installed.
+//! - **[signal-stack]** It runs on a signal stack, because an overflowed stack has no room. std
+//!   gives its threads one, and [`SignalStack`] gives one to all others.
+//! - **[passed-on]** Any other fault reaches the previous action, with the same arguments and
+//!   signal mask. A default action is restored instead, and the instruction runs again.
+//! - **[previous-first]** The previous action is stored before the handler is installed.
 
 use std::cell::RefCell;
 use std::mem;

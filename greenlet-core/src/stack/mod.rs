@@ -23,13 +23,15 @@
 //!   the owner of a header clears it at its end. So the room tells a generator's stack from a
 //!   greenlet's.
 
-#![deny(unsafe_code)] // `sys`, `fault` and `valgrind` allow it
+#![deny(unsafe_code)] // `sys`, `fault`, `label` and `valgrind` allow it
 
 use std::ptr::NonNull;
 
 pub(crate) mod error;
 #[allow(unsafe_code)] // handles signals
 mod fault;
+#[allow(unsafe_code)] // reads the room above an entry
+pub(crate) mod label;
 mod pool;
 mod slab;
 mod stats;

@@ -10,10 +10,10 @@
 //!
 //! # Invariants
 //!
-//! - `[slab-mapped]` Slabs are never unmapped. Only the memory of idle stacks is returned.
-//! - `[guard-installed]` `take_guarded` makes every `Stack`, and only of a stride whose guard is
+//! - **[slab-mapped]** Slabs are never unmapped. Only the memory of idle stacks is returned.
+//! - **[guard-installed]** `take_guarded` makes every `Stack`, and only of a stride whose guard is
 //!   installed. Without its guard, an overflow would overwrite the next stack.
-//! - `[slab-list]` The list of slabs only grows at its end, and its entries live forever. So a
+//! - **[slab-list]** The list of slabs only grows at its end, and its entries live forever. So a
 //!   signal handler can read it while any thread adds to it.
 
 #![forbid(unsafe_code)]
@@ -178,7 +178,7 @@ impl Unguarded {
         self.region.len() / self.class.stride()
     }
 
-    /// Takes the lowest stack. Its guard must be installed.
+    /// Takes the lowest stack. Its guard must be installed. [guard-installed]
     fn take_guarded(&mut self) -> Stack {
         let stack = Stack::new(self.region.split_off_start(self.class.stride()), self.class);
         valgrind::announce(stack.pages());

@@ -10,9 +10,9 @@
 //!
 //! # Invariants
 //!
-//! - `[above-zero]` Every `Address` is 4096 or more: `Region::map` checks it, and `above` only
+//! - **[above-zero]** Every `Address` is 4096 or more: `Region::map` checks it, and `above` only
 //!   adds.
-//! - `[region-owned]` A `Region` is the only owner of its bytes, which are mapped: nothing else
+//! - **[region-owned]** A `Region` is the only owner of its bytes, which are mapped: nothing else
 //!   uses what `mmap` returns, `split_off_start` divides it, and `Stack::new` takes a whole region
 //!   over.
 

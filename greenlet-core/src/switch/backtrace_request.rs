@@ -23,10 +23,11 @@ use std::mem::ManuallyDrop;
 use std::panic::{Location, catch_unwind};
 use std::ptr;
 
+use crate::backend::abort::abort;
 use crate::node::Inner;
 use crate::node::rc::InnerRc;
 use crate::payload::Payload;
-use crate::switch::{Target, switch_stacks, unwind};
+use crate::switch::{Target, switch_stacks};
 use crate::thread::{self, ThreadState};
 
 /// The free stack that a capture needs, in bytes. A test compares it with what one uses.
@@ -51,7 +52,7 @@ pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
         target.context.sp.set(hidden);
     }
     if target.context.sp.get().is_null() {
-        unwind::abort("an active greenlet is neither running nor suspended");
+        abort("an active greenlet is neither running nor suspended");
     }
     let payload = Payload::new(&mut ManuallyDrop::new(BacktraceRequest { asker }));
     // SAFETY: the asker runs, so it is current and alive. The target is another greenlet, and
@@ -63,7 +64,7 @@ pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
         target.hidden_sp.set(target.context.sp.replace(ptr::null_mut()));
     }
     let Ok(Reply(backtrace)) = reply else {
-        unwind::abort("a greenlet was resumed while it waited for a backtrace")
+        abort("a greenlet was resumed while it waited for a backtrace")
     };
     backtrace
 }

@@ -38,6 +38,7 @@ use std::ptr;
 
 use anyhow::Error;
 
+use crate::backend::abort::abort;
 use crate::backend::{self, asan};
 use crate::node::Inner;
 use crate::node::closure::ClosureVTable;
@@ -92,7 +93,7 @@ fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
         return None;
     }
     let is_ready = thread.flags.allows(target.context.sp.get()) || prepare_target(target, carried);
-    is_ready.then(|| Target(target))
+    is_ready.then_some(Target(target))
 }
 
 /// Suspends the running greenlet at `at` and resumes `target`. Returns what the next switch to the suspended one brings.
@@ -363,7 +364,7 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
     if target.context.sp.get().is_null() {
         target.context.sp.set(target.hidden_sp.replace(ptr::null_mut()));
         if target.context.sp.get().is_null() {
-            unwind::abort("the end of a greenlet that is not suspended");
+            abort("the end of a greenlet that is not suspended");
         }
     }
     match message {
@@ -415,7 +416,7 @@ fn into_target(thread: &ThreadState, target: InnerRc) -> Target {
         thread.lower_flag(flag::NO_HANDLES); // it was about the origin
     }
     if target.context.sp.get().is_null() {
-        unwind::abort("a switch to a greenlet that is not suspended");
+        abort("a switch to a greenlet that is not suspended");
     }
     Target(target.as_ptr())
 }

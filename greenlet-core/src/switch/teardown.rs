@@ -15,7 +15,7 @@ use anyhow::Error;
 use crate::node::handle::Greenlet;
 use crate::node::lineage;
 use crate::node::rc::InnerRc;
-use crate::node::status::Hold;
+use crate::node::status::{Hold, State};
 use crate::payload::exit::reason;
 use crate::payload::message::Message;
 use crate::payload::value::Value;
@@ -46,6 +46,26 @@ pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
     }
     let is_resurrected = || node.has_other_handles();
     end(greenlet, reason::ABANDONED, is_resurrected);
+}
+
+/// Ends a greenlet for [`Greenlet::end`]: now, or as soon as greenlets can be ended.
+pub(crate) fn end_or_defer(greenlet: &Greenlet) {
+    let thread = ThreadState::current();
+    let node = greenlet.inner();
+    match node.status.state() {
+        State::Dead => {}
+        State::Pending => {
+            node.status.cancel();
+            // CAUTION: runs arbitrary user code: the destructors of what the function captured.
+            node.closure.clear();
+        }
+        State::Active if node.status.is_main() || thread.is_current(node) => {}
+        State::Active if thread.can_end_greenlets() => {
+            // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
+            end_owned(greenlet, reason::ENDED);
+        }
+        State::Active => thread.defer(Deferred::End(greenlet.clone())),
+    }
 }
 
 /// Ends a greenlet in both stages, whoever has handles of it. The caller knows that it is active, not

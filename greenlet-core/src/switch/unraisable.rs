@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
+use std::io::{self, Write};
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -229,6 +230,9 @@ pub(crate) fn call(report: &Unraisable) {
     match hook {
         // CAUTION: runs foreign code.
         Some(hook) => hook(report),
-        None => eprintln!("greenlet: {report}"),
+        // `eprintln!` panics if standard error cannot be written to.
+        None => {
+            let _ = writeln!(io::stderr(), "greenlet: {report}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::node::handle::Greenlet;
+use crate::switch::teardown;
 use crate::thread::{ThreadState, flag};
 
 /// The end of a greenlet that had to wait.
@@ -44,12 +45,12 @@ impl ThreadState {
                 *deferred = VecDeque::new();
                 self.lower_flag(flag::DEFERRED);
             }
-            drop(deferred);
+            drop(deferred); // [not-borrowed]
             // CAUTION: runs arbitrary user code.
             match next {
                 // Ends the greenlet if nobody has made another handle since.
                 Deferred::HandleDropped(greenlet) => drop(greenlet),
-                Deferred::End(greenlet) => greenlet.end(),
+                Deferred::End(greenlet) => teardown::end_or_defer(&greenlet),
             }
         }
     }

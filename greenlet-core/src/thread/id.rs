@@ -1,9 +1,8 @@
-//! Ids of threads.
+//! The public id of a thread.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::thread::ThreadState;
+use crate::payload::thread_id::thread_id;
 
 /// Identifies a thread in the result of [`Broadcast::wait`](crate::Broadcast::wait).
 ///
@@ -27,7 +26,7 @@ impl ThreadId {
     /// Returns the id of the calling thread.
     pub fn current() -> ThreadId {
         ThreadId {
-            id: id(),
+            id: thread_id(),
             os: os_id(),
         }
     }
@@ -46,16 +45,6 @@ impl fmt::Display for ThreadId {
             None => write!(f, "#{}", self.id),
         }
     }
-}
-
-/// Returns an id of the calling thread that no other thread of the process ever has.
-pub(crate) fn id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let thread = ThreadState::current();
-    if thread.thread_id.get() == 0 {
-        thread.thread_id.set(NEXT.fetch_add(1, Ordering::Relaxed));
-    }
-    thread.thread_id.get()
 }
 
 #[cfg(target_os = "linux")]

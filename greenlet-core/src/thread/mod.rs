@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The thread's own code reaches it by [`ThreadState::current`]; other threads only by `inbox.rs`.
-//! Every `thread_local!` of the crate is in this file, except the guard of `switch/thread_exit.rs`.
+//! The only other `thread_local!`s are the id in `payload/thread_id.rs` and the guard in
+//! `switch/thread_exit.rs`.
 //!
 //! # Invariants
 //!
@@ -26,11 +27,6 @@
 //!   releases what it owns.
 //! - **[not-borrowed]** No field is borrowed while arbitrary user code runs, or over a stack
 //!   switch.
-//!
-//! # Up-calls
-//!
-//! This folder calls code above it in two places: `ThreadState::set_up` calls
-//! `thread_exit::install_guard`, and `ThreadState::run_deferred` ends greenlets.
 
 pub(crate) mod ages;
 pub(crate) mod create;
@@ -47,14 +43,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::ManuallyDrop;
 use std::panic::Location;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) use deferred::Deferred;
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
-pub(crate) use id::id;
 
 use crate::backend::asan;
 use crate::node::Inner;
@@ -78,8 +73,6 @@ pub(crate) struct ThreadState {
     /// [main-alive]
     main: Cell<*const Inner>,
     next_greenlet_id: Cell<u64>,
-    /// 0 until the thread's id is asked for.
-    thread_id: Cell<u64>,
     /// The memory of all nodes of the thread. Read by tools/greenlet-gdb.py.
     pub(crate) pool: NodePool,
     /// Empty exactly if `DEFERRED` is clear.
@@ -118,7 +111,6 @@ impl ThreadState {
             flags: SwitchFlags::new(),
             main: Cell::new(ptr::null()),
             next_greenlet_id: Cell::new(0),
-            thread_id: Cell::new(0),
             pool: NodePool::new(),
             deferred: RefCell::new(VecDeque::new()),
             last_stack: Cell::new(None),
@@ -261,8 +253,9 @@ impl ThreadState {
     }
 
     /// Removes what is kept about `node`, which is being dropped.
-    #[inline]
-    pub(crate) fn forget_node(&self, node: &Inner) {
+    #[cold]
+    #[inline(never)]
+    fn forget(&self, node: &Inner) {
         if node.status.is_main() {
             self.main.set(ptr::null());
             self.current.set(ptr::null());
@@ -307,6 +300,28 @@ impl ThreadState {
             .into_iter()
             .filter_map(|(_, node)| node.upgrade().map(Greenlet::from_inner))
     }
+}
+
+/// Removes what the thread keeps about `node`, which is being dropped.
+#[inline]
+pub(crate) fn forget_node(node: &Inner) {
+    let thread = ThreadState::current();
+    // Saves a call for most nodes. `PREFETCH` is a flag, and a node whose creation was recorded is
+    // not plain. Main is dropped while `EXITING` is set.
+    if thread.has_any_flag() || !node.status.is_plain_dead() {
+        thread.forget(node);
+    }
+}
+
+/// Gives the slot of a node back to the pool of the thread.
+///
+/// # Safety
+///
+/// - As for [`NodePool::free`].
+#[inline]
+pub(crate) unsafe fn free_slot(slot: NonNull<Inner>) {
+    // SAFETY: the caller keeps the contract of `free`.
+    unsafe { ThreadState::current().pool.free(slot) };
 }
 
 /// Calls `look` with the current greenlet's node, without a reference to it.

@@ -1,12 +1,10 @@
 //! Reports a stack overflow: which greenlet hit the guard page of its stack, and what to set.
 //!
-//! This runs in a signal handler that may interrupt the thread at any instruction: see
-//! `stack/fault.rs`.
+//! This runs in a signal handler that may interrupt the thread at any instruction. [signal-safe] So
+//! it formats the text in a fixed buffer.
 //!
 //! # Invariants
 //!
-//! - **[signal-safe]** The handler does not allocate and waits for no lock. It formats the text in
-//!   a fixed buffer and writes it to standard error.
 //! - **[handler-reads]** While the handler runs, nothing else runs on the thread, so nothing else
 //!   changes its nodes. A node may be half-written when the handler interrupts the thread; the
 //!   handler only compares its stack. It does not walk the list of nodes while the thread changes
@@ -20,7 +18,7 @@ use std::ptr;
 use parking_lot::Mutex;
 
 use crate::node::Inner;
-use crate::segment::Header;
+use crate::stack::label::Label;
 use crate::stack::{self, GuardHit};
 use crate::thread::{ThreadState, flag};
 
@@ -59,7 +57,7 @@ fn report(hit: &GuardHit) {
 enum Overflowed<'a> {
     Greenlet(&'a Inner),
     /// A generator, and the greenlet that runs its body.
-    Generator(&'a Header, Option<&'a Inner>),
+    Generator(&'a Label, Option<&'a Inner>),
     /// A greenlet that has finished but still runs on its stack. Its node may be gone.
     Finished,
 }
@@ -70,9 +68,9 @@ impl Overflowed<'_> {
         // SAFETY: the node is alive, and the thread cannot drop it while the handler runs.
         // [current-alive] [handler-reads]
         let current = unsafe { thread.current_ptr().as_ref() };
-        if let Some(header) = Header::at(hit.base.wrapping_sub(1)).filter(|_| hit.is_on_its_stack) {
-            // SAFETY: the header is on the stack that the thread runs on. [handler-reads]
-            return Some(Overflowed::Generator(unsafe { header.as_ref() }, current));
+        if let Some(label) = Label::at(hit.base.wrapping_sub(1)).filter(|_| hit.is_on_its_stack) {
+            // SAFETY: the label is on the stack that the thread runs on. [handler-reads]
+            return Some(Overflowed::Generator(unsafe { label.as_ref() }, current));
         }
         let current = current?;
         if is_on(current, hit) {
@@ -98,9 +96,9 @@ impl Overflowed<'_> {
         text.write_str("\n")?;
         match self {
             Overflowed::Greenlet(node) => write_greenlet(node, text)?,
-            Overflowed::Generator(header, current) => {
+            Overflowed::Generator(label, current) => {
                 text.write_str("generator")?;
-                if let Some(name) = header.name() {
+                if let Some(name) = label.name() {
                     write!(text, " '{}'", shortened(name))?;
                 }
                 if let Some(node) = current {
@@ -117,7 +115,7 @@ impl Overflowed<'_> {
         )?;
         let (created_at, builder) = match self {
             Overflowed::Greenlet(node) => (Some(node.created_at()), "Builder"),
-            Overflowed::Generator(header, _) => (header.created_at(), "GeneratorBuilder"),
+            Overflowed::Generator(label, _) => (label.created_at(), "GeneratorBuilder"),
             Overflowed::Finished => (None, "Builder"),
         };
         if let Some(created_at) = created_at {

@@ -15,10 +15,11 @@
 //! A ring of 300 greenlets takes 3.4 ns a switch with this and 5.4 without, one of 100,000 takes 18
 //! and 115 (`docs/performance.md`). With few greenlets all of this is in the caches, and recording
 //! would cost 1 ns a switch. So it starts with [`MIN_STACKS`] stacks, behind the flag `PREFETCH`.
-
 //!
-//! - **[recent-alive]** `Prefetcher::recent` holds null, or nodes in use: [`Prefetcher::forget`] removes a node that is
-//!   released.
+//! # Invariants
+//!
+//! - **[recent-alive]** `Prefetcher::recent` holds null, or nodes in use: [`Prefetcher::forget`]
+//!   removes a node that is released.
 
 use std::cell::Cell;
 use std::ptr;
@@ -35,8 +36,8 @@ const MIN_STACKS: usize = 256;
 
 /// The last [`DISTANCE`] greenlets that were switched to.
 pub(crate) struct Prefetcher {
-    /// [recent-alive]. All null while `PREFETCH` is clear. Weak references would be counted, which needs a frame on the
-    /// running greenlet's stack: see `switch::prepare_target`.
+    /// [recent-alive]. All null while `PREFETCH` is clear. Weak references would be counted, which
+    /// needs a frame on the running greenlet's stack: see `switch::prepare_target`.
     recent: [Cell<*const Inner>; DISTANCE],
     switches: Cell<usize>,
 }

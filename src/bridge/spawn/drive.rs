@@ -33,7 +33,7 @@ pub(super) struct Drive<T: 'static> {
 enum Stage {
     New,
     /// The greenlet waits for a future. `None` is the root.
-    AwaitInProgress(Option<Greenlet>),
+    Waiting(Option<Greenlet>),
     Over,
 }
 
@@ -106,7 +106,7 @@ impl<T: 'static> Drive<T> {
 
     pub(super) fn awaits_at(&self) -> Option<&'static Location<'static>> {
         match &self.stage {
-            Stage::AwaitInProgress(waiter) => waiter.as_ref().unwrap_or(&self.root).suspended_at(),
+            Stage::Waiting(waiter) => waiter.as_ref().unwrap_or(&self.root).suspended_at(),
             Stage::New | Stage::Over => None,
         }
     }
@@ -118,7 +118,7 @@ impl<T: 'static> Drive<T> {
         let action = match &self.stage {
             Stage::New => Action::Start,
             Stage::Over => panic!("a spawned function was polled after it had ended"),
-            Stage::AwaitInProgress(waiter) => {
+            Stage::Waiting(waiter) => {
                 let polled = self
                     .driver
                     .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
@@ -126,7 +126,7 @@ impl<T: 'static> Drive<T> {
                     return Poll::Pending;
                 }
                 match std::mem::replace(&mut self.stage, Stage::Over) {
-                    Stage::AwaitInProgress(waiter) if polled == Polled::Ready => Action::Resume(waiter),
+                    Stage::Waiting(waiter) if polled == Polled::Ready => Action::Resume(waiter),
                     _ => self.waiter_gone()?,
                 }
             }
@@ -146,7 +146,7 @@ impl<T: 'static> Drive<T> {
                 self.root.end();
                 Poll::Ready(Err(exit.into()))
             }
-            Stage::AwaitInProgress(_) => {
+            Stage::Waiting(_) => {
                 self.cancelled = self.lineage_of_waiter();
                 self.run(Action::Cancel(exit), cx)
             }
@@ -186,7 +186,7 @@ impl<T: 'static> Drive<T> {
                         event = self.resume_root();
                     }
                     Ok(Event::Await(Some(waiter))) => {
-                        // The poll keeps only the waiter suspended. The gate keeps other code out
+                        // The poll keeps only the waiter suspended. The lock keeps other code out
                         // of the root.
                         raw::lock_for_await(&self.root);
                         let polled = self.poll_first(&waiter, cx);
@@ -205,7 +205,7 @@ impl<T: 'static> Drive<T> {
                 Polled::Ready => Action::Resume(waiter),
                 Polled::Pending => {
                     raw::lock_for_await(&self.root);
-                    self.stage = Stage::AwaitInProgress(waiter);
+                    self.stage = Stage::Waiting(waiter);
                     self.unbind();
                     return Poll::Pending;
                 }
@@ -262,7 +262,7 @@ impl<T: 'static> Drive<T> {
     /// Each of them must be ended explicitly: a child on the stack of its parent keeps a handle of
     /// it.
     fn lineage_of_waiter(&self) -> Vec<Greenlet> {
-        let Stage::AwaitInProgress(Some(waiter)) = &self.stage else {
+        let Stage::Waiting(Some(waiter)) = &self.stage else {
             return Vec::new();
         };
         std::iter::successors(Some(waiter.clone()), Greenlet::parent)
@@ -424,7 +424,7 @@ impl<T: 'static> fmt::Debug for Drive<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.stage {
             Stage::New => "not started",
-            Stage::AwaitInProgress(_) => "waiting",
+            Stage::Waiting(_) => "waiting",
             Stage::Over => "ended",
         };
         write!(f, "Spawn({state}, {:?})", self.root)

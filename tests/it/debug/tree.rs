@@ -202,7 +202,7 @@ fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
         .build(|(): ()| waits_for_news());
     reader.switch::<()>(()).unwrap();
     let text = dump().to_string();
-    let (tree, traces) = text.split_once("\nreader, parked at ").unwrap();
+    let (tree, traces) = text.split_once("\nreader, suspended at ").unwrap();
     assert!(tree.contains("main       current"), "{tree}");
     assert!(traces.contains("tree::waits_for_news"), "{traces}");
     assert!(!traces.contains("greenlet_core::"), "{traces}");
@@ -210,13 +210,13 @@ fn a_dump_has_the_tree_and_the_users_part_of_each_backtrace() {
         tree.contains("main, current\n") && tree.contains("a_dump_has_the_tree"),
         "{tree}"
     );
-    assert!(!tree.contains("greenlet::view::"), "{tree}");
+    assert!(!tree.contains("greenlet::debug::"), "{tree}");
     assert!(traces.lines().count() < 12, "{traces}");
     // The backtrace of main begins where it waits.
     let inside = Greenlet::new(|(): ()| Ok(dump().to_string()));
     let text = inside.switch::<String>(()).unwrap();
     assert!(
-        text.contains("main, parked at ") && text.contains("a_dump_has_the_tree"),
+        text.contains("main, suspended at ") && text.contains("a_dump_has_the_tree"),
         "{text}"
     );
 }
