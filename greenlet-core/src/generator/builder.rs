@@ -11,17 +11,6 @@ use crate::stack;
 use super::{Generator, Yielder};
 
 /// Creates a generator with options: see [`Generator::builder`].
-///
-/// # Examples
-///
-/// ```
-/// # extern crate greenlet_core as greenlet;
-/// use greenlet::GeneratorBuilder;
-///
-/// let mut one = GeneratorBuilder::new().name("one").build(|out| out.yield_(1));
-/// assert_eq!(one.next().unwrap()?, 1);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
 #[derive(Clone, Debug)]
 #[must_use = "a builder creates nothing before `build`"]
 pub struct GeneratorBuilder {

@@ -45,17 +45,17 @@ impl Greenlet {
     #[inline(never)] // gives a backtrace of the running greenlet a first frame to start from
     pub fn backtrace(&self) -> Result<Backtrace, NoBacktrace> {
         match self.state() {
-            State::Pending => return Err(NoBacktrace::pending()),
-            State::Dead => return Err(NoBacktrace::dead()),
+            State::Pending => return Err(NoBacktrace::PENDING),
+            State::Dead => return Err(NoBacktrace::DEAD),
             State::Active => {}
         }
         let usage = self.usage_of_innermost_stack();
         if usage.is_some_and(|usage| usage.free() < ROOM) {
-            return Err(NoBacktrace::stack_too_full());
+            return Err(NoBacktrace::STACK_TOO_FULL);
         }
         if self.is_current() {
             return Ok(Backtrace::force_capture());
         }
-        no_switch(|| backtrace_request::request(self.inner())).ok_or(NoBacktrace::failed())
+        no_switch(|| backtrace_request::request(self.inner())).ok_or(NoBacktrace::FAILED)
     }
 }

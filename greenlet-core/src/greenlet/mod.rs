@@ -339,16 +339,16 @@ impl Greenlet {
     /// ```
     pub fn set_parent(&self, parent: &Greenlet) -> Result<(), ParentError> {
         if self.inner.status.is_main() {
-            return Err(ParentError::main());
+            return Err(ParentError::MAIN);
         }
         if parent.inner.has_in_lineage(&self.inner) {
-            return Err(ParentError::cycle());
+            return Err(ParentError::CYCLE);
         }
         // [locked-branch] In every state: a dead or pending greenlet may be between a running one
         // and the lock.
         let leaves_lock = || self.inner.parent.get()?.await_locked_ancestor();
         if parent.inner.await_locked_ancestor().is_some() || leaves_lock().is_some() {
-            return Err(ParentError::awaiting());
+            return Err(ParentError::AWAITING);
         }
         let before = self.inner.parent.replace(Some(parent.clone()));
         // CAUTION: runs arbitrary user code: it may end the old parent.

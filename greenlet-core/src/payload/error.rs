@@ -129,22 +129,12 @@ enum ParentErrorKind {
 }
 
 impl ParentError {
-    pub(crate) fn cycle() -> ParentError {
-        ParentError {
-            kind: ParentErrorKind::Cycle,
-        }
-    }
+    pub(crate) const CYCLE: ParentError = ParentError::new(ParentErrorKind::Cycle);
+    pub(crate) const MAIN: ParentError = ParentError::new(ParentErrorKind::Main);
+    pub(crate) const AWAITING: ParentError = ParentError::new(ParentErrorKind::AwaitInProgress);
 
-    pub(crate) fn main() -> ParentError {
-        ParentError {
-            kind: ParentErrorKind::Main,
-        }
-    }
-
-    pub(crate) fn awaiting() -> ParentError {
-        ParentError {
-            kind: ParentErrorKind::AwaitInProgress,
-        }
+    const fn new(kind: ParentErrorKind) -> ParentError {
+        ParentError { kind }
     }
 
     /// Returns `true` if the new parent is the greenlet itself or one of its descendants.
@@ -153,16 +143,6 @@ impl ParentError {
     }
 
     /// Returns `true` if the greenlet is the main one, which has no parent.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::{Greenlet, getmain};
-    ///
-    /// let child = Greenlet::new(|(): ()| Ok(()));
-    /// assert!(getmain().set_parent(&child).unwrap_err().is_main());
-    /// ```
     pub fn is_main(&self) -> bool {
         matches!(self.kind, ParentErrorKind::Main)
     }
@@ -417,28 +397,13 @@ enum NoBacktraceKind {
 }
 
 impl NoBacktrace {
-    pub(crate) const fn pending() -> NoBacktrace {
-        NoBacktrace {
-            kind: NoBacktraceKind::Pending,
-        }
-    }
+    pub(crate) const PENDING: NoBacktrace = NoBacktrace::new(NoBacktraceKind::Pending);
+    pub(crate) const DEAD: NoBacktrace = NoBacktrace::new(NoBacktraceKind::Dead);
+    pub(crate) const STACK_TOO_FULL: NoBacktrace = NoBacktrace::new(NoBacktraceKind::StackTooFull);
+    pub(crate) const FAILED: NoBacktrace = NoBacktrace::new(NoBacktraceKind::Failed);
 
-    pub(crate) const fn dead() -> NoBacktrace {
-        NoBacktrace {
-            kind: NoBacktraceKind::Dead,
-        }
-    }
-
-    pub(crate) const fn stack_too_full() -> NoBacktrace {
-        NoBacktrace {
-            kind: NoBacktraceKind::StackTooFull,
-        }
-    }
-
-    pub(crate) const fn failed() -> NoBacktrace {
-        NoBacktrace {
-            kind: NoBacktraceKind::Failed,
-        }
+    const fn new(kind: NoBacktraceKind) -> NoBacktrace {
+        NoBacktrace { kind }
     }
 
     /// Returns `true` if the greenlet has not started. It has no stack yet.

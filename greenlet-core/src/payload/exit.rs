@@ -43,15 +43,6 @@ pub struct GreenletExit {
 
 impl GreenletExit {
     /// Creates an exit without a reason.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::GreenletExit;
-    ///
-    /// assert_eq!(GreenletExit::new().to_string(), "greenlet exit");
-    /// ```
     pub const fn new() -> GreenletExit {
         GreenletExit { reason: None }
     }

@@ -96,16 +96,6 @@ impl Value {
     }
 
     /// Returns `true` if the value is a `T`.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::Value;
-    ///
-    /// assert!(Value::new(7_u32).is::<u32>());
-    /// assert!(!Value::new(7_u32).is::<i32>());
-    /// ```
     pub fn is<T: 'static>(&self) -> bool {
         self.inner.is::<T>()
     }
@@ -130,15 +120,6 @@ impl Value {
 
     /// Returns the name of the value's type, for messages. It may differ between compilers: see
     /// [`std::any::type_name`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::Value;
-    ///
-    /// assert_eq!(Value::new(7_u32).type_name(), "u32");
-    /// ```
     pub fn type_name(&self) -> &'static str {
         self.type_name
     }

@@ -322,7 +322,7 @@ pub(crate) fn try_switch_to_parent<T: 'static>(
 pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) -> Result<Payload, Error> {
     let Some(parent) = child.parent_greenlet() else {
         drop(payload.into_value());
-        return Err(ParentError::main().into());
+        return Err(ParentError::MAIN.into());
     };
     let back = switch_slow(parent.inner(), Delivery::Payload(payload), at)?;
     Ok(drop_handle(parent, back))

@@ -210,16 +210,6 @@ pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
 }
 
 /// Removes the hook that [`set_unraisable_hook`] installed.
-///
-/// # Examples
-///
-/// ```
-/// # extern crate greenlet_core as greenlet;
-/// use greenlet::{set_unraisable_hook, take_unraisable_hook};
-///
-/// set_unraisable_hook(|_| {}); // ignore them
-/// take_unraisable_hook(); // print them again
-/// ```
 pub fn take_unraisable_hook() {
     *HOOK.write() = None;
 }
