@@ -40,7 +40,7 @@ impl RoundRobin {
         while outcome.is_ok() {
             let next = self.ready.borrow_mut().pop_front();
             let Some(task) = next else { break };
-            // Every task is a child of the caller of `run`, so its outcome returns here.
+            // A task that ends resumes this loop, because the loop's greenlet is its parent.
             task.set_parent(&getcurrent())?;
             outcome = task.switch_owned(());
         }

@@ -158,13 +158,13 @@ fn stray() {
 }
 
 fn install(signal: libc::c_int, function: usize, flags: libc::c_int) {
-    // SAFETY: zeroes are a valid `sigaction`; the functions below do only what handlers may do.
-    unsafe {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-        action.sa_sigaction = function;
-        action.sa_flags = flags;
-        assert_eq!(libc::sigaction(signal, &raw const action, ptr::null_mut()), 0);
-    }
+    // SAFETY: zeros are a valid `sigaction`.
+    let mut action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
+    action.sa_sigaction = function;
+    action.sa_flags = flags;
+    // SAFETY: the handlers below do only what handlers may do.
+    let result = unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+    assert_eq!(result, 0);
 }
 
 extern "C" fn exit_with_77(signal: libc::c_int) {
@@ -173,11 +173,13 @@ extern "C" fn exit_with_77(signal: libc::c_int) {
 }
 
 extern "C" fn exit_with_78(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel's own argument; async-signal-safe.
-    unsafe {
-        let is_right = signal == libc::SIGSEGV && (*info).si_addr().addr() == 8;
-        libc::_exit(if is_right { 78 } else { 1 })
-    };
+    // SAFETY: the kernel passes a valid pointer.
+    let info = unsafe { &*info };
+    // SAFETY: the kernel fills in the address of a SIGSEGV.
+    let address = unsafe { info.si_addr() };
+    let is_right = signal == libc::SIGSEGV && address.addr() == 8;
+    // SAFETY: `_exit` is async-signal-safe.
+    unsafe { libc::_exit(if is_right { 78 } else { 1 }) };
 }
 
 /// Makes the library install its handler, and leaves a greenlet suspended.
@@ -200,25 +202,25 @@ fn on_a_bare_thread(function: fn()) {
         function();
         ptr::null_mut()
     }
-    // SAFETY: the thread is joined; it is given a function pointer.
-    unsafe {
-        let mut thread = MaybeUninit::uninit();
-        let argument = function as *mut libc::c_void;
-        assert_eq!(
-            libc::pthread_create(thread.as_mut_ptr(), ptr::null(), enter, argument),
-            0
-        );
-        assert_eq!(libc::pthread_join(thread.assume_init(), ptr::null_mut()), 0);
-    }
+    let mut thread = MaybeUninit::uninit();
+    let argument = function as *mut libc::c_void;
+    // SAFETY: the argument is the function that `enter` expects.
+    let result = unsafe { libc::pthread_create(thread.as_mut_ptr(), ptr::null(), enter, argument) };
+    assert_eq!(result, 0);
+    // SAFETY: the call has succeeded, so it has written the thread.
+    let thread = unsafe { thread.assume_init() };
+    // SAFETY: the thread exists, and is joined once.
+    let result = unsafe { libc::pthread_join(thread, ptr::null_mut()) };
+    assert_eq!(result, 0);
 }
 
 fn signal_stack_is_missing() -> bool {
-    // SAFETY: zeroes are a valid `stack_t`; the call fills it in.
-    unsafe {
-        let mut stack = MaybeUninit::<libc::stack_t>::zeroed().assume_init();
-        assert_eq!(libc::sigaltstack(ptr::null(), &raw mut stack), 0);
-        stack.ss_flags & libc::SS_DISABLE != 0
-    }
+    // SAFETY: zeros are a valid `stack_t`.
+    let mut stack = unsafe { MaybeUninit::<libc::stack_t>::zeroed().assume_init() };
+    // SAFETY: the call writes the signal stack of this thread into a local.
+    let result = unsafe { libc::sigaltstack(ptr::null(), &raw mut stack) };
+    assert_eq!(result, 0);
+    stack.ss_flags & libc::SS_DISABLE != 0
 }
 
 /// The code of the child processes.

@@ -141,8 +141,8 @@ fn suspended_greenlets_are_dead_when_main_returns() {
     }
 }
 
-// DE-6: the line on standard error is lost if nothing can be written there. The drop that caused the report
-// returns all the same.
+// DE-6: if standard error cannot be written, the report is lost, and the drop that caused it
+// returns normally.
 // #[test], on the main thread
 #[cfg(target_os = "linux")]
 fn a_report_that_cannot_be_printed_does_not_panic() {
@@ -152,7 +152,7 @@ fn a_report_that_cannot_be_printed_does_not_panic() {
             .write(true)
             .open("/dev/full") // each write fails
             .unwrap();
-        // SAFETY: both are open, and standard error is used by nobody else here.
+        // SAFETY: both descriptors are open, and no other thread uses standard error.
         assert_eq!(unsafe { libc::dup2(full.as_raw_fd(), libc::STDERR_FILENO) }, 2);
         let fails = Greenlet::new(|(): ()| -> Result<()> {
             let _ = getparent().unwrap().switch::<()>(());

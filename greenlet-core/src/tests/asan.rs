@@ -49,13 +49,9 @@ fn up(number: usize) -> Result<usize> {
 #[inline(never)]
 fn writes_behind_an_array(index: usize) {
     let mut array = black_box([0_u8; 24]);
-    // SAFETY: none: the read is out of bounds. The sanitizer must stop it.
-    unsafe {
-        (&raw mut array)
-            .cast::<u8>()
-            .add(black_box(index))
-            .write_volatile(1)
-    };
+    let address = (&raw mut array).cast::<u8>().wrapping_add(black_box(index));
+    // SAFETY: none: 24 is outside the array, and the sanitizer must report it.
+    unsafe { address.write_volatile(1) };
     black_box(&array);
 }
 
@@ -89,11 +85,10 @@ fn a_use_after_free_in_a_greenlet_is_reported() {
         let child = Greenlet::new(|number: usize| {
             let value = Box::into_raw(Box::new(number));
             let number = up(number)?;
-            // SAFETY: none: the box is freed. The sanitizer must stop the read.
-            unsafe {
-                drop(Box::from_raw(value));
-                Ok(black_box(value).read_volatile() + number)
-            }
+            // SAFETY: it comes from a box.
+            drop(unsafe { Box::from_raw(value) });
+            // SAFETY: none: this reads freed memory, and the sanitizer must report it.
+            Ok(unsafe { black_box(value).read_volatile() } + number)
         });
         for number in [1_usize, 2] {
             child.switch::<usize>(number).unwrap();

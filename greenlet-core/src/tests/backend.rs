@@ -32,8 +32,10 @@ type Body = Box<dyn FnOnce(&Coroutine)>;
 unsafe extern "C" fn enter_coroutine(word: *const (), data: Word, own: *const SavedContext) -> ! {
     asan::enter(&ThreadState::current().fibers);
     assert_eq!(word.addr(), 1);
+    // SAFETY: `resume` initialises the word.
+    let coroutine = unsafe { data.assume_init() }.cast_const().cast::<Coroutine>();
     // SAFETY: `resume` passes the coroutine, which outlives its run.
-    let coroutine = unsafe { &*data.assume_init().cast_const().cast::<Coroutine>() };
+    let coroutine = unsafe { &*coroutine };
     assert!(ptr::eq(own, &coroutine.inside));
     let body = coroutine.body.borrow_mut().take().unwrap();
     body(coroutine);
@@ -64,16 +66,14 @@ impl Coroutine {
     fn resume(&self) -> usize {
         let word = ptr::without_provenance(1);
         let data = Word::new((&raw const *self).cast_mut().cast());
-        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. This stack waits
-        // [stack-waits].
-        let (own, word, _) = unsafe {
-            let left = asan::leave(&ThreadState::current().fibers, || {
-                stack::bounds_at(self.inside.sp.get())
-            });
-            let back = backend::switch(&self.outside, Location::caller(), &self.inside, word, data);
-            asan::arrive(left);
-            back
-        };
+        let left = asan::leave(&ThreadState::current().fibers, || {
+            stack::bounds_at(self.inside.sp.get())
+        });
+        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. Only `pause` and the end resume this
+        // stack [stack-waits].
+        let (own, word, _) =
+            unsafe { backend::switch(&self.outside, Location::caller(), &self.inside, word, data) };
+        asan::arrive(left);
         assert!(ptr::eq(own, &self.outside));
         word.addr()
     }

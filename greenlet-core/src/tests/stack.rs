@@ -117,8 +117,9 @@ fn the_high_water_mark_counts_touched_pages() {
     let stack = take(&mut cache, 8 << 20);
     assert_eq!(high_water(&stack), 0);
     let touch = |depth: usize| {
+        let address = stack.base().as_ptr().wrapping_sub(depth);
         // SAFETY: the address is inside the stack, which this test owns.
-        unsafe { stack.base().as_ptr().sub(depth).write(1) };
+        unsafe { address.write(1) };
     };
     touch(1);
     assert_eq!(high_water(&stack), page_size());

@@ -187,11 +187,10 @@ fn a_signal_is_handled_on_the_greenlets_stack() {
     let handled = Greenlet::new(|(): ()| {
         let local = 0_u8;
         let here = std::hint::black_box(&raw const local) as usize;
-        // SAFETY: the handler has the required type, and only does an atomic store.
-        unsafe {
-            signal(SIGUSR2, handle as extern "C" fn(i32) as usize);
-            raise(SIGUSR2);
-        }
+        // SAFETY: the handler has the right type, and makes only an atomic store.
+        unsafe { signal(SIGUSR2, handle as extern "C" fn(i32) as usize) };
+        // SAFETY: the signal has the handler.
+        unsafe { raise(SIGUSR2) };
         let at = HANDLED_AT.load(std::sync::atomic::Ordering::Relaxed);
         let is_here = at.abs_diff(here) < 64 << 10;
         up::<()>(is_here)?;

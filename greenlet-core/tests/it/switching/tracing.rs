@@ -344,7 +344,7 @@ fn a_tracer_may_switch() {
         let log = log.clone();
         move || {
             log.add("other runs");
-            getcurrent().parent().unwrap().switch::<()>("from other")
+            up::<()>("from other")
         }
     });
     let g = Greenlet::builder().name("g").build({
