@@ -266,11 +266,12 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// Failures go to `report`. Nothing unwinds except out of `report`, so destructors can call
     /// this.
     pub(crate) fn end(&self, report: &mut dyn FnMut(Failure)) -> bool {
-        if self.is_executing() {
-            return false;
-        }
         let forces = if cfg!(panic = "unwind") { FORCES } else { 0 };
         for number in 0..=forces {
+            // In each round, because an item that the last one dropped may have made a step.
+            if self.is_executing() {
+                return false;
+            }
             if self.is_finished() {
                 return true;
             }

@@ -106,7 +106,7 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
         // in this frame, which this suspends.
         let (word, data) = unsafe { backend::step_back(to, VALUE, pack(&mut value)) };
         asan::arrive(left);
-        if word.is_null() {
+        if word == VALUE {
             // SAFETY: a step with this word (`VALUE`) carries an `S`.
             return Ok(unsafe { unpack(data) });
         }

@@ -11,11 +11,10 @@ use std::rc::Rc;
 use std::sync::mpsc;
 
 use anyhow::{Result, anyhow};
-use greenlet::{Greenlet, getcurrent, getparent, scope};
+use greenlet::{Greenlet, ScopedGenerator, getcurrent, getparent, scope};
 
 use super::scope::{Watch, wait};
-use crate::support::Log;
-use crate::support::ThreadEnd;
+use crate::support::{Log, ThreadEnd};
 
 /// corosensei issues 27 and 59, generator-rs issues 49 and 59: a handle is forgotten while the
 /// greenlet is inside `std::thread::scope`. There, the scoped thread outlived the borrowed value.
@@ -286,4 +285,44 @@ fn the_holder_of_a_scope_may_be_a_descendant_of_its_greenlet() {
     assert_eq!(child.switch::<usize>(()).unwrap(), 4);
     assert_eq!(holder.switch::<&str>(()).unwrap(), "left");
     assert!(child.is_dead());
+}
+
+/// Between two stages of the end, the destructor of an item lets another greenlet step the generator,
+/// which stays suspended there.
+#[test]
+fn a_generator_that_is_stepped_between_the_stages_of_its_end_is_ended_with_that_consumer() {
+    struct Steps(Greenlet);
+    impl Drop for Steps {
+        fn drop(&mut self) {
+            self.0.switch::<()>(()).unwrap();
+        }
+    }
+
+    let log = Log::new();
+    let text = String::from("text");
+    scope(|s| {
+        let slot = Rc::new(RefCell::new(None::<ScopedGenerator<'_, Option<Steps>>>));
+        let stepped = Rc::clone(&slot);
+        let consumer = s.greenlet(move |(): ()| {
+            let generator = stepped.borrow();
+            generator.as_ref().unwrap().resume(()).unwrap().map(drop)
+        });
+        let steps = consumer.clone();
+        let mut generator = s.generator(|out| {
+            let _watch = Watch {
+                log: &log,
+                looks_at: &text,
+            };
+            let _ = out.yield_(None);
+            let _ = out.yield_(Some(Steps(steps)));
+            loop {
+                wait()?; // in the other consumer now
+            }
+        });
+        assert!(generator.next().unwrap().unwrap().is_none());
+        slot.replace(Some(generator));
+        mem::forget(slot);
+        mem::forget(consumer);
+    });
+    assert_eq!(log.take(), ["still there: text"]);
 }
