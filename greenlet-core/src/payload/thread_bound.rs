@@ -8,7 +8,7 @@
 //!
 //! - **[own-thread]** `value` is read, moved and dropped only on the thread whose id is `thread`.
 //!   If the last owner is on another thread, the value is leaked.
-//! - **[ids-once]** No thread id is used twice ([`crate::thread::id`]).
+//! - **[ids-once]** No thread id is used twice (`thread/id.rs`).
 
 use std::fmt;
 use std::mem::ManuallyDrop;

@@ -1,4 +1,5 @@
-//! The contract of a backend, without greenlets: two words there, two words back, and nothing else changes.
+//! The contract of a backend, without greenlets: two words there, two words back, and nothing else
+//! changes.
 
 use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
@@ -11,8 +12,8 @@ use crate::backend::{self, SavedContext, Word};
 use crate::stack::{self, Stack, StackCache};
 use crate::thread::ThreadState;
 
-/// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that it stays in
-/// its place.
+/// The barest coroutine: a stack, and the two places where it and its caller go on. Boxed, so that
+/// it stays in its place.
 struct Coroutine {
     stack: Cell<Option<Stack>>,
     inside: SavedContext,
@@ -68,8 +69,8 @@ impl Coroutine {
         let left = asan::leave(&ThreadState::current().fibers, || {
             stack::bounds_at(self.inside.sp.get())
         });
-        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. Only `pause` and the end resume this
-        // stack [stack-waits].
+        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. Only `pause`
+        // and the end resume this stack [stack-waits].
         let (own, word, _) =
             unsafe { backend::switch(&self.outside, Location::caller(), &self.inside, word, data) };
         asan::arrive(left);
