@@ -86,23 +86,6 @@ pub struct Generator<Y: 'static, S: 'static = (), R: 'static = ()> {
 
 impl<Y: 'static, R: 'static> Generator<Y, (), R> {
     /// Creates a generator. The function starts with the first step.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::Generator;
-    ///
-    /// let mut evens = Generator::new(|out| {
-    ///     for n in (0..).step_by(2) {
-    ///         out.yield_(n)?;
-    ///     }
-    ///     Ok(())
-    /// });
-    /// assert_eq!(evens.next().unwrap()?, 0);
-    /// assert_eq!(evens.next().unwrap()?, 2);
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
     #[track_caller]
     pub fn new(function: impl FnOnce(Yielder<Y>) -> Result<R> + 'static) -> Generator<Y, (), R> {
         GeneratorBuilder::new().build(function)
@@ -218,13 +201,9 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// it is suspended returns the error. If the function has not started, it ends with the error.
     /// If it has ended, this returns the error.
     ///
-    /// # Errors
+    /// # Errors, Panics
     ///
     /// As for [`resume`](Generator::resume).
-    ///
-    /// # Panics
-    ///
-    /// Resumes a panic of the function.
     ///
     /// # Examples
     ///

@@ -74,16 +74,6 @@ impl GreenletExit {
     ///
     /// The library's own exits have a reason: the last handle was dropped, the owner called
     /// [`end`](crate::Greenlet::end), or a generator was closed.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::GreenletExit;
-    ///
-    /// assert_eq!(GreenletExit::with_reason("shutdown").reason(), Some("shutdown"));
-    /// assert_eq!(GreenletExit::new().reason(), None);
-    /// ```
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }

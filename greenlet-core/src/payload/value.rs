@@ -82,15 +82,6 @@ impl Value {
     }
 
     /// Borrows the value if it is a `T`.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::Value;
-    ///
-    /// assert_eq!(Value::new(7_u32).downcast_ref::<u32>(), Some(&7));
-    /// ```
     pub fn downcast_ref<T: 'static>(&self) -> Option<&T> {
         self.inner.downcast_ref()
     }

@@ -195,16 +195,6 @@ static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
 ///
 /// The hook must not panic: destructors and the last frames of greenlets call it, where a panic
 /// aborts the process.
-///
-/// # Examples
-///
-/// ```
-/// # extern crate greenlet_core as greenlet;
-/// use greenlet::{set_unraisable_hook, take_unraisable_hook};
-///
-/// set_unraisable_hook(|report| eprintln!("{:?}: {report}", report.greenlet()));
-/// take_unraisable_hook();
-/// ```
 pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
     *HOOK.write() = Some(Arc::new(hook));
 }

@@ -69,8 +69,8 @@ impl Coroutine {
         let left = asan::leave(&ThreadState::current().fibers, || {
             stack::bounds_at(self.inside.sp.get())
         });
-        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. Only `pause` and the end resume this
-        // stack [stack-waits].
+        // SAFETY: `new` or the last `pause` stored the resume point [resume-point]. Only `pause`
+        // and the end resume this stack [stack-waits].
         let (own, word, _) =
             unsafe { backend::switch(&self.outside, Location::caller(), &self.inside, word, data) };
         asan::arrive(left);

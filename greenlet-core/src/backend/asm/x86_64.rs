@@ -119,9 +119,9 @@ pub(crate) unsafe fn switch(
     data: Word,
 ) -> (*const SavedContext, *const (), Word) {
     let (own, word_back, data_back);
-    // SAFETY: the assembly declares or restores all registers that it changes. It writes this stack and
-    // `from`, a `SavedContext`: three words in the order of its fields. It resumes a stack that is
-    // suspended [resume-point], and nothing uses this one until the switch back [stack-waits].
+    // SAFETY: the assembly declares or restores all registers that it changes. It writes this stack
+    // and `from`, a `SavedContext`: three words in the order of its fields. It resumes a stack that
+    // is suspended [resume-point], and nothing uses this one until the switch back [stack-waits].
     unsafe {
         asm!(
             "push rbp",
@@ -256,8 +256,9 @@ pub(crate) unsafe fn step(
     data: Words,
 ) -> (*mut u8, *const (), Words) {
     let (left, word_back, first, second, third);
-    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack that is
-    // suspended [resume-point], and nothing uses this one until the next step to it [stack-waits].
+    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack
+    // that is suspended [resume-point], and nothing uses this one until the next step to it
+    // [stack-waits].
     unsafe {
         asm!(
             "push rbp",
@@ -296,8 +297,9 @@ pub(crate) unsafe fn step(
 #[inline(always)] // see the head of this file
 pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
     let (word_back, first, second, third);
-    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack that is
-    // suspended [resume-point], and nothing uses this one until the next step to it [stack-waits].
+    // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack
+    // that is suspended [resume-point], and nothing uses this one until the next step to it
+    // [stack-waits].
     unsafe {
         asm!(
             "push rbp",
