@@ -1437,7 +1437,9 @@ fn the_usage_of_a_stack_is_that_of_the_one_it_is_parked_on() {
     greenlet.switch::<()>(()).unwrap();
     let usage = greenlet.stack_usage().unwrap();
     assert_eq!(usage.size, 128 << 10);
-    assert!(usage.used > 5000 && usage.used < usage.size, "{usage:?}");
+    // AddressSanitizer moves `deep` to its fake stack.
+    let deep = if cfg!(feature = "asan") { 0 } else { 5000 };
+    assert!(usage.used > deep && usage.used < usage.size, "{usage:?}");
     greenlet.switch::<()>(()).unwrap();
     assert_eq!(greenlet.stack_usage().unwrap().size, 512 << 10);
     assert_eq!(getmain().stack_usage(), None);
