@@ -114,20 +114,19 @@ mod imp {
             else {
                 return;
             };
-            let pretend_switch = |save: *mut *mut c_void, (bottom, size), fake| {
-                let mut before = (ptr::null(), 0);
-                // SAFETY: `finish` follows, and nothing runs in between. `save` is null or a local.
-                unsafe { start(save, bottom, size) };
-                // SAFETY: `start` was called. `fake` is `finished`, which only `self` had, or
-                // `own`.
-                unsafe { finish(fake, &raw mut before.0, &raw mut before.1) };
-                before
-            };
-            // The sanitizer frees only a fake stack that is current. So the finished one becomes
-            // current, by two pretended switches that stay on this stack.
             let mut own = ptr::null_mut();
-            let this_stack = pretend_switch(&raw mut own, (ptr::null(), 0), finished);
-            pretend_switch(ptr::null_mut(), this_stack, own); // null frees the current fake stack
+            let (mut bottom, mut size) = (ptr::null(), 0);
+            // The sanitizer frees only a fake stack that is current. So the finished one becomes
+            // current, by two pretended switches that stay on this stack. All four calls are in this
+            // frame: the frame of a helper would be on the fake stack that is freed.
+            // SAFETY: `finish` follows, and nothing runs in between. The pointer is that of a local.
+            unsafe { start(&raw mut own, ptr::null(), 0) };
+            // SAFETY: `start` was called. Only `self` had `finished`. The pointers are of locals.
+            unsafe { finish(finished, &raw mut bottom, &raw mut size) };
+            // SAFETY: `finish` follows, and nothing runs in between. Null frees the fake stack.
+            unsafe { start(ptr::null_mut(), bottom, size) };
+            // SAFETY: `start` was called, and `own` is the fake stack of this stack.
+            unsafe { finish(own, ptr::null_mut(), ptr::null_mut()) };
         }
 
         fn resolve(&self, stack: Bounds) -> (*const c_void, usize) {

@@ -104,7 +104,9 @@ fn stack_usage_is_that_of_the_stack_where_the_greenlet_is_suspended() {
     greenlet.switch::<()>(()).unwrap();
     let usage = greenlet.stack_usage().unwrap();
     assert_eq!(usage.size, 128 << 10);
-    assert!(usage.used > 5000 && usage.used < usage.size, "{usage:?}");
+    // AddressSanitizer moves `deep` to its fake stack.
+    let deep = if cfg!(feature = "asan") { 0 } else { 5000 };
+    assert!(usage.used > deep && usage.used < usage.size, "{usage:?}");
     greenlet.switch::<()>(()).unwrap();
     assert_eq!(greenlet.stack_usage().unwrap().size, 512 << 10);
     assert_eq!(getmain().stack_usage(), None);
