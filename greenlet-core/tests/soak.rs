@@ -17,7 +17,7 @@ use greenlet::{Greenlet, GreenletExit, State, getparent, stack, stacks_in_use};
 
 /// The number of greenlets that are alive at once, on both threads together. A debug build has
 /// fewer: it is slower, and the kernel refuses more than 32,000 guards that take two mappings each.
-const CROWD: usize = if cfg!(debug_assertions) { 10_000 } else { 50_000 };
+const MEMBERS: usize = if cfg!(debug_assertions) { 10_000 } else { 50_000 };
 const LAPS: usize = 4;
 const THREADS: usize = 2;
 
@@ -108,7 +108,7 @@ impl Soak {
     }
 
     fn is_full(&self) -> bool {
-        self.members.len() >= CROWD / THREADS
+        self.members.len() >= MEMBERS / THREADS
     }
 
     fn step(&mut self) -> Result<()> {
@@ -204,7 +204,7 @@ fn resident() -> usize {
 fn memory_does_not_grow_after_the_first_round() {
     let seed = setting("GREENLET_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
     let shortened = setting("GREENLET_SOAK_STEPS");
-    let steps = shortened.map_or(4 * CROWD, |steps| steps as usize);
+    let steps = shortened.map_or(4 * MEMBERS, |steps| steps as usize);
     println!("seed {seed}");
     let barrier = Barrier::new(THREADS);
     let soak = |thread: u64| {
@@ -236,7 +236,7 @@ fn memory_does_not_grow_after_the_first_round() {
     });
     println!("of each thread, for each lap: how many were alive, and bytes resident afterwards: {laps:?}");
     for lap in (0..LAPS).filter(|_| shortened.is_none()) {
-        assert_eq!(laps.iter().map(|laps| laps[lap].0).sum::<usize>(), CROWD);
+        assert_eq!(laps.iter().map(|laps| laps[lap].0).sum::<usize>(), MEMBERS);
     }
     let (first, last) = (laps[0][0].1, laps[0][LAPS - 1].1);
     assert!(last <= first + first / 10, "{first} bytes have become {last}");

@@ -39,7 +39,7 @@ use greenlet_core::{Greenlet, check_switch_allowed, raw};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// None of its greenlets runs: it was not polled yet, it waits, or it polls a future.
-    Parked,
+    Suspended,
     /// It is being polled, and one of its greenlets runs.
     Running,
     /// The root polls its own future in place. No greenlet can post a request meanwhile.
@@ -78,7 +78,7 @@ impl Driver {
     #[inline]
     pub(super) fn new<T: 'static>(main: Greenlet) -> Driver {
         Driver {
-            phase: Cell::new(Phase::Parked),
+            phase: Cell::new(Phase::Suspended),
             poller: RefCell::new(Some(main)),
             leave: leave::<T>,
             request: Cell::new(None),
@@ -187,7 +187,7 @@ pub(super) struct Running<'a>(&'a Driver);
 impl Drop for Running<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.phase.set(Phase::Parked);
+        self.0.phase.set(Phase::Suspended);
     }
 }
 
@@ -293,7 +293,7 @@ impl<'a, F: Future> Slot<'a, F> {
             poll: poll_slot::<F>,
             posted_by: id,
         }));
-        driver.phase.set(Phase::Parked); // [kept]
+        driver.phase.set(Phase::Suspended); // [kept]
         let posted = Posted { driver, slot };
         let left = (driver.leave)(driver, waiter, at);
         drop(posted); // [posted]

@@ -83,12 +83,12 @@ fn a_line_shows_the_place_of_suspension_the_place_of_creation_and_the_age() {
     a.switch::<()>(()).unwrap();
     let text = tree().to_string();
     let line = text.lines().nth(1).unwrap();
-    let (made, parked) = (
+    let (made, place) = (
         format!("created at {}:{made}", file!()),
         format!("{}:{}", file!(), made + 1),
     );
     assert!(
-        line.starts_with(&format!("└─ a  suspended at {parked}  stack ")),
+        line.starts_with(&format!("└─ a  suspended at {place}  stack ")),
         "{line}"
     );
     assert!(

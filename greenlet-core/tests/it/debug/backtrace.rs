@@ -157,7 +157,7 @@ fn main_and_other_ancestors_have_backtraces() {
 #[test]
 fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
     let greenlet = suspended(1);
-    let (parked, state) = (greenlet.suspended_at().unwrap(), greenlet.state());
+    let (place, state) = (greenlet.suspended_at().unwrap(), greenlet.state());
     let events = Rc::new(Cell::new(0));
     let counted = events.clone();
     let before = settrace(Some(Tracer::new(move |_| {
@@ -169,7 +169,7 @@ fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
     assert_eq!(events.get(), 0, "a tracer sees the backtrace");
     assert_eq!(
         (greenlet.suspended_at().unwrap(), greenlet.state()),
-        (parked, state)
+        (place, state)
     );
     assert!(getcurrent().is_main());
     assert!(check_switch_allowed().is_ok());

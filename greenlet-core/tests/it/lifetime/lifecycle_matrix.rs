@@ -232,7 +232,7 @@ fn make(journal: &Journal, ending: Ending) -> Greenlet {
         std::mem::forget(captured); // only a function that never runs shows the drop
         let _local = journal.on_drop("local dropped");
         journal.add("starts");
-        let exit = journal.resumed(up::<()>("parked"));
+        let exit = journal.resumed(up::<()>("suspended"));
         journal.end(ending, exit)
     })
 }
@@ -287,7 +287,7 @@ fn run(life: Life, ending: Ending, place: Place) -> Vec<String> {
             make(&journal, ending)
         };
         match life {
-            Life::Suspended | Life::Dead => assert_eq!(handle.switch::<&str>(()).unwrap(), "parked"),
+            Life::Suspended | Life::Dead => assert_eq!(handle.switch::<&str>(()).unwrap(), "suspended"),
             Life::Main => journal.outcome(|| handle.kill()),
             Life::Pending | Life::Current => {}
         }

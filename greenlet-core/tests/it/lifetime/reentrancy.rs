@@ -155,7 +155,7 @@ fn a_value_is_dropped_if_deferred_ends_unwind_before_its_switch() {
     let target = Greenlet::new(|(_, _): (Witness, [u64; 8])| Ok(()));
     let leaves_a_bomb = Greenlet::new(|(): ()| {
         let _ = up::<()>(());
-        Ok(on_drop(|| panic!("in a debt")))
+        Ok(on_drop(|| panic!("in a deferred end")))
     });
     leaves_a_bomb.switch::<()>(()).unwrap();
     let unwound = catch_unwind(AssertUnwindSafe(move || {
@@ -164,13 +164,13 @@ fn a_value_is_dropped_if_deferred_ends_unwind_before_its_switch() {
     }));
     assert!(unwound.is_err());
     let sent = catch_unwind(AssertUnwindSafe(|| target.switch::<()>(big)));
-    assert!(sent.is_err(), "the debt was to panic");
+    assert!(sent.is_err(), "the deferred end was to panic");
     assert_eq!(drops.count(), 1);
 }
 
 const TEXT: &str = "what arrives, and is longer than a word";
 
-/// Overwrites the unused part of the current stack, and the stack that was retired last.
+/// Overwrites the unused part of the current stack, and the stack whose greenlet finished last.
 fn uses_stacks() {
     #[inline(never)]
     fn writes_all_over() {

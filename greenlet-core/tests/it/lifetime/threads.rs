@@ -275,10 +275,10 @@ fn a_leaked_stack_keeps_its_handle_of_main() {
 #[test]
 fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
     let log = Log::new();
-    let owe = || {
+    let defer_one = || {
         let log = log.clone();
         let greenlet = Greenlet::builder()
-            .name("owed")
+            .name("deferred")
             .build(move |(): ()| -> Result<&str> {
                 let _ = up::<()>(());
                 let parent = greenlet::getparent().unwrap();
@@ -301,13 +301,13 @@ fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
     };
     // A switch, a switch to itself, a switch to a dead greenlet, throws.
     let child = Greenlet::builder().name("child").build(|n: u32| Ok(n + 1));
-    owe();
+    defer_one();
     assert_eq!(child.switch::<u32>(1_u32).unwrap(), 2);
-    owe();
+    defer_one();
     assert_eq!(getcurrent().switch::<u32>(5_u32).unwrap(), 5);
-    owe();
+    defer_one();
     assert_eq!(child.switch::<u32>(6_u32).unwrap(), 6);
-    owe();
+    defer_one();
     assert_eq!(
         child
             .throw::<u32>(anyhow::anyhow!("kept"))
@@ -318,7 +318,7 @@ fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
     assert_eq!(log.take(), ["ended under main"; 4]);
     // A greenlet that finishes, with a value and with an error.
     for fails in [false, true] {
-        let owe = {
+        let defer_one = {
             let log = log.clone();
             move || {
                 let greenlet = Greenlet::new(move |(): ()| {
@@ -338,7 +338,7 @@ fn deferred_ends_do_not_disturb_the_operation_that_runs_them() {
             }
         };
         let finishing = Greenlet::builder().name("finishing").build(move |(): ()| {
-            owe();
+            defer_one();
             if fails {
                 Err(anyhow::anyhow!("outcome"))
             } else {

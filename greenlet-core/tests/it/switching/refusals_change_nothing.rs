@@ -137,14 +137,14 @@ fn a_throw_at_a_greenlet_that_cannot_start_is_not_lost() {
 /// Drops the last handle of a suspended greenlet while a panic unwinds. The next transfer ends that
 /// greenlet before it examines its own target; `clean_up` runs then.
 fn run_before_the_next_transfer(clean_up: impl FnOnce() + 'static) {
-    let owed = Greenlet::new(move |(): ()| {
+    let deferred = Greenlet::new(move |(): ()| {
         let ended = up::<()>(());
         clean_up();
         ended
     });
-    owed.switch::<()>(()).unwrap();
+    deferred.switch::<()>(()).unwrap();
     let panic = catch_unwind(AssertUnwindSafe(move || {
-        let _owed = owed;
+        let _deferred = deferred;
         std::panic::resume_unwind(Box::new(()));
     }));
     panic.unwrap_err();
