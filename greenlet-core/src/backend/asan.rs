@@ -171,6 +171,9 @@ mod imp {
     }
 
     /// Announces a switch to another stack. This one is given up.
+    ///
+    /// The functions that switch after it are always inlined. A frame of their own would leave marks
+    /// on this stack, where its next user would find them.
     pub(crate) fn leave_for_good(fibers: &Fibers, to: impl FnOnce() -> Bounds) {
         let (Some(start), Some(handle_no_return)) = (
             start_switch(),
@@ -180,7 +183,7 @@ mod imp {
         };
         let (bottom, size) = fibers.resolve(to());
         fibers.release_finished();
-        // It removes the marks of this stack's frames: its next user must not find any.
+        // It removes the marks of this stack's frames.
         handle_no_return();
         // SAFETY: the switch follows, and the other side first calls `arrive` or `enter`.
         unsafe { start(fibers.finished.as_ptr(), bottom, size) };

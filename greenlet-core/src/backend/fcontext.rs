@@ -67,7 +67,7 @@ struct StepPacket {
 ///
 /// - [resume-point] for `to`, [stack-waits] for this stack, and the stack at `to` expects a packet
 ///   of the type `P`.
-#[inline]
+#[inline(always)] // no frame of its own: `asan::leave_for_good`
 unsafe fn jump<P: Copy>(to: *mut u8, packet: &P) -> (*mut u8, P) {
     // SAFETY: a resume point is a `Context`: one pointer, never null.
     let to = unsafe { mem::transmute::<*mut u8, Context>(to) };
@@ -156,7 +156,7 @@ pub(crate) unsafe fn init(base: NonNull<u8>, entry: Entry, context: &SavedContex
 /// # Safety
 ///
 /// - [resume-point] for `to`, [stack-waits] for this stack. The two contexts are not the same.
-#[inline]
+#[inline(always)] // no frame of its own: `asan::leave_for_good`
 pub(crate) unsafe fn switch(
     from: *const SavedContext,
     at: &'static Location<'static>,
@@ -182,7 +182,7 @@ pub(crate) unsafe fn switch(
 ///
 /// - [resume-point] for `to`. Nothing on this stack is used any more, except what `data` points to,
 ///   until the other side has taken it.
-#[inline]
+#[inline(always)] // no frame of its own: `asan::leave_for_good`
 pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
     // The resumed side stores our resume point here, and nobody uses it.
     let unused = SavedContext::new();
@@ -270,7 +270,7 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 /// # Safety
 ///
 /// - As for [`switch_and_exit`].
-#[inline]
+#[inline(always)] // no frame of its own: `asan::leave_for_good`
 pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
     let packet = StepPacket {
         from: ptr::null(),

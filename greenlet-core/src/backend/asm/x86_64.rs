@@ -158,7 +158,7 @@ pub(crate) unsafe fn switch(
 ///
 /// - [resume-point] for `to`. Nothing on this stack is used any more, except what `data` points to,
 ///   until the other side has taken it.
-#[inline]
+#[inline(always)] // no frame of its own: `asan::leave_for_good`
 pub(crate) unsafe fn switch_and_exit(to: *const SavedContext, word: *const (), data: Word) -> ! {
     // SAFETY: it resumes a stack that is suspended [resume-point]. Nothing is saved, because
     // nothing resumes this stack.
@@ -335,7 +335,7 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
 /// # Safety
 ///
 /// - As for [`switch_and_exit`].
-#[inline]
+#[inline(always)] // no frame of its own: `asan::leave_for_good`
 pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) -> ! {
     // SAFETY: it resumes a stack that is suspended [resume-point]. Nothing is saved, because
     // nothing resumes this segment.
