@@ -71,6 +71,7 @@ fn the_tree_shows_each_greenlet_below_its_parent() {
     );
     raw::unlock(&awaiting);
     drop(b);
+    end_suspended().unwrap(); // `a` and `below` have handles of each other on their stacks
 }
 
 #[test]
