@@ -140,7 +140,11 @@ fn first_switch() -> Stretch {
 
 fn throw() -> Stretch {
     each(|greenlet| {
-        black_box(greenlet.throw::<GreenletExit>(GreenletExit::new()).expect("it ended"));
+        black_box(
+            greenlet
+                .throw::<GreenletExit>(GreenletExit::new())
+                .expect("it ended"),
+        );
     })
 }
 
