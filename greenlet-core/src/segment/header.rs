@@ -19,7 +19,7 @@ use std::ptr::NonNull;
 
 use crate::backend::abort::abort;
 use crate::stack::label::Label;
-use crate::stack::{self, Stack};
+use crate::stack::{self, Stack, valgrind};
 use crate::thread::ThreadState;
 
 /// A function that drops the function of a segment.
@@ -57,6 +57,7 @@ impl Header {
         types: fn() -> [TypeId; 2],
         unrun: DropFunction,
     ) -> NonNull<Header> {
+        valgrind::reuse(&stack);
         let header = stack.entry().cast::<Header>();
         // SAFETY: the room is large enough for a header, aligned to 64 bytes, and nobody else uses
         // it [header-room].

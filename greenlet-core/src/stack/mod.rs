@@ -38,7 +38,7 @@ mod stats;
 #[allow(unsafe_code)] // calls the system
 mod sys;
 #[allow(unsafe_code)] // has assembly
-mod valgrind;
+pub(crate) mod valgrind;
 
 use error::{StackError, StackErrorKind};
 pub(crate) use fault::{GuardHit, SignalStack, install as install_fault_handler};

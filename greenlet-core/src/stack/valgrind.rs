@@ -1,17 +1,32 @@
-//! Announces stacks to Valgrind, which otherwise takes a switch for a stack that grows by
-//! megabytes.
+//! Tells Valgrind about stacks, which otherwise takes a switch for a stack that grows by megabytes.
 //!
 //! A client request is a sequence of instructions that has no effect outside Valgrind. Each stack
 //! is announced once, after its creation. Nothing withdraws it, because slabs stay [slab-mapped]. A
 //! switch announces nothing.
+//!
+//! Memcheck forbids what is below the stack pointer of a stack. A function that ends high on a stack
+//! leaves it forbidden for the next user, whose function may begin lower: see [`reuse`].
+
+use super::Stack;
 
 /// Announces the usable pages of a stack: their limit, and their length in bytes.
-#[cfg(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) fn announce((limit, len): (*mut u8, usize)) {
+    const STACK_REGISTER: usize = 0x1501;
+    request(STACK_REGISTER, limit.addr(), limit.addr() + len);
+}
+
+/// Allows all accesses to a stack that gets a new user, as far as to its entry.
+pub(crate) fn reuse(stack: &Stack) {
+    const MAKE_MEMORY_UNDEFINED: usize = 0x4d43_0001;
+    let limit = stack.pages().0.addr();
+    request(MAKE_MEMORY_UNDEFINED, limit, stack.entry().addr().get() - limit);
+}
+
+#[cfg(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn request(code: usize, first: usize, second: usize) {
     use std::arch::asm;
 
-    const STACK_REGISTER: usize = 0x1501;
-    let request = [STACK_REGISTER, limit.addr(), limit.addr() + len, 0, 0, 0];
+    let request = [code, first, second, 0, 0, 0];
     // SAFETY: the rotations add up to whole turns, and the last instruction moves a register onto
     // itself. So nothing changes. Valgrind reads the request and writes the result register.
     unsafe {
@@ -37,4 +52,4 @@ pub(super) fn announce((limit, len): (*mut u8, usize)) {
 
 /// Does nothing: the feature is off, or this architecture has no known client request.
 #[cfg(not(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64"))))]
-pub(super) fn announce(_pages: (*mut u8, usize)) {}
+fn request(_code: usize, _first: usize, _second: usize) {}
