@@ -39,6 +39,7 @@
 
 mod backend;
 #[cfg(doctest)]
+#[path = "tests/compile_fail/mod.rs"]
 mod compile_fail;
 mod generator;
 mod greenlet;
