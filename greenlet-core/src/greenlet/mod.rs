@@ -117,7 +117,7 @@ impl Greenlet {
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        switch::switch_to(&self.inner, &mut value, at)
+        receive::receive(switch::switch_to(&self.inner, Payload::new(&mut value), at)?)
     }
 
     /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and drops the handle on the
@@ -150,15 +150,14 @@ impl Greenlet {
     pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        let payload = Payload::new(&mut value);
-        receive::receive(switch::switch_to_owned(self, payload, at)?)
+        receive::receive(switch::switch_to_owned(self, Payload::new(&mut value), at)?)
     }
 
     /// Switches to the parent of this greenlet with a value, and returns what is next sent to the
     /// caller.
     ///
-    /// The same as a switch to [`parent()`](Greenlet::parent), but it creates no handle of the
-    /// parent.
+    /// The same as a switch to [`parent()`](Greenlet::parent), but no handle of the parent is kept
+    /// meanwhile: see [`switch_owned`](Greenlet::switch_owned).
     ///
     /// # Errors
     ///
@@ -181,15 +180,11 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
-        let mut value = ManuallyDrop::new(value);
-        let at = Location::caller();
-        let back = match switch::try_switch_to_parent(&self.inner, &mut value, at) {
-            Ok(back) => back,
-            Err(unsent) => switch::switch_to_parent_slow(&self.inner, unsent, at)?,
-        };
-        receive::receive(back)
+        match self.parent() {
+            Some(parent) => parent.switch_owned(value),
+            None => Err(ParentError::MAIN.into()),
+        }
     }
 
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
@@ -229,7 +224,8 @@ impl Greenlet {
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
         let at = Location::caller();
-        receive::receive(switch::throw(&self.inner, error.into(), at)?)
+        let payload = Payload::thrown(error.into());
+        receive::receive(switch::switch_to(&self.inner, payload, at)?)
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: Python's `throw()` without arguments.
@@ -373,8 +369,6 @@ impl Greenlet {
         }
     }
 }
-
-impl Greenlet {}
 
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {

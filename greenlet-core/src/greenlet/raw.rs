@@ -55,7 +55,7 @@ pub fn switch_in<R: 'static>(
     at: &'static Location<'static>,
 ) -> Result<Result<R>> {
     let mut value = ManuallyDrop::new(value);
-    match switch::try_switch_in(place, &mut value, at) {
+    match switch::try_switch_in(place, Payload::new(&mut value), at) {
         Ok(back) => Ok(receive::receive(back)),
         Err(unsent) => Ok(switch_in_slow(place, unsent, at)?.and_then(receive::receive)),
     }

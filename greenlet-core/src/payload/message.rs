@@ -38,8 +38,8 @@ pub(crate) enum Delivery {
 }
 
 impl Delivery {
-    /// Wraps a payload that [`Payload::thrown`] created.
-    pub(crate) fn of_thrown(payload: Payload) -> Delivery {
+    /// Wraps a payload. A [thrown](Payload::thrown) error becomes a message.
+    pub(crate) fn of(payload: Payload) -> Delivery {
         match payload.into_thrown() {
             Ok(error) => Delivery::Message(Message::Error(error)),
             Err(payload) => Delivery::Payload(payload),

@@ -163,24 +163,13 @@ impl Payload {
         }
     }
 
-    /// Creates a payload that does not point to this stack. `tag` must describe `T`.
-    #[inline]
-    fn in_word<T: 'static>(value: T, tag: TypeTag) -> Payload {
-        const { assert!(fits_in_word::<T>()) };
-        let data = Payload::new(&mut ManuallyDrop::new(value)).data;
-        Payload { tag, data }
-    }
-
     /// Creates a payload of an error that the receiver gets as `Err`. It does not point to this
     /// stack.
     #[inline]
     pub(crate) fn thrown(error: Error) -> Payload {
-        Payload::in_word(Thrown(error), THROWN)
-    }
-
-    /// Creates a payload of a box, which does not point to this stack.
-    pub(crate) fn boxed<T: 'static>(value: Box<T>) -> Payload {
-        Payload::in_word(value, TypeTag::of::<Box<T>>())
+        const { assert!(fits_in_word::<Thrown>()) };
+        let Payload { data, .. } = Payload::new(&mut ManuallyDrop::new(Thrown(error)));
+        Payload { tag: THROWN, data }
     }
 
     /// Returns the payload as the two words that a backend carries.

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::mem::ManuallyDrop;
+
 use crate::node::handle::Greenlet;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
@@ -20,11 +22,13 @@ pub(crate) struct Envelope {
 impl Envelope {
     /// Wraps a message that the running greenlet receives itself.
     pub(crate) fn local(message: Message) -> Payload {
-        Payload::boxed(Box::new(Envelope {
+        let envelope = Box::new(Envelope {
             delivery: Delivery::Message(message),
             origin: None,
             traced: false,
-        }))
+        });
+        // A box fits into the payload's word, so the payload does not point to this frame.
+        Payload::new(&mut ManuallyDrop::new(envelope))
     }
 
     /// Takes the envelope out of a payload.

@@ -52,9 +52,7 @@ use crate::node::Inner;
 use crate::node::closure::ClosureVTable;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
-use crate::payload::error::{
-    AwaitInProgress, ParentError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
-};
+use crate::payload::error::{AwaitInProgress, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding};
 use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
@@ -62,7 +60,7 @@ use crate::payload::{Payload, TypeTag};
 use crate::stack::error::StackError;
 use crate::stack::{self, Stack};
 use crate::switch::envelope::Envelope;
-use crate::switch::receive::{open, receive};
+use crate::switch::receive::open;
 use crate::thread::{ThreadState, flag, inbox, prefetch};
 
 /// A place in a user's source.
@@ -73,26 +71,19 @@ type Loc = &'static Location<'static>;
 /// A greenlet that a bare stack switch can resume, until user code or a switch runs ([ready-now]).
 pub(crate) struct Target(*const Inner);
 
-/// Switches to `target` with a value. Returns the value of the switch back.
+/// Switches to `target` with a payload. Returns the payload of the switch back.
 ///
 /// # Errors
 ///
-/// Returns why the switch was refused, a thrown error, or a `TypeMismatch` if the value is not an
-/// `R`.
+/// Returns why the switch was refused.
 #[inline(always)] // hot: see "Inlining"
-pub(crate) fn switch_to<T: 'static, R: 'static>(
-    target: &Inner,
-    value: &mut ManuallyDrop<T>,
-    at: Loc,
-) -> Result<R, Error> {
-    let payload = Payload::new(value);
-    let back = match find_ready(target, payload.tag()) {
-        // SAFETY: nothing runs between `find_ready` and the switch [ready-now]. The value stays in
-        // the caller's frame, which this switch suspends.
-        Some(target) => unsafe { switch_stacks(target, payload, at) },
-        None => switch_slow(target, Delivery::Payload(payload), at)?,
-    };
-    receive(back)
+pub(crate) fn switch_to(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Error> {
+    match find_ready(target, payload.tag()) {
+        // SAFETY: nothing runs between `find_ready` and the switch [ready-now]. A value that the
+        // payload points to is in the caller's frame, which this switch suspends.
+        Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
+        None => switch_slow(target, payload, at),
+    }
 }
 
 /// Returns `target` if a bare stack switch can resume it with a payload of type `carried`. Starts a
@@ -219,22 +210,6 @@ fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
 
 // ---- other kinds of switches
 
-/// Throws an error at `target`. Returns the payload of the switch back.
-///
-/// # Errors
-///
-/// Returns why the switch was refused.
-#[inline(always)] // see "Inlining"
-pub(crate) fn throw(target: &Inner, error: Error, at: Loc) -> Result<Payload, Error> {
-    let payload = Payload::thrown(error);
-    match find_ready(target, payload.tag()) {
-        // SAFETY: nothing runs between `find_ready` and the switch [ready-now]. The error is in the
-        // payload itself.
-        Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
-        None => switch_slow(target, Delivery::of_thrown(payload), at),
-    }
-}
-
 /// As [`switch_to`], but drops the handle before the target runs.
 ///
 /// # Errors
@@ -244,18 +219,12 @@ pub(crate) fn switch_to_owned(target: Greenlet, payload: Payload, at: Loc) -> Re
     let thread = ThreadState::current();
     let node = target.inner();
     let is_suspended = node.status.is_active() && !thread.is_current(node);
-    let ready = if is_suspended {
-        find_ready(node, payload.tag())
-    } else {
-        None
-    };
-    let Some(ready) = ready else {
+    let Some(ready) = is_suspended.then(|| find_ready(node, payload.tag())).flatten() else {
         // The slow path may need the handle, so it is dropped afterwards.
-        let back = switch_slow(node, Delivery::Payload(payload), at);
-        return Ok(drop_handle(target, back?));
+        let back = switch_slow(node, payload, at)?;
+        return Ok(drop_handle(target, back));
     };
-    // Dropping the reference instead of the handle does not end the greenlet, which is about to
-    // run.
+    // Dropping the reference and not the handle does not end the greenlet, which is about to run.
     let node = target.into_inner();
     if node.has_one_handle() {
         thread.raise_flag(flag::NO_HANDLES);
@@ -272,12 +241,11 @@ pub(crate) fn switch_to_owned(target: Greenlet, payload: Payload, at: Loc) -> Re
 ///
 /// Returns the payload if a bare stack switch cannot do it, or `place` is empty.
 #[inline(always)] // see "Inlining"
-pub(crate) fn try_switch_in<T: 'static>(
+pub(crate) fn try_switch_in(
     place: &RefCell<Option<Greenlet>>,
-    value: &mut ManuallyDrop<T>,
+    payload: Payload,
     at: Loc,
 ) -> Result<Payload, Payload> {
-    let payload = Payload::new(value);
     let target = place
         .borrow()
         .as_ref()
@@ -290,44 +258,6 @@ pub(crate) fn try_switch_in<T: 'static>(
     }
 }
 
-/// Switches to the parent of `child`, without another handle of it: the link owns one up to the
-/// switch.
-///
-/// # Errors
-///
-/// Returns the payload if a bare stack switch cannot do it, or `child` is the main greenlet.
-#[inline(always)] // see "Inlining"
-pub(crate) fn try_switch_to_parent<T: 'static>(
-    child: &Inner,
-    value: &mut ManuallyDrop<T>,
-    at: Loc,
-) -> Result<Payload, Payload> {
-    let payload = Payload::new(value);
-    let parent = child.parent.as_ptr();
-    // SAFETY: the link owns a handle of the parent [node-alive], and nothing has changed it since.
-    let target = unsafe { parent.as_ref() }.and_then(|parent| find_ready(parent, payload.tag()));
-    match target {
-        // SAFETY: nothing runs between `find_ready` and the switch [ready-now].
-        Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
-        None => Err(payload),
-    }
-}
-
-/// Switches to the parent of `child` if [`try_switch_to_parent`] could not.
-///
-/// # Errors
-///
-/// Returns why the switch was refused.
-#[cold]
-pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) -> Result<Payload, Error> {
-    let Some(parent) = child.parent_greenlet() else {
-        drop(payload.into_value());
-        return Err(ParentError::MAIN.into());
-    };
-    let back = switch_slow(parent.inner(), Delivery::Payload(payload), at)?;
-    Ok(drop_handle(parent, back))
-}
-
 // ---- the slow path
 
 /// Makes a switch or throw that needs more than a bare stack switch.
@@ -337,25 +267,25 @@ pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) ->
 /// Returns why the switch was refused.
 #[cold]
 #[inline(never)]
-pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
+fn switch_slow(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Error> {
     let thread = ThreadState::current();
+    let mut delivery = Delivery::of(payload);
     if let Some(refusal) = Refusal::of(thread) {
         return Err(refusal.into_error(unsent(delivery)));
     }
-    // Before the checks below, because these run code that may change their results (rule XD-5).
-    let guard = DropGuard::new(delivery);
-    inbox::run_requests(thread);
-    // CAUTION: runs arbitrary user code, which may unwind.
-    thread.run_deferred();
-    let delivery = match guard.into_inner() {
-        // A dead greenlet passes an exit up as a value (rule TH-8).
+    // Before the checks below, because this may change their results (rule XD-5).
+    if thread.has_flag(flag::REMOTE_CALL | flag::DEFERRED) {
+        let message = delivery.into_message(); // dropped if the user code below unwinds
+        inbox::run_requests(thread);
+        // CAUTION: runs arbitrary user code, which may unwind.
+        thread.run_deferred();
+        delivery = Delivery::Message(message);
+    }
+    if target.status.is_dead() {
         // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it precedes
         // the look for a live target.
-        Delivery::Message(Message::Error(error)) if target.status.is_dead() => {
-            Delivery::Message(exit_to_value(error))
-        }
-        delivery => delivery,
-    };
+        delivery = exit_to_value(delivery);
+    }
 
     let Some(live) = target.nearest_living() else {
         return Err(ThreadExiting::new(unsent(delivery)).into());
@@ -455,10 +385,10 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     if handle.inner().has_other_handles() {
         return back;
     }
-    let guard = DropGuard::new(Delivery::Message(open(back)));
+    let message = open(back);
     // CAUTION: runs arbitrary user code.
     drop(handle);
-    Envelope::local(guard.into_inner().into_message())
+    Envelope::local(message)
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
@@ -472,25 +402,6 @@ fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
     match delivery {
         Delivery::Payload(payload) => payload,
         Delivery::Message(message) => Envelope::local(message),
-    }
-}
-
-/// Owns a delivery while user code runs, and drops it if that unwinds.
-struct DropGuard(Option<Delivery>);
-
-impl DropGuard {
-    fn new(delivery: Delivery) -> DropGuard {
-        DropGuard(Some(delivery))
-    }
-
-    fn into_inner(mut self) -> Delivery {
-        self.0.take().expect("it is taken once")
-    }
-}
-
-impl Drop for DropGuard {
-    fn drop(&mut self) {
-        drop(self.0.take().map(Delivery::into_message));
     }
 }
 
@@ -559,12 +470,15 @@ fn unsent(delivery: Delivery) -> Option<Value> {
     }
 }
 
-/// Turns an exit into a value, as at the end of a greenlet. Other errors stay errors (rule EX-2).
-fn exit_to_value(error: Error) -> Message {
-    match error.downcast::<GreenletExit>() {
-        Ok(exit) => Message::Value(Value::new(exit)),
-        Err(error) => Message::Error(error),
-    }
+/// Turns a thrown exit into a value: a dead greenlet passes it up so (rules TH-8, EX-2).
+fn exit_to_value(delivery: Delivery) -> Delivery {
+    Delivery::Message(match delivery {
+        Delivery::Message(Message::Error(error)) => match error.downcast::<GreenletExit>() {
+            Ok(exit) => Message::Value(Value::new(exit)),
+            Err(error) => Message::Error(error),
+        },
+        other => return other,
+    })
 }
 
 /// Why a pending greenlet was not started. It stays pending.
