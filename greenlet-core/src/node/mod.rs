@@ -21,14 +21,13 @@ pub(crate) mod status;
 
 use std::cell::Cell;
 use std::panic::Location;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use crate::backend::SavedContext;
 use crate::node::closure::ClosureCell;
 use crate::node::extras::Extras;
 use crate::node::handle::Greenlet;
 use crate::node::parent::ParentCell;
-use crate::node::pool::SlotLinks;
 use crate::node::rc::{Counts, InnerRc};
 use crate::node::status::Status;
 use crate::stack::Stack;
@@ -37,7 +36,7 @@ use crate::stack::Stack;
 ///
 /// ```text
 ///   cache line 1   context │ parent │ counts │ prefetch_hint │ status      all that a switch needs
-///   cache line 2   stack │ hidden_sp │ id │ created_at │ slot │ extras
+///   cache line 2   stack │ hidden_sp │ id │ created_at │ next_free │ extras
 ///   cache line 3   extras │ closure
 /// ```
 ///
@@ -71,7 +70,8 @@ pub(crate) struct Inner {
     id: Cell<u64>,
     /// (gdb)
     created_at: Cell<&'static Location<'static>>,
-    slot: SlotLinks,
+    /// While the slot is free: the next free slot.
+    next_free: Cell<Option<NonNull<Inner>>>,
     /// (gdb)
     extras: Extras,
     /// The greenlet's function, until it is started.
@@ -99,8 +99,8 @@ impl PrefetchHint {
 }
 
 impl Inner {
-    /// Creates a free slot, the `index`th of its chunk.
-    const fn vacant(index: u32) -> Inner {
+    /// Creates a free slot.
+    const fn vacant() -> Inner {
         Inner {
             context: SavedContext::new(),
             parent: ParentCell::new(None),
@@ -111,7 +111,7 @@ impl Inner {
             hidden_sp: Cell::new(ptr::null_mut()),
             id: Cell::new(0),
             created_at: Cell::new(Location::caller()),
-            slot: SlotLinks::new(index),
+            next_free: Cell::new(None),
             extras: Extras::none(),
             closure: ClosureCell::empty(),
         }

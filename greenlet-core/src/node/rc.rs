@@ -117,10 +117,6 @@ pub(crate) struct InnerRc(NonNull<Inner>);
 
 impl InnerRc {
     /// Fills a free slot with a new node, and returns the first reference to it.
-    ///
-    /// # Panics
-    ///
-    /// Panics if the slot is not free.
     #[inline]
     pub(super) fn new_in(
         slot: &Inner,
@@ -129,7 +125,7 @@ impl InnerRc {
         id: u64,
         created_at: &'static Location<'static>,
     ) -> InnerRc {
-        assert!(slot.is_free());
+        debug_assert!(slot.is_free());
         slot.fill(parent, status, id, created_at);
         // A signal handler looks at all nodes with references (`NodePool::find_from_handler`).
         compiler_fence(Ordering::Release);
