@@ -89,14 +89,9 @@ fn count_lock(greenlet: &Greenlet) {
 /// Unlocks what [`lock_for_await`] locked. Does nothing if the greenlet is not locked.
 #[inline]
 pub fn unlock(greenlet: &Greenlet) {
-    if greenlet.inner().status.await_lock() != AwaitLock::Unlocked {
-        unlock_slow(greenlet.inner());
-    }
-}
-
-fn unlock_slow(inner: &Inner) {
+    let inner = greenlet.inner();
     let lock = inner.status.set_await_lock(AwaitLock::Unlocked);
-    if inner.status.hold() == Hold::None {
+    if lock != AwaitLock::Unlocked && inner.status.hold() == Hold::None {
         show(inner);
     }
     if lock == AwaitLock::LockedAndCounted {

@@ -4,13 +4,15 @@
 #![forbid(unsafe_code)]
 
 use std::panic::Location;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::backend;
 use crate::greenlet::Greenlet;
 use crate::node::status::State;
 use crate::stack::{self, Around, Stack};
-use crate::thread::{ThreadState, ages};
+use crate::thread::ThreadState;
+use crate::thread::create::TRACK_AGES;
 
 impl Greenlet {
     /// Returns the state: pending, active or dead.
@@ -185,7 +187,8 @@ impl Greenlet {
     /// track_ages(false);
     /// ```
     pub fn age(&self) -> Option<Duration> {
-        Some(ThreadState::current().creation_time(self.inner())?.elapsed())
+        let times = ThreadState::current().creation_times.borrow();
+        Some(times.get(&self.id())?.elapsed())
     }
 
     /// Returns `true` if the greenlet awaits a future, or is below one that does. A switch to it is
@@ -364,5 +367,5 @@ pub fn stacks_in_use() -> usize {
 /// track_ages(false);
 /// ```
 pub fn track_ages(track: bool) {
-    ages::track_ages(track);
+    TRACK_AGES.store(track, Ordering::Relaxed);
 }

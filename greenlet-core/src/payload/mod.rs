@@ -78,13 +78,7 @@ impl TypeTag {
     /// Returns `true` if both tags describe one type.
     #[inline]
     pub(crate) fn is(self, other: TypeTag) -> bool {
-        self.ptr_eq(other) || self.type_id_eq(other)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn type_id_eq(self, other: TypeTag) -> bool {
-        self.id() == other.id()
+        self.ptr_eq(other) || self.id() == other.id()
     }
 
     pub(crate) fn id(self) -> TypeId {

@@ -107,15 +107,6 @@ impl Stack {
         Class((self.0.get() & CLASS_BITS) as u8)
     }
 
-    /// Returns `true` if the size is exactly `bytes`.
-    #[inline]
-    pub(crate) fn has_size(&self, bytes: usize) -> bool {
-        match bytes {
-            DEFAULT_SIZE => self.class() == Class::DEFAULT,
-            _ => self.size() == bytes,
-        }
-    }
-
     /// Returns where the first frame begins: see [`entry_for`].
     #[inline]
     pub(crate) fn entry(&self) -> NonNull<u8> {
@@ -188,24 +179,12 @@ pub(crate) fn bounds_at(address: *const u8) -> Option<(*const u8, usize)> {
 }
 
 /// A size of stacks: the exponent of a power of two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Class(u8);
 
 impl Class {
-    /// The class of [`DEFAULT_SIZE`].
-    const DEFAULT: Class = Class((DEFAULT_SIZE / MIN_SIZE).trailing_zeros() as u8);
-
     /// Returns the smallest class that holds `size` bytes.
-    #[inline]
     fn holding(size: usize) -> Result<Class, StackError> {
-        if size == DEFAULT_SIZE {
-            return Ok(Class::DEFAULT);
-        }
-        Class::holding_slow(size)
-    }
-
-    #[cold]
-    fn holding_slow(size: usize) -> Result<Class, StackError> {
         let (asked, min, max) = (size, MIN_SIZE, MAX_SIZE);
         if asked < min {
             return Err(StackErrorKind::TooSmall { asked, min }.into());

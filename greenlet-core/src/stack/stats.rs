@@ -61,10 +61,14 @@ pub struct Stats {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn stats() -> Stats {
-    let in_use = counted() - IDLE_BUT_COUNTED.get().map_or(0, |count| count());
+    let counts = COUNTS.lock();
+    let counted: usize = counts.all.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+    drop(counts);
+    let leaked = LEAKED.load(Ordering::Relaxed);
+    let in_use = counted + leaked - IDLE_BUT_COUNTED.get().map_or(0, |count| count());
     Stats {
         in_use,
-        leaked: LEAKED.load(Ordering::Relaxed),
+        leaked,
         idle: pool::total_stacks().saturating_sub(in_use),
         mapped_bytes: slab::slabs().map(|slab| slab.len).sum(),
         mappings: slab::slabs().count(),
@@ -132,12 +136,6 @@ static COUNTS: Mutex<Counts> = Mutex::new(Counts {
 /// Stacks of greenlets that were suspended when their thread ended, and of generators that outlived
 /// their thread.
 static LEAKED: AtomicUsize = AtomicUsize::new(0);
-
-fn counted() -> usize {
-    let counts = COUNTS.lock();
-    let in_use: usize = counts.all.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-    in_use + LEAKED.load(Ordering::Relaxed)
-}
 
 /// The count of one thread. Only that thread writes to it, and [`stats`] reads it from any thread.
 ///

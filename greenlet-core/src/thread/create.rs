@@ -3,11 +3,17 @@
 #![forbid(unsafe_code)]
 
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::node::status::Status;
 use crate::thread::ThreadState;
+
+/// Set if all threads record when they create greenlets. Off by default: reading the clock and
+/// storing the time takes nearly as long as creating a greenlet.
+pub(crate) static TRACK_AGES: AtomicBool = AtomicBool::new(false);
 
 impl ThreadState {
     /// Creates the node of the main greenlet.
@@ -27,8 +33,8 @@ impl ThreadState {
         let node = self
             .pool
             .alloc(parent, status, self.next_greenlet_id(), created_at);
-        if self.tracks_ages() {
-            self.record_creation(&node);
+        if TRACK_AGES.load(Ordering::Relaxed) {
+            self.creation_times.borrow_mut().insert(node.id(), Instant::now());
             node.status.set_has_extras();
         }
         node

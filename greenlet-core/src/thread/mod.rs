@@ -28,7 +28,6 @@
 //! - **[not-borrowed]** No field is borrowed while arbitrary user code runs, or over a stack
 //!   switch.
 
-pub(crate) mod ages;
 pub(crate) mod create;
 mod deferred;
 mod flags;
@@ -227,12 +226,6 @@ impl ThreadState {
         self.flags.get() & !flag::PREFETCH == 0
     }
 
-    /// Returns `true` if any flag is set.
-    #[inline]
-    pub(crate) fn has_any_flag(&self) -> bool {
-        !self.flags.is_empty()
-    }
-
     /// Returns `true` if `flag` is set.
     pub(crate) fn has_flag(&self, flag: u32) -> bool {
         self.flags.get() & flag != 0
@@ -264,7 +257,10 @@ impl ThreadState {
         if self.has_flag(flag::PREFETCH) {
             self.prefetcher.forget(node);
         }
-        self.forget_creation(node);
+        let mut times = self.creation_times.borrow_mut();
+        if !times.is_empty() {
+            times.remove(&node.id());
+        }
     }
 
     /// Counts a lock that switches must search for: see `greenlet/await_lock.rs`.
@@ -309,7 +305,7 @@ pub(crate) fn forget_node(node: &Inner) {
     let thread = ThreadState::current();
     // Saves a call for most nodes. `PREFETCH` is a flag, and a node whose creation was recorded is
     // not plain. Main is dropped while `EXITING` is set.
-    if thread.has_any_flag() || !node.status.is_plain_dead() {
+    if !thread.flags.is_empty() || !node.status.is_plain_dead() {
         thread.forget(node);
     }
 }

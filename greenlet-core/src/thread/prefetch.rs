@@ -59,12 +59,6 @@ impl Prefetcher {
             }
         }
     }
-
-    fn forget_all(&self) {
-        for recent in &self.recent {
-            recent.set(ptr::null());
-        }
-    }
 }
 
 /// Records that the thread switches to `target`, and prefetches for the greenlet that its hint
@@ -96,7 +90,11 @@ pub(crate) fn adapt(thread: &ThreadState, stacks_in_use: usize) {
         thread.raise_flag(flag::PREFETCH);
     } else if stacks_in_use < MIN_STACKS / 2 && thread.has_flag(flag::PREFETCH) {
         thread.lower_flag(flag::PREFETCH);
-        thread.prefetcher.forget_all();
+        thread
+            .prefetcher
+            .recent
+            .iter()
+            .for_each(|recent| recent.set(ptr::null()));
     }
 }
 

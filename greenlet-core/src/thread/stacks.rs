@@ -27,25 +27,13 @@ impl ThreadState {
         }
     }
 
-    /// Returns `true` if there is a last stack.
-    #[inline]
-    fn has_last_stack(&self) -> bool {
-        self.peek_last_stack(|_| ()).is_some()
-    }
-
     /// Takes a stack that this thread has: the last stack if it has the size, or one of the cache.
     #[inline]
     pub(crate) fn take_cached_stack(&self, size: usize) -> Option<Stack> {
         match self.last_stack.take() {
-            Some(stack) if stack.has_size(size) => Some(stack),
-            other => self.take_cached_stack_slow(other, size),
-        }
-    }
-
-    #[inline(never)]
-    fn take_cached_stack_slow(&self, last: Option<Stack>, size: usize) -> Option<Stack> {
-        if let Some(stack) = last {
-            self.cache_stack(stack);
+            Some(stack) if stack.size() == size => return Some(stack),
+            Some(other) => self.cache_stack(other),
+            None => {}
         }
         self.stacks.borrow_mut().take(size)
     }
@@ -56,15 +44,9 @@ impl ThreadState {
     ///
     /// Returns an error if the size is out of range, or if the system has no memory for a stack.
     pub(crate) fn take_stack(&self, size: usize) -> Result<Stack, StackError> {
-        match self.take_cached_stack(size) {
-            Some(stack) => Ok(stack),
-            None => self.take_pooled_stack(size),
+        if let Some(stack) = self.take_cached_stack(size) {
+            return Ok(stack);
         }
-    }
-
-    /// Takes a stack from the pool of all threads. The first stack of each thread comes from here.
-    #[cold]
-    fn take_pooled_stack(&self, size: usize) -> Result<Stack, StackError> {
         self.ensure_set_up(); // so that the end of the thread releases the cache
         overflow::watch(self);
         let mut stacks = self.stacks.borrow_mut();
@@ -75,19 +57,11 @@ impl ThreadState {
     /// Takes back a stack that nothing runs on, at any time: the thread may have ended.
     #[inline]
     pub(crate) fn take_back(&self, stack: Stack) {
+        self.keep_last_stack(Some(stack));
         if self.has_flag(flag::EXITING) {
-            self.take_back_late(stack);
-        } else {
-            self.keep_last_stack(Some(stack));
+            self.keep_last_stack(None);
+            self.stacks.borrow_mut().release();
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn take_back_late(&self, stack: Stack) {
-        let mut stacks = self.stacks.borrow_mut();
-        stacks.give(stack);
-        stacks.release();
     }
 
     #[inline(never)]
@@ -112,7 +86,7 @@ impl ThreadState {
     /// Returns how many stacks the cache counts as in use although no greenlet has them: the last
     /// stack.
     pub(crate) fn idle_but_counted(&self) -> usize {
-        usize::from(self.has_last_stack())
+        usize::from(self.peek_last_stack(|_| ()).is_some())
     }
 
     /// Calls `look` with the last stack. The take and the set compile to one load. In the fault
