@@ -18,7 +18,7 @@ impl ParentCell {
 
     /// Sets the parent of a node that has none, so nothing has to be dropped.
     #[inline]
-    pub(super) fn init(&self, parent: Option<Greenlet>) {
+    pub(crate) fn init(&self, parent: Option<Greenlet>) {
         mem::forget(self.0.replace(parent));
     }
 

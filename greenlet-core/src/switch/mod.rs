@@ -29,6 +29,7 @@
 //!   the origin, unless it ends. The stack of one that ends is not reused before the target runs.
 
 pub(crate) mod backtrace_request;
+mod deferred;
 pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
