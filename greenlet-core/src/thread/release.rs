@@ -3,6 +3,7 @@
 //!
 //! It is here and not in `node`, because the thread keeps things about its nodes.
 
+use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 
 use crate::node::Inner;
@@ -28,53 +29,28 @@ impl Drop for InnerRc {
 /// # Safety
 ///
 /// - The strong count has just become 0.
+// Most nodes are dead, without anything to drop, and in the recycled slot. These need no frame here.
 #[inline(never)]
 unsafe fn release(node: NonNull<Inner>) {
-    // The weak count of all strong references together. It is dropped last, also if a destructor
-    // panics.
-    let slot = InnerWeak(node);
-    forget_node(slot.node());
+    // The weak count of all strong references together.
+    let slot = ManuallyDrop::new(InnerWeak(node));
     if !slot.node().try_release_fast() {
         // SAFETY: the strong count has just become 0, says the caller.
-        unsafe { release_slow(&slot) };
+        return unsafe { release_slow(ManuallyDrop::into_inner(slot)) };
     }
-}
-
-/// Removes what the thread keeps about `node`, which is being released.
-#[inline]
-fn forget_node(node: &Inner) {
-    let thread = ThreadState::current();
-    // Saves a call for most nodes. `PREFETCH` is a flag, and a node whose creation was recorded is
-    // not plain. Main is dropped while `EXITING` is set.
-    if thread.has_any_flag() || !node.status.is_plain_dead() {
-        thread.forget(node);
-    }
-}
-
-impl ThreadState {
-    /// Does what [`forget_node`] does for nodes that are not plain.
-    #[cold]
-    #[inline(never)]
-    fn forget(&self, node: &Inner) {
-        if node.status.is_main() {
-            self.main.set(ptr::null());
-            self.current.set(ptr::null());
-        }
-        if self.has_flag(flag::PREFETCH) {
-            self.prefetcher.forget(node);
-        }
-        self.forget_creation(node);
-    }
+    drop(ManuallyDrop::into_inner(slot));
 }
 
 impl Inner {
     /// Releases the node and returns `true` if it owns nothing but a handle of a parent that has
-    /// others.
+    /// others, and the thread keeps nothing about it.
     ///
     /// Most greenlets end like this. It runs no user code, and no destructor.
     #[inline]
     fn try_release_fast(&self) -> bool {
-        if !self.status.is_plain_dead() {
+        // `PREFETCH` is a flag, and a node whose creation was recorded is not plain. Main is
+        // released while `EXITING` is set.
+        if ThreadState::current().has_any_flag() || !self.status.is_plain_dead() {
             return false;
         }
         match self.parent.take() {
@@ -93,11 +69,12 @@ impl Inner {
 ///
 /// # Safety
 ///
-/// - As for [`release`].
+/// - As for [`release`]. `slot` is the weak count of all strong references together.
 #[cold]
 #[inline(never)]
-unsafe fn release_slow(slot: &InnerWeak) {
-    // Dropped last, also if a destructor below panics.
+unsafe fn release_slow(slot: InnerWeak) {
+    ThreadState::current().forget(slot.node());
+    // Dropped last but for `slot`, also if a destructor below panics.
     let _parent = LastLink(slot.node().parent.take());
     let extras = slot.node().status.has_extras().then(|| {
         // SAFETY: `slot` keeps the memory [slot-kept].
@@ -109,6 +86,20 @@ unsafe fn release_slow(slot: &InnerWeak) {
     slot.node().closure.clear();
     // CAUTION: runs arbitrary user code.
     drop(extras);
+}
+
+impl ThreadState {
+    /// Removes what the thread keeps about `node`, which is being released.
+    fn forget(&self, node: &Inner) {
+        if node.status.is_main() {
+            self.main.set(ptr::null());
+            self.current.set(ptr::null());
+        }
+        if self.has_flag(flag::PREFETCH) {
+            self.prefetcher.forget(node);
+        }
+        self.forget_creation(node);
+    }
 }
 
 /// The handle of the parent of a released node.
