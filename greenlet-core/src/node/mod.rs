@@ -55,7 +55,7 @@ pub(crate) struct Inner {
     /// The parent. `None` for main alone.
     pub(crate) parent: ParentCell,
     /// The reference counts (gdb).
-    counts: Counts,
+    pub(crate) counts: Counts,
     /// What to prefetch when this greenlet is switched to. May be stale, even left by the previous
     /// greenlet in the slot.
     pub(crate) prefetch_hint: Cell<PrefetchHint>,
@@ -73,7 +73,7 @@ pub(crate) struct Inner {
     /// While the slot is free: the next free slot.
     next_free: Cell<Option<NonNull<Inner>>>,
     /// (gdb)
-    extras: Extras,
+    pub(crate) extras: Extras,
     /// The greenlet's function, until it is started.
     pub(crate) closure: ClosureCell,
 }
