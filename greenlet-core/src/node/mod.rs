@@ -204,17 +204,6 @@ impl Inner {
         lineage(self).find(|node| !node.status.is_unlocked())
     }
 
-    /// Returns `true` if neither this node nor an ancestor is locked for an await, or held
-    /// suspended.
-    #[inline]
-    pub(crate) fn is_open_to_switches(&self) -> bool {
-        if self.parent.is_unlocked_main() {
-            // Most greenlets: the lineage ends here.
-            return self.status.is_unlocked();
-        }
-        self.await_locked_ancestor().is_none()
-    }
-
     /// The first of this node and its ancestors that is not dead. `None` once the thread has ended,
     /// when even main is dead.
     pub(crate) fn nearest_living(&self) -> Option<InnerRc> {
