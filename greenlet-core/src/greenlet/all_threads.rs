@@ -29,7 +29,6 @@ use crate::thread::{ThreadId, ThreadState};
 /// # extern crate greenlet_core as greenlet;
 /// use std::time::Duration;
 /// use greenlet::{getcurrent, greenlets, run_on_all_threads, run_pending_broadcasts};
-///
 /// let _main = getcurrent(); // this thread has greenlets from now on
 /// let broadcast = run_on_all_threads(|| println!("{} greenlets here", greenlets().len()));
 /// run_pending_broadcasts(); // or any switch
@@ -50,7 +49,6 @@ pub fn run_on_all_threads(task: impl Fn() + Send + Sync + 'static) -> Broadcast 
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::run_pending_broadcasts;
-///
 /// for _chunk in 0..1000 {
 ///     // ... compute ...
 ///     run_pending_broadcasts();
@@ -102,7 +100,6 @@ impl Broadcast {
     /// # extern crate greenlet_core as greenlet;
     /// use std::time::Duration;
     /// use greenlet::{ThreadId, getcurrent, run_on_all_threads, run_pending_broadcasts};
-    ///
     /// let _main = getcurrent(); // this thread has greenlets from now on
     /// let broadcast = run_on_all_threads(|| {});
     /// assert_eq!(broadcast.wait(Duration::ZERO), [ThreadId::current()]);

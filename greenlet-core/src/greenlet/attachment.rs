@@ -49,7 +49,6 @@ impl Greenlet {
     /// # extern crate greenlet_core as greenlet;
     /// use std::rc::Rc;
     /// use greenlet::Greenlet;
-    ///
     /// let child = Greenlet::new(|(): ()| Ok(()));
     /// child.attach(Rc::new(7_u32));
     /// assert_eq!(child.attached::<u32>().as_deref(), Some(&7));
@@ -68,7 +67,6 @@ impl Greenlet {
     /// # extern crate greenlet_core as greenlet;
     /// use std::rc::Rc;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// getcurrent().attach(Rc::new("the root's"));
     /// let child = Greenlet::new(|(): ()| Ok(()));
     /// assert_eq!(child.nearest_attached::<&str>().as_deref(), Some(&"the root's"));

@@ -47,7 +47,6 @@ use crate::thread::ThreadState;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{AwaitInProgress, Greenlet, getparent, raw};
-///
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>(()));
 /// waiting.switch::<()>(())?;
 /// raw::lock_for_await(&waiting);
@@ -113,7 +112,6 @@ pub fn unlock(greenlet: &Greenlet) {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{AwaitInProgress, Greenlet, getparent, raw};
-///
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// waiting.switch::<()>(())?;
 /// raw::keep_suspended(&waiting, || {

@@ -31,7 +31,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// fn asks_and_waits() -> anyhow::Result<u32> {
     ///     getparent().unwrap().switch("a number, please")
     /// }

@@ -19,7 +19,6 @@ use crate::thread;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Builder, getcurrent};
-///
 /// let greenlet = Builder::new().name("g").parent(&getcurrent()).build(|n: u8| Ok(n + 1));
 /// assert_eq!(greenlet.switch::<u8>(1_u8)?, 2);
 /// # Ok::<(), anyhow::Error>(())
@@ -49,7 +48,6 @@ impl Builder {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let worker = Greenlet::builder().name("worker").build(|(): ()| Ok(()));
     /// assert_eq!(format!("{worker:?}"), "<Greenlet 'worker', pending>");
     /// ```
@@ -70,7 +68,6 @@ impl Builder {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// let roomy = Greenlet::builder().stack_size(1 << 20).build(|(): ()| {
     ///     Ok(getcurrent().stack_usage().unwrap().size)
     /// });
@@ -89,7 +86,6 @@ impl Builder {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let boss = Greenlet::new(|report: u32| Ok(report + 1));
     /// let worker = Greenlet::builder().parent(&boss).build(|(): ()| Ok(41_u32));
     /// assert_eq!(worker.switch::<u32>(())?, 42);
@@ -108,7 +104,6 @@ impl Builder {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, Locals, greenlet_local};
-    ///
     /// greenlet_local!(static USER: &'static str = "nobody");
     ///
     /// let locals = Locals::new();
@@ -129,7 +124,6 @@ impl Builder {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Builder, State};
-    ///
     /// let greenlet = Builder::new().build(|n: u32| Ok(n * 2));
     /// assert_eq!(greenlet.state(), State::Pending);
     /// assert_eq!(greenlet.switch::<u32>(21_u32)?, 42);

@@ -18,7 +18,6 @@ use crate::thread::{self, ThreadState};
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, getcurrent};
-///
 /// let main = getcurrent();
 /// assert!(main.is_main());
 /// let child = Greenlet::new(move |(): ()| Ok(getcurrent().parent() == Some(main)));
@@ -37,7 +36,6 @@ pub fn getcurrent() -> Greenlet {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{getcurrent, getmain};
-///
 /// assert_eq!(getmain(), getcurrent());
 /// ```
 pub fn getmain() -> Greenlet {
@@ -54,7 +52,6 @@ pub fn getmain() -> Greenlet {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, getparent};
-///
 /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>("give me a number"));
 /// assert_eq!(child.switch::<&str>(())?, "give me a number");
 /// assert_eq!(child.switch::<u32>(7_u32)?, 7);

@@ -22,7 +22,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{State, getcurrent};
-    ///
     /// assert_eq!(getcurrent().state(), State::Active);
     /// ```
     #[inline]
@@ -38,7 +37,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// assert!(!child.is_active());
     /// child.switch::<()>(())?;
@@ -56,7 +54,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let child = Greenlet::new(|(): ()| Ok(()));
     /// child.switch::<()>(())?;
     /// assert!(child.is_dead());
@@ -74,7 +71,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// assert!(getcurrent().is_main());
     /// assert!(!Greenlet::new(|(): ()| Ok(())).is_main());
     /// ```
@@ -89,7 +85,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getmain};
-    ///
     /// assert!(getmain().is_current());
     /// let child = Greenlet::new(|(): ()| Ok(getmain().is_current()));
     /// assert!(!child.switch::<bool>(())?);
@@ -108,7 +103,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getmain};
-    ///
     /// assert_eq!(getmain().name(), Some("main"));
     /// assert_eq!(Greenlet::new(|(): ()| Ok(())).name(), None);
     /// ```
@@ -123,7 +117,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getmain};
-    ///
     /// assert_ne!(Greenlet::new(|(): ()| Ok(())).id(), getmain().id());
     /// ```
     pub fn id(&self) -> u64 {
@@ -137,7 +130,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let (child, line) = (Greenlet::new(|(): ()| Ok(())), line!());
     /// assert_eq!((child.created_at().file(), child.created_at().line()), (file!(), line));
     /// ```
@@ -153,7 +145,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// assert!(child.suspended_at().is_none());
     /// child.switch::<()>(())?;
@@ -179,7 +170,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, track_ages};
-    ///
     /// let unknown = Greenlet::new(|(): ()| Ok(()));
     /// track_ages(true);
     /// let young = Greenlet::new(|(): ()| Ok(()));
@@ -199,7 +189,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// child.switch::<()>(())?;
     /// assert!(!child.is_awaiting()); // suspended, but not by `await_`
@@ -217,7 +206,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| {
     ///     let deep = [1_u8; 5000];
     ///     getparent().unwrap().switch::<()>(())?;
@@ -258,7 +246,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent, stack};
-    ///
     /// let shallow = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// assert_eq!(shallow.stack_high_water(), None);
     /// shallow.switch::<()>(())?;
@@ -286,7 +273,6 @@ impl Greenlet {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, StackUsage, getcurrent};
-///
 /// let child = Greenlet::new(|(): ()| Ok(getcurrent().stack_usage().unwrap()));
 /// let usage = child.switch::<StackUsage>(())?;
 /// assert!(usage.used < usage.size);
@@ -321,7 +307,6 @@ impl StackUsage {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, getcurrent, greenlets};
-///
 /// let main = getcurrent();
 /// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
 /// assert_eq!(greenlets(), [main, child]);
@@ -340,7 +325,6 @@ pub fn greenlets() -> Vec<Greenlet> {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, stacks_in_use};
-///
 /// let child = Greenlet::new(|(): ()| Ok(stacks_in_use()));
 /// assert_eq!(stacks_in_use(), 0);
 /// assert_eq!(child.switch::<usize>(())?, 1);
@@ -360,7 +344,6 @@ pub fn stacks_in_use() -> usize {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, track_ages};
-///
 /// track_ages(true);
 /// let child = Greenlet::new(|(): ()| Ok(()));
 /// assert!(child.age().is_some());

@@ -21,7 +21,6 @@ use crate::greenlet::locals::Locals;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, greenlet_local};
-///
 /// greenlet_local! {
 ///     /// The user whose request is handled.
 ///     static USER: String = "nobody".to_owned();
@@ -98,7 +97,6 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
-    ///
     /// greenlet_local!(static NAME: String = "nobody".to_owned());
     ///
     /// assert_eq!(NAME.with(|name| name.len()), 6);
@@ -115,7 +113,6 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
-    ///
     /// greenlet_local!(static DEPTH: u32 = 3);
     ///
     /// assert_eq!(DEPTH.get(), 3);
@@ -134,7 +131,6 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// DEPTH.set(1);
@@ -152,7 +148,6 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// DEPTH.set(1);
@@ -170,7 +165,6 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// assert!(!DEPTH.is_set());
@@ -196,7 +190,6 @@ impl<T: 'static> LocalKey<T> {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// assert_eq!(DEPTH.with_value(1, || DEPTH.get()), 1);

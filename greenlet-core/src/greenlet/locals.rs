@@ -58,7 +58,6 @@ impl Locals {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// assert!(Locals::new().get(&DEPTH).is_none());
@@ -74,7 +73,6 @@ impl Locals {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, getcurrent};
-    ///
     /// let locals = Locals::current();
     /// assert_eq!(getcurrent().locals(), Some(locals));
     /// ```
@@ -102,7 +100,6 @@ impl Locals {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// let original = Locals::new();
@@ -122,7 +119,6 @@ impl Locals {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// assert!(Locals::current().get(&DEPTH).is_none());
@@ -142,7 +138,6 @@ impl Locals {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
-    ///
     /// greenlet_local!(static DEPTH: u32 = 0);
     ///
     /// Locals::current().set(&DEPTH, 1);
@@ -169,7 +164,6 @@ impl Locals {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
-    ///
     /// greenlet_local!(static USER: &'static str = "nobody");
     ///
     /// let locals = Locals::new();
@@ -254,7 +248,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, greenlet_local};
-    ///
     /// greenlet_local!(static USER: &'static str = "nobody");
     ///
     /// let child = Greenlet::new(|(): ()| {
@@ -278,7 +271,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, Locals, greenlet_local};
-    ///
     /// greenlet_local!(static USER: &'static str = "nobody");
     ///
     /// let child = Greenlet::new(|(): ()| Ok(USER.get()));

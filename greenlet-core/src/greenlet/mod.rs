@@ -34,7 +34,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let child = Greenlet::new(|n: u32| Ok(n + 1));
     /// assert_eq!(child.switch::<u32>(1_u32)?, 2);
     /// # Ok::<(), anyhow::Error>(())
@@ -57,7 +56,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let worker = Greenlet::builder()
     ///     .name("worker")
     ///     .stack_size(1 << 20)
@@ -102,7 +100,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// let main = getcurrent();
     /// let child = Greenlet::new(move |name: &str| {
     ///     let count = main.switch::<usize>(format!("hello, {name}"))?;
@@ -141,7 +138,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let once = Greenlet::new(|n: u32| Ok(n + 1));
     /// assert_eq!(once.switch_owned::<u32>(1_u32)?, 2);
     /// # Ok::<(), anyhow::Error>(())
@@ -173,7 +169,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// let child = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<u32>("a number, please"));
     /// assert_eq!(child.switch::<&str>(())?, "a number, please");
     /// assert_eq!(child.switch::<u32>(5_u32)?, 5);
@@ -212,7 +207,6 @@ impl Greenlet {
     /// # extern crate greenlet_core as greenlet;
     /// use anyhow::anyhow;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| {
     ///     let reply = getparent().unwrap().switch::<&str>(());
     ///     Ok(reply.unwrap_or("it failed")) // `except`
@@ -246,7 +240,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| {
     ///     getparent().unwrap().switch::<()>(())?; // `?` lets the exit through
     ///     Ok("not reached")
@@ -304,7 +297,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// let child = Greenlet::new(|(): ()| Ok(()));
     /// assert_eq!(child.parent(), Some(getcurrent()));
     /// assert_eq!(getcurrent().parent(), None);
@@ -325,7 +317,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// let boss = Greenlet::new(|report: &str| Ok(format!("boss got: {report}")));
     /// let worker = Greenlet::new(|(): ()| Ok("done"));
     /// worker.set_parent(&boss)?; // receives what the worker returns
@@ -359,7 +350,6 @@ impl Greenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Greenlet;
-    ///
     /// let child = Greenlet::new(|(): ()| Ok(()));
     /// assert_eq!(child.downgrade().upgrade(), Some(child));
     /// ```
@@ -418,7 +408,6 @@ impl fmt::Debug for Greenlet {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::Greenlet;
-///
 /// let greenlet = Greenlet::new(|(): ()| Ok(()));
 /// let weak = greenlet.downgrade();
 /// assert_eq!(weak.upgrade(), Some(greenlet.clone()));
@@ -444,7 +433,6 @@ impl WeakGreenlet {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    ///
     /// let child = Greenlet::new(|(): ()| {
     ///     let me = getcurrent().downgrade();
     ///     Ok(me.upgrade().is_some_and(|me| me.is_current()))

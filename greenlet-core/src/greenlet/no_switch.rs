@@ -24,7 +24,6 @@ use crate::thread::{ThreadState, flag};
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, SwitchForbidden, no_switch};
-///
 /// let child = Greenlet::new(|(): ()| Ok(()));
 /// let refused = no_switch(|| child.switch::<()>(()));
 /// assert!(refused.unwrap_err().is::<SwitchForbidden>());

@@ -41,7 +41,6 @@ use crate::thread;
 /// use std::cell::RefCell;
 /// use std::panic::Location;
 /// use greenlet::{Greenlet, no_switch, raw};
-///
 /// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
 /// let at = Location::caller();
 /// assert!(no_switch(|| raw::switch_in::<u32>(&place, 1_u32, at)).is_err());
@@ -99,7 +98,6 @@ fn switch_in_slow(
 /// # extern crate greenlet_core as greenlet;
 /// use std::rc::Rc;
 /// use greenlet::{Greenlet, raw};
-///
 /// let child = Greenlet::new(|(): ()| {
 ///     // SAFETY: the closure only clones an `Rc`.
 ///     Ok(unsafe { raw::with_attached(|text: Option<&Rc<String>>, _| text.cloned()) })

@@ -17,7 +17,6 @@ use std::cell::Cell;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, State};
-///
 /// let greenlet = Greenlet::new(|(): ()| Ok(()));
 /// assert_eq!(greenlet.state(), State::Pending);
 /// greenlet.switch::<()>(())?;

@@ -49,7 +49,6 @@ pub(crate) use carries_value;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, TypeMismatch};
-///
 /// let wants_text = Greenlet::new(|text: &str| Ok(text.len()));
 /// let error = wants_text.switch::<usize>(5_u8).unwrap_err();
 /// let mismatch = error.downcast::<TypeMismatch>()?;
@@ -111,7 +110,6 @@ impl fmt::Display for TypeMismatch {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, ParentError};
-///
 /// let child = Greenlet::new(|(): ()| Ok(()));
 /// let error: ParentError = child.set_parent(&child).unwrap_err();
 /// assert!(error.is_cycle());
@@ -182,7 +180,6 @@ impl std::error::Error for ParentError {}
 /// # extern crate greenlet_core as greenlet;
 /// use anyhow::Result;
 /// use greenlet::{AwaitInProgress, Greenlet, Value, getparent};
-///
 /// /// Sends a job, or returns it if the worker awaits something.
 /// fn offer(worker: &Greenlet, job: u32) -> Result<Option<Value>> {
 ///     match worker.switch::<()>(job) {
@@ -279,7 +276,6 @@ impl fmt::Display for Unwinding {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, SwitchForbidden, no_switch};
-///
 /// let child = Greenlet::new(|n: i32| Ok(n + 1));
 /// let error = no_switch(|| child.switch::<i32>(5).unwrap_err());
 /// let forbidden = error.downcast::<SwitchForbidden>()?;
@@ -376,7 +372,6 @@ impl fmt::Display for ThreadExiting {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::Greenlet;
-///
 /// let pending = Greenlet::new(|(): ()| Ok(()));
 /// assert!(pending.backtrace().unwrap_err().is_pending());
 /// pending.switch::<()>(())?;

@@ -24,7 +24,6 @@ use anyhow::Error;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, GreenletExit, getparent};
-///
 /// let waiting = Greenlet::new(|(): ()| {
 ///     let main = getparent().unwrap();
 ///     main.switch::<()>("ready")?; // returns the exit, as an error
@@ -54,7 +53,6 @@ impl GreenletExit {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::GreenletExit;
-    ///
     /// assert_eq!(GreenletExit::with_reason("shutdown").to_string(), "greenlet exit: shutdown");
     /// ```
     pub fn with_reason(reason: impl Into<Cow<'static, str>>) -> GreenletExit {

@@ -17,7 +17,6 @@ use crate::payload::exit::GreenletExit;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, Value};
-///
 /// let echo = Greenlet::new(|first: Value| Ok(first));
 /// let back: Value = echo.switch(41)?;
 /// assert!(back.is::<i32>());
@@ -37,7 +36,6 @@ impl Value {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Value;
-    ///
     /// assert!(Value::new(7_u32).is::<u32>());
     /// assert!(Value::new(Value::new(7_u32)).is::<u32>());
     /// ```
@@ -65,7 +63,6 @@ impl Value {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::Value;
-    ///
     /// let text = Value::new(7_u32).downcast::<String>().unwrap_err();
     /// assert_eq!(text.downcast::<u32>().unwrap(), 7);
     /// ```
@@ -99,7 +96,6 @@ impl Value {
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getparent};
-    ///
     /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// child.switch::<()>(())?;
     /// assert!(child.kill()?.is_exit());

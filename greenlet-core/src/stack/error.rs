@@ -18,7 +18,6 @@ use crate::payload::value::Value;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, StackError};
-///
 /// let tiny = Greenlet::builder().stack_size(1).build(|(): ()| Ok(()));
 /// let error = tiny.switch::<()>(()).unwrap_err();
 /// assert!(error.downcast_ref::<StackError>().unwrap().is_bad_size());

@@ -56,7 +56,6 @@ static IDLE_LIMIT: AtomicUsize = AtomicUsize::new(1024);
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::stack;
-///
 /// stack::set_idle_limit(0); // a burst of greenlets is over: return its memory
 /// assert_eq!(stack::idle_limit(), 0);
 /// ```

@@ -51,7 +51,6 @@ pub struct Stats {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, getparent, stack};
-///
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// assert_eq!(stack::stats().in_use, 0); // pending: it has no stack yet
 /// waiting.switch::<()>(())?;

@@ -460,7 +460,6 @@ impl Refusal {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{check_switch_allowed, no_switch};
-///
 /// assert!(check_switch_allowed().is_ok());
 /// assert!(no_switch(check_switch_allowed).is_err());
 /// ```

@@ -11,7 +11,6 @@ use crate::payload::thread_id::thread_id;
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::ThreadId;
-///
 /// let other = std::thread::spawn(ThreadId::current).join().unwrap();
 /// assert_ne!(other, ThreadId::current());
 /// println!("thread {other} has ended");

@@ -65,7 +65,6 @@ pub struct TraceEvent {
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Tracer, settrace};
-///
 /// let tracer = Tracer::new(|event| {
 ///     println!("{:?} from {:?} to {:?}", event.kind, event.origin, event.target);
 ///     Ok(())
