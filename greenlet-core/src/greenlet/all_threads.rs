@@ -1,7 +1,5 @@
-//! Functions that every thread with greenlets runs at its next switch. Only a greenlet's own thread
-//! may touch the greenlet, so this is the way to look at the greenlets of all threads.
-//!
-//! `thread/inbox.rs` brings them to the threads.
+//! Functions that every thread with greenlets runs at its next switch: `thread/inbox.rs` brings them
+//! there.
 
 #![forbid(unsafe_code)]
 
@@ -16,12 +14,10 @@ use crate::thread::{ThreadId, ThreadState};
 
 /// Asks every thread that has greenlets to run `task`, and returns at once.
 ///
-/// Each thread runs it at its next switch or throw, in the greenlet that is about to switch. That
-/// greenlet must have 24 KiB of free stack; otherwise the next one with more runs it. The task may
-/// look at all greenlets of the thread, but may not switch. A panic in it is caught and dropped.
-///
-/// A thread that does not switch, because it blocks or computes, does not run the task. Call
-/// [`run_pending_broadcasts`] there.
+/// Each thread runs it at its next switch, in the greenlet that is about to switch. That greenlet
+/// must have 24 KiB of free stack; otherwise the next one with more runs it. The task may look at
+/// all greenlets of the thread, but may not switch. A panic in it is caught and dropped. A thread
+/// that does not switch must call [`run_pending_broadcasts`].
 ///
 /// # Examples
 ///
@@ -40,9 +36,8 @@ pub fn run_on_all_threads(task: impl Fn() + Send + Sync + 'static) -> Broadcast 
     Broadcast(Request::send_to_all(task))
 }
 
-/// Runs what [`run_on_all_threads`] has asked of the calling thread. For loops that rarely switch.
-///
-/// If there is nothing to run, this checks a flag and returns.
+/// Runs what [`run_on_all_threads`] has asked of the calling thread. For loops that rarely switch:
+/// if there is nothing to run, it only checks a flag.
 ///
 /// # Examples
 ///
@@ -60,30 +55,6 @@ pub fn run_pending_broadcasts() {
 }
 
 /// A task that all threads were asked to run: see [`run_on_all_threads`].
-///
-/// # Examples
-///
-/// ```
-/// # extern crate greenlet_core as greenlet;
-/// use std::sync::mpsc;
-/// use std::time::Duration;
-/// use greenlet::{ThreadId, getcurrent, run_on_all_threads};
-///
-/// let (ready, is_ready) = mpsc::channel();
-/// let (sender, news) = mpsc::channel::<()>();
-/// let waiting = std::thread::spawn(move || {
-///     let _main = getcurrent(); // this thread has greenlets from now on
-///     ready.send(ThreadId::current()).unwrap();
-///     let _ = news.recv(); // blocks, so it does not switch
-/// });
-/// let thread = is_ready.recv()?;
-/// let broadcast = run_on_all_threads(|| println!("{} is here", ThreadId::current()));
-/// assert_eq!(broadcast.wait(Duration::from_millis(1)), [thread]);
-/// drop(sender);
-/// waiting.join().unwrap();
-/// assert!(broadcast.wait(Duration::MAX).is_empty()); // the thread has ended
-/// # Ok::<(), mpsc::RecvError>(())
-/// ```
 #[must_use = "only `wait` tells which threads have run the task"]
 pub struct Broadcast(Arc<Request>);
 
@@ -91,8 +62,7 @@ impl Broadcast {
     /// Blocks until every thread has run the task or has ended, but at most for `limit`. Returns
     /// the threads that have done neither.
     ///
-    /// Waiting does not run the task in the calling thread. If the calling thread has greenlets,
-    /// call [`run_pending_broadcasts`] first.
+    /// It does not run the task in the calling thread: call [`run_pending_broadcasts`] first.
     ///
     /// # Examples
     ///

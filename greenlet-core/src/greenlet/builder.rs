@@ -13,16 +13,6 @@ use crate::thread;
 
 /// Builds a greenlet with a name, a stack size, a parent or local variables: see
 /// [`Greenlet::builder`].
-///
-/// # Examples
-///
-/// ```
-/// # extern crate greenlet_core as greenlet;
-/// use greenlet::{Builder, getcurrent};
-/// let greenlet = Builder::new().name("g").parent(&getcurrent()).build(|n: u8| Ok(n + 1));
-/// assert_eq!(greenlet.switch::<u8>(1_u8)?, 2);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use = "a builder creates nothing before `build`"]
 pub struct Builder {
@@ -59,18 +49,16 @@ impl Builder {
     /// Sets the size of the stack, in bytes. It is rounded up to the size class of the stack pool.
     ///
     /// The default is [`stack::DEFAULT_SIZE`](crate::stack::DEFAULT_SIZE), the minimum
-    /// [`stack::MIN_SIZE`](crate::stack::MIN_SIZE). Only touched pages cost memory, so prefer a
-    /// larger size. The first switch to the greenlet reports a size that is out of range, as a
-    /// [`StackError`](crate::StackError).
+    /// [`stack::MIN_SIZE`](crate::stack::MIN_SIZE). Only touched pages cost memory. The first switch
+    /// reports a size that is out of range, as a [`StackError`](crate::StackError).
     ///
     /// # Examples
     ///
     /// ```
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, getcurrent};
-    /// let roomy = Greenlet::builder().stack_size(1 << 20).build(|(): ()| {
-    ///     Ok(getcurrent().stack_usage().unwrap().size)
-    /// });
+    /// let size = |(): ()| Ok(getcurrent().stack_usage().unwrap().size);
+    /// let roomy = Greenlet::builder().stack_size(1 << 20).build(size);
     /// assert!(roomy.switch::<usize>(())? >= 1 << 20);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
@@ -105,10 +93,8 @@ impl Builder {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, Locals, greenlet_local};
     /// greenlet_local!(static USER: &'static str = "nobody");
-    ///
-    /// let locals = Locals::new();
-    /// locals.set(&USER, "ann");
-    /// let child = Greenlet::builder().locals(locals).build(|(): ()| Ok(USER.get()));
+    /// USER.set("ann");
+    /// let child = Greenlet::builder().locals(Locals::current()).build(|(): ()| Ok(USER.get()));
     /// assert_eq!(child.switch::<&str>(())?, "ann");
     /// # Ok::<(), anyhow::Error>(())
     /// ```
@@ -123,9 +109,8 @@ impl Builder {
     ///
     /// ```
     /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::{Builder, State};
+    /// use greenlet::Builder;
     /// let greenlet = Builder::new().build(|n: u32| Ok(n * 2));
-    /// assert_eq!(greenlet.state(), State::Pending);
     /// assert_eq!(greenlet.switch::<u32>(21_u32)?, 42);
     /// # Ok::<(), anyhow::Error>(())
     /// ```

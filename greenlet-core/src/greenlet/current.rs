@@ -8,9 +8,8 @@ use crate::thread::{self, ThreadState};
 /// Returns the running greenlet. In a thread that has created none, that is its main greenlet.
 ///
 /// Do not keep the handle over a switch. A suspended greenlet whose own stack holds a handle of it
-/// does not lose its last handle, so it is not ended when all other handles are dropped. (Python's
-/// garbage collector cannot free it either.) Temporaries live to the end of their statement: write
-/// `getparent()`, not `getcurrent().parent()`, in front of `switch`. Keep a
+/// is not ended when all other handles are dropped. Temporaries live to the end of their statement:
+/// write `getparent()`, not `getcurrent().parent()`, in front of `switch`. Keep a
 /// [`WeakGreenlet`](crate::WeakGreenlet) if you need a handle for long.
 ///
 /// # Examples
@@ -18,10 +17,8 @@ use crate::thread::{self, ThreadState};
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, getcurrent};
-/// let main = getcurrent();
-/// assert!(main.is_main());
-/// let child = Greenlet::new(move |(): ()| Ok(getcurrent().parent() == Some(main)));
-/// assert!(child.switch::<bool>(())?);
+/// let child = Greenlet::new(|(): ()| Ok(getcurrent()));
+/// assert_eq!(child.switch::<Greenlet>(())?, child);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[inline]
@@ -44,8 +41,8 @@ pub fn getmain() -> Greenlet {
 
 /// Returns the parent of the running greenlet. `None` in the main greenlet.
 ///
-/// Unlike `getcurrent().parent()`, this creates no handle of the running greenlet. A switch in the
-/// same statement would keep that handle, and with it the greenlet, alive.
+/// Unlike `getcurrent().parent()`, this creates no handle of the running greenlet, which a switch in
+/// the same statement would keep.
 ///
 /// # Examples
 ///

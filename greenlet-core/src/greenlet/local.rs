@@ -12,9 +12,8 @@ use crate::greenlet::locals::Locals;
 
 /// Declares variables of which each greenlet has its own value.
 ///
-/// The syntax is that of [`std::thread_local!`], and each static is a [`LocalKey`]. A greenlet that
-/// reads the variable before it has set it evaluates the expression. A new greenlet starts without
-/// values, as in Python.
+/// The syntax is that of [`std::thread_local!`], and each static is a [`LocalKey`]. A new greenlet
+/// starts without values. Its first access evaluates the expression.
 ///
 /// # Examples
 ///
@@ -48,32 +47,7 @@ macro_rules! greenlet_local {
 }
 
 /// A variable of which each greenlet has its own value: Python's `ContextVar`. Declare it with
-/// [`greenlet_local!`](crate::greenlet_local).
-///
-/// # Examples
-///
-/// ```
-/// # extern crate greenlet_core as greenlet;
-/// use std::cell::Cell;
-///
-/// use greenlet::{Greenlet, getparent, greenlet_local};
-///
-/// greenlet_local! {
-///     static STEPS: Cell<u32> = Cell::new(0);
-/// }
-///
-/// let create = || Greenlet::new(|(): ()| -> anyhow::Result<()> {
-///     loop {
-///         STEPS.with(|steps| steps.set(steps.get() + 1));
-///         getparent().unwrap().switch::<()>(STEPS.with(Cell::get))?;
-///     }
-/// });
-/// let (a, b) = (create(), create());
-/// assert_eq!(a.switch::<u32>(())?, 1);
-/// assert_eq!(a.switch::<u32>(())?, 2);
-/// assert_eq!(b.switch::<u32>(())?, 1);
-/// # Ok::<(), anyhow::Error>(())
-/// ```
+/// [`greenlet_local!`](crate::greenlet_local), whose example shows it.
 pub struct LocalKey<T: 'static> {
     /// Also gives the key a size, so that no other key has its address.
     init: fn() -> T,
@@ -89,8 +63,7 @@ impl<T: 'static> LocalKey<T> {
     /// Calls `function` with the running greenlet's value, which is initialised first if there is
     /// none.
     ///
-    /// The function may switch, and may set the variable. Its argument stays the value that it was
-    /// called with.
+    /// The function may switch, and may set the variable. Its argument stays the same value.
     ///
     /// # Examples
     ///
@@ -98,7 +71,6 @@ impl<T: 'static> LocalKey<T> {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
     /// greenlet_local!(static NAME: String = "nobody".to_owned());
-    ///
     /// assert_eq!(NAME.with(|name| name.len()), 6);
     /// ```
     pub fn with<R>(&'static self, function: impl FnOnce(&T) -> R) -> R {
@@ -114,7 +86,6 @@ impl<T: 'static> LocalKey<T> {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
     /// greenlet_local!(static DEPTH: u32 = 3);
-    ///
     /// assert_eq!(DEPTH.get(), 3);
     /// ```
     pub fn get(&'static self) -> T
@@ -132,7 +103,6 @@ impl<T: 'static> LocalKey<T> {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
     /// DEPTH.set(1);
     /// assert_eq!(DEPTH.get(), 1);
     /// ```
@@ -149,10 +119,8 @@ impl<T: 'static> LocalKey<T> {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
     /// DEPTH.set(1);
     /// assert_eq!(DEPTH.unset().as_deref(), Some(&1));
-    /// assert_eq!(DEPTH.get(), 0);
     /// ```
     pub fn unset(&'static self) -> Option<Rc<T>> {
         Locals::of_current()?.replace(self, None)
@@ -166,7 +134,6 @@ impl<T: 'static> LocalKey<T> {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
     /// assert!(!DEPTH.is_set());
     /// DEPTH.set(1);
     /// assert!(DEPTH.is_set());
@@ -178,8 +145,7 @@ impl<T: 'static> LocalKey<T> {
     /// Sets the running greenlet's value while `function` runs, and restores the previous one
     /// afterwards.
     ///
-    /// Only the running greenlet sees the value, even if others run meanwhile. Greenlets that share
-    /// their [`Locals`] also see it, and should not overlap such calls.
+    /// Greenlets that share their [`Locals`] also see the value, and should not overlap such calls.
     ///
     /// # Panics
     ///
@@ -191,18 +157,14 @@ impl<T: 'static> LocalKey<T> {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::greenlet_local;
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
     /// assert_eq!(DEPTH.with_value(1, || DEPTH.get()), 1);
     /// assert_eq!(DEPTH.get(), 0);
     /// ```
     pub fn with_value<R>(&'static self, value: T, function: impl FnOnce() -> R) -> R {
         let locals = Locals::current();
         let before = locals.replace(self, Some(Rc::new(value)));
-        let _restore = Restore {
-            key: self,
-            locals,
-            before,
-        };
+        let key = self;
+        let _restore = Restore { key, locals, before };
         // CAUTION: runs arbitrary user code, which may panic.
         function()
     }

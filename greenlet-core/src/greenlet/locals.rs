@@ -23,10 +23,8 @@ use crate::thread::ThreadState;
 ///
 /// A greenlet starts without values. You may give it a [`copy`](Locals::copy) of another greenlet's
 /// values, or the other greenlet's `Locals` itself, to share every later write. A clone of a
-/// `Locals` is the same one, and compares equal.
-///
-/// All methods work in every state of the greenlet. A dead greenlet keeps its values as long as it
-/// has handles.
+/// `Locals` is the same one, and compares equal. A dead greenlet keeps its values as long as it has
+/// handles.
 ///
 /// # Examples
 ///
@@ -38,11 +36,9 @@ use crate::thread::ThreadState;
 ///
 /// USER.set("ann");
 /// let get = |(): ()| Ok(USER.get());
-/// let alone = Greenlet::new(get);
 /// let heir = Greenlet::builder().locals(Locals::current().copy()).build(get);
 /// let partner = Greenlet::builder().locals(Locals::current()).build(get);
 /// USER.set("bob");
-/// assert_eq!(alone.switch::<&str>(())?, "nobody");
 /// assert_eq!(heir.switch::<&str>(())?, "ann");
 /// assert_eq!(partner.switch::<&str>(())?, "bob");
 /// # Ok::<(), anyhow::Error>(())
@@ -59,7 +55,6 @@ impl Locals {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
     /// assert!(Locals::new().get(&DEPTH).is_none());
     /// ```
     pub fn new() -> Locals {
@@ -101,12 +96,8 @@ impl Locals {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
-    /// let original = Locals::new();
-    /// original.set(&DEPTH, 1);
-    /// let copy = original.copy();
-    /// copy.set(&DEPTH, 2);
-    /// assert_eq!(original.get(&DEPTH).as_deref(), Some(&1));
+    /// Locals::current().copy().set(&DEPTH, 2);
+    /// assert_eq!(DEPTH.get(), 0);
     /// ```
     pub fn copy(&self) -> Locals {
         Locals(Rc::new(RefCell::new(self.0.borrow().clone())))
@@ -120,8 +111,6 @@ impl Locals {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
-    /// assert!(Locals::current().get(&DEPTH).is_none());
     /// DEPTH.set(1);
     /// assert_eq!(Locals::current().get(&DEPTH).as_deref(), Some(&1));
     /// ```
@@ -139,7 +128,6 @@ impl Locals {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
     /// greenlet_local!(static DEPTH: u32 = 0);
-    ///
     /// Locals::current().set(&DEPTH, 1);
     /// assert_eq!(DEPTH.get(), 1);
     /// ```
@@ -152,8 +140,7 @@ impl Locals {
     /// ones afterwards: Python's `Context.run`.
     ///
     /// The greenlet keeps these values until `function` returns, also while other greenlets run.
-    /// Unlike a Python context, they can be used by several greenlets at once, and the calls may
-    /// end in any order.
+    /// Several greenlets can use them at once.
     ///
     /// # Panics
     ///
@@ -165,7 +152,6 @@ impl Locals {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Locals, greenlet_local};
     /// greenlet_local!(static USER: &'static str = "nobody");
-    ///
     /// let locals = Locals::new();
     /// locals.run(|| USER.set("ann"));
     /// assert_eq!(USER.get(), "nobody");
@@ -247,24 +233,17 @@ impl Greenlet {
     ///
     /// ```
     /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::{Greenlet, greenlet_local};
+    /// use greenlet::{getcurrent, greenlet_local};
     /// greenlet_local!(static USER: &'static str = "nobody");
-    ///
-    /// let child = Greenlet::new(|(): ()| {
-    ///     USER.set("ann");
-    ///     Ok(())
-    /// });
-    /// assert!(child.locals().is_none());
-    /// child.switch::<()>(())?;
-    /// assert_eq!(child.locals().unwrap().get(&USER).as_deref(), Some(&"ann"));
-    /// # Ok::<(), anyhow::Error>(())
+    /// assert!(getcurrent().locals().is_none());
+    /// USER.set("ann");
+    /// assert_eq!(getcurrent().locals().unwrap().get(&USER).as_deref(), Some(&"ann"));
     /// ```
     pub fn locals(&self) -> Option<Locals> {
         self.inner().locals().map(Locals)
     }
 
-    /// Replaces or removes the values of the greenlet's variables. Works in every state; the
-    /// running greenlet sees the new values at once.
+    /// Replaces or removes the values of the greenlet's variables, in any state.
     ///
     /// # Examples
     ///
@@ -272,12 +251,10 @@ impl Greenlet {
     /// # extern crate greenlet_core as greenlet;
     /// use greenlet::{Greenlet, Locals, greenlet_local};
     /// greenlet_local!(static USER: &'static str = "nobody");
-    ///
     /// let child = Greenlet::new(|(): ()| Ok(USER.get()));
     /// USER.set("ann");
-    /// child.set_locals(Locals::current().copy());
+    /// child.set_locals(Locals::current());
     /// assert_eq!(child.switch::<&str>(())?, "ann");
-    /// child.set_locals(None);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn set_locals(&self, locals: impl Into<Option<Locals>>) {

@@ -2,8 +2,6 @@
 //! items here may change in any release.
 //!
 //! [`switch_in`] and [`with_attached`] save a reference count on the path of an await.
-//! [`lock_for_await`], [`unlock`] and [`keep_suspended`] let the driver of an await decide alone
-//! when a greenlet is resumed. [`count_refusal`] keeps an end from waiting for ever.
 
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
