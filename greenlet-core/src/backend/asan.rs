@@ -2,9 +2,6 @@
 //! stack. (The sanitizer keeps locals whose address is taken on a *fake stack*, one for each stack,
 //! to find uses after a return.)
 //!
-//! Without this, the sanitizer takes a switch for one frame of gigabytes. A panic then leaves marks
-//! of dead frames behind, and correct code is reported.
-//!
 //! ```text
 //!   the side that switches away                 the side that is resumed
 //!     leave: start_switch_fiber ─── switch ───►   on a new stack: enter  ─┐

@@ -1,7 +1,5 @@
-//! The bare stack switch. It knows stacks, machine words and resume points, and nothing of
-//! greenlets.
-//!
-//! This file is the contract, and the only place that chooses between its two implementations:
+//! The bare stack switch. It knows nothing of greenlets. This file is the contract, and the only
+//! place that chooses between its two implementations:
 //!
 //! - `asm`: inline assembly, the default on x86_64 and aarch64;
 //! - `fcontext`: the `context` crate, on all other architectures, or by the feature `fcontext`.

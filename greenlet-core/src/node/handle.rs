@@ -7,27 +7,20 @@ use crate::node::rc::InnerRc;
 
 /// A greenlet: a coroutine with its own stack, which switches to other greenlets by name.
 ///
-/// This is a handle. Cloning it is cheap, and clones are equal and hash equally. A greenlet stays
-/// on the thread that created it; the compiler enforces this (a handle is neither `Send` nor
-/// `Sync`).
+/// This is a handle. Clones are equal and hash equally. A greenlet stays on the thread that created
+/// it: a handle is neither `Send` nor `Sync`.
 ///
 /// # Life
 ///
-/// A new greenlet is [pending](crate::State::Pending) and has no stack. The first
-/// [`switch`](Greenlet::switch) starts its function, and the greenlet is [active](crate::State::Active):
-/// it runs, or it is suspended in a switch that it made. When the function returns, the greenlet is
-/// [dead](crate::State::Dead). Its [`parent`](Greenlet::parent) is resumed and receives the function's
-/// result, as the result of the switch in which the parent is suspended.
+/// The first [`switch`](Greenlet::switch) to a [pending](crate::State::Pending) greenlet starts its
+/// function, and the greenlet is [active](crate::State::Active). When the function returns, it is
+/// [dead](crate::State::Dead), and its [`parent`](Greenlet::parent) receives the function's result
+/// from the switch in which the parent is suspended. A function takes one value and returns one: use
+/// a tuple for several, and `()` for none.
 ///
-/// Dropping the last handle of a suspended greenlet ends the greenlet at once. A [`GreenletExit`](crate::GreenletExit)
-/// is thrown into it, so that its function can clean up. If the greenlet has not ended then, its
-/// stack is unwound. A child keeps a handle of its parent.
-///
-/// # Differences from Python's greenlet
-///
-/// A greenlet's function takes one value and returns one value: use a tuple for several, and `()`
-/// for none. The receiver of a switch names the type that it expects. Rust unwinds the stack of a
-/// greenlet that refuses to end; Python prints a warning and leaks the greenlet.
+/// Dropping the last handle of a suspended greenlet ends the greenlet at once. A
+/// [`GreenletExit`](crate::GreenletExit) is thrown into it, so that its function can clean up. If
+/// the greenlet has not ended then, its stack is unwound. A child keeps a handle of its parent.
 ///
 /// # Examples
 ///
@@ -36,17 +29,13 @@ use crate::node::rc::InnerRc;
 /// use greenlet::{Greenlet, getparent};
 ///
 /// let adder = Greenlet::new(|mut total: u32| {
-///     let main = getparent().unwrap();
-///     loop {
-///         total += main.switch::<u32>(total)?;
-///         if total > 100 {
-///             return Ok(total);
-///         }
+///     while total < 100 {
+///         total += getparent().unwrap().switch::<u32>(total)?;
 ///     }
+///     Ok(total)
 /// });
-/// assert_eq!(adder.switch::<u32>(1_u32)?, 1);
-/// assert_eq!(adder.switch::<u32>(50_u32)?, 51);
-/// assert_eq!(adder.switch::<u32>(60_u32)?, 111);
+/// assert_eq!(adder.switch::<u32>(50_u32)?, 50);
+/// assert_eq!(adder.switch::<u32>(60_u32)?, 110);
 /// assert!(adder.is_dead());
 /// # Ok::<(), anyhow::Error>(())
 /// ```

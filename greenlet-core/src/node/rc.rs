@@ -1,8 +1,7 @@
 //! References to nodes, counted as by `std::rc::Rc`. The drop of a reference, which may release the
 //! node, is in `thread/release.rs`.
 //!
-//! The counts are in the node itself, so a `&Inner` is enough to look at them, or to make another
-//! reference. `Rc` cannot be used: stable Rust has no way to allocate its memory from the pool.
+//! `Rc` cannot be used: stable Rust has no way to allocate its memory from the pool.
 //!
 //! ```text
 //!   strong    1 for each InnerRc: handles, links of children, an active greenlet itself

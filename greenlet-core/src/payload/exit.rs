@@ -15,9 +15,7 @@ use anyhow::Error;
 ///
 /// The suspended `switch` of the greenlet returns it as an `Err`, and `?` passes it on. If the
 /// function returns it, the greenlet has ended normally, and its parent receives the `GreenletExit`
-/// as a value.
-///
-/// `error.is::<GreenletExit>()` finds it in an [`anyhow::Error`], also below a `context`.
+/// as a value. `error.is::<GreenletExit>()` finds it also below a `context`.
 ///
 /// # Examples
 ///
@@ -25,14 +23,12 @@ use anyhow::Error;
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, GreenletExit, getparent};
 /// let waiting = Greenlet::new(|(): ()| {
-///     let main = getparent().unwrap();
-///     main.switch::<()>("ready")?; // returns the exit, as an error
+///     getparent().unwrap().switch::<()>("ready")?; // returns the exit, as an error
 ///     Ok("not reached")
 /// });
 /// assert_eq!(waiting.switch::<&str>(())?, "ready");
 /// let received: GreenletExit = waiting.throw(GreenletExit::with_reason("no longer needed"))?;
 /// assert_eq!(received.reason(), Some("no longer needed"));
-/// assert!(waiting.is_dead());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,10 +64,7 @@ impl GreenletExit {
         }
     }
 
-    /// Returns the reason, if there is one.
-    ///
-    /// The library's own exits have a reason: the last handle was dropped, the owner called
-    /// [`end`](crate::Greenlet::end), or a generator was closed.
+    /// Returns the reason, if there is one. The library's own exits have one.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }

@@ -1,5 +1,4 @@
-//! What a switch delivers: in the sender a [`Delivery`], which becomes a [`Message`] in the
-//! receiver.
+//! What a switch delivers: in the sender a [`Delivery`], in the receiver a [`Message`].
 
 #![forbid(unsafe_code)]
 

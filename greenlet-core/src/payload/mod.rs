@@ -1,4 +1,4 @@
-//! What a switch carries: two words, a type tag and a word of data. Nothing is allocated.
+//! What a switch carries: a type tag and a word of data. Nothing is allocated.
 //!
 //! ```text
 //!   sender's stack (suspended)                 receiver's stack (running)
@@ -9,8 +9,7 @@
 //!   ├────────────────────────┤   A T that fits into a word is in payload.data itself.
 //! ```
 //!
-//! Small values travel in the word: a `u64` sent to and fro takes 1.5 ns a switch, behind a pointer
-//! 2.1.
+//! A `u64` sent to and fro in the word takes 1.5 ns a switch, behind a pointer 2.1.
 //!
 //! # Invariants
 //!
@@ -57,13 +56,11 @@ fn describe<T: 'static>() -> TypeInfo {
     }
 }
 
-/// Identifies a type. It is a function because `TypeId::of` is not `const` on the oldest supported
-/// compiler.
+/// Identifies a type. A function, because the oldest supported compiler has no `const` `TypeId::of`.
 #[derive(Clone, Copy)]
 pub(crate) struct TypeTag(fn() -> TypeInfo);
 
 impl TypeTag {
-    /// Returns the tag of `T`.
     pub(crate) const fn of<T: 'static>() -> TypeTag {
         TypeTag(describe::<T>)
     }
@@ -118,7 +115,7 @@ unsafe fn read_value<T>(data: Word) -> T {
     unsafe { value.read() }
 }
 
-/// Moves a value out of the data of a payload into a box.
+/// As [`read_value`], into a box.
 ///
 /// # Safety
 ///
@@ -157,8 +154,7 @@ impl Payload {
         }
     }
 
-    /// Creates a payload of an error that the receiver gets as `Err`. It does not point to this
-    /// stack.
+    /// Creates a payload of an error that the receiver gets as `Err`. The error is in the word.
     #[inline]
     pub(crate) fn thrown(error: Error) -> Payload {
         const { assert!(fits_in_word::<Thrown>()) };
@@ -185,7 +181,6 @@ impl Payload {
         Payload { tag, data }
     }
 
-    /// Returns the tag of the value's type.
     #[inline]
     pub(crate) fn tag(&self) -> TypeTag {
         self.tag
@@ -197,11 +192,8 @@ impl Payload {
         self.tag.is(TypeTag::of::<T>())
     }
 
-    /// Moves the value out if one comparison tells that it is a `T`.
-    ///
-    /// # Errors
-    ///
-    /// Returns the payload again otherwise. The value may still be a `T` ([tag-type]).
+    /// Moves the value out if one comparison tells that it is a `T`. Otherwise returns the payload,
+    /// whose value may still be a `T` ([tag-type]).
     #[inline]
     pub(crate) fn downcast_fast<T: 'static>(self) -> Result<T, Payload> {
         if self.tag.ptr_eq(TypeTag::of::<T>()) {
@@ -212,11 +204,7 @@ impl Payload {
         }
     }
 
-    /// Moves the value out.
-    ///
-    /// # Errors
-    ///
-    /// Returns the payload again if the value is not a `T`.
+    /// Moves the value out, or returns the payload if the value is not a `T`.
     pub(crate) fn downcast<T: 'static>(self) -> Result<T, Payload> {
         if self.is::<T>() {
             // SAFETY: the tag says that the value is a `T` ([payload-owned]).
@@ -226,11 +214,7 @@ impl Payload {
         }
     }
 
-    /// Moves a thrown error out.
-    ///
-    /// # Errors
-    ///
-    /// Returns the payload again if it is not a [thrown](Payload::thrown) error.
+    /// Moves a [thrown](Payload::thrown) error out, or returns the payload if it is none.
     pub(crate) fn into_thrown(self) -> Result<Error, Payload> {
         if self.tag.ptr_eq(THROWN) {
             self.downcast::<Thrown>().map(|thrown| thrown.0)
@@ -239,7 +223,7 @@ impl Payload {
         }
     }
 
-    /// Moves the value into a [`Value`]. A value that is one already stays the same.
+    /// Moves the value into a [`Value`], unless it is one already.
     pub(crate) fn into_value(self) -> Value {
         self.downcast::<Value>().unwrap_or_else(|payload| {
             let TypeInfo { name, into_box, .. } = (payload.tag.0)();

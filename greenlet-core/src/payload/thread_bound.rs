@@ -1,10 +1,6 @@
 //! Keeps a value of one thread inside an error, which may go to any thread.
 //!
 //! `anyhow::Error` requires errors that are `Send`; the values that greenlets exchange need not be.
-//! A refused or mismatched switch gives the value back inside the error, in this wrapper. Any thread
-//! may hold the error, but only the thread that created it can reach the value.
-//!
-//! # Invariants
 //!
 //! - **[home-thread]** `value` is read, moved and dropped only on the thread whose id is `thread`. No
 //!   other thread ever has that id ([`thread_id`]). If another thread drops the wrapper, the value

@@ -1,9 +1,8 @@
 //! The memory that greenlets run on.
 //!
-//! A stack is carved out of a slab: a large mapping that holds many stacks of one size, each with a
-//! guard page below it (`slab.rs`; `sys.rs` has the system calls). A thread caches free stacks, and
-//! exchanges them with a pool that all threads share (`pool.rs`). `fault.rs` tells a touched guard
-//! page from other faults. `stats.rs` counts stacks and their memory.
+//! A stack is carved out of a slab, a large mapping that holds many stacks of one size (`slab.rs`;
+//! `sys.rs` has the system calls). A thread caches free stacks, and exchanges them with a pool that
+//! all threads share (`pool.rs`). `fault.rs` tells a touched guard page from other faults.
 //!
 //! ```text
 //!   base  ─► ├───────────────┤ highest address, aligned to a page
@@ -16,8 +15,6 @@
 //!            │ spare page    │ only if the stride would be an even number of pages
 //!            └───────────────┘
 //! ```
-//!
-//! A greenlet with shallow calls costs one page of memory, however large its stack is.
 //!
 //! - **[header-room]** No frame uses the room above the entry of a stack. Fresh memory is zero, and
 //!   the owner of a header clears it at its end. So the room tells a generator's stack from a
@@ -53,8 +50,7 @@ pub(crate) use {slab::guard_at, sys::discard};
 
 /// The size of the smallest stack, in bytes.
 ///
-/// It is enough for a function that makes few calls. A panic with a backtrace needs more, as does
-/// formatted output in a debug build.
+/// It is enough for a function that makes few calls, and not for a panic with a backtrace.
 pub const MIN_SIZE: usize = 16 << 10;
 
 /// The size of a stack if you ask for none, in bytes.

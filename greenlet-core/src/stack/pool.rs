@@ -48,8 +48,7 @@ static IDLE_LIMIT: AtomicUsize = AtomicUsize::new(1024);
 /// Sets how many idle stacks of each size keep their memory in the pool that threads share.
 ///
 /// Any other stack in the pool returns its memory to the system, at once or when it enters the
-/// pool. The default is 1024. Each thread caches up to 128 more stacks of each size. A stack holds
-/// at most the memory that the deepest greenlet on it has touched.
+/// pool. The default is 1024. Each thread caches up to 128 more stacks of each size.
 ///
 /// # Examples
 ///
@@ -112,10 +111,6 @@ impl StackCache {
     }
 
     /// Takes a stack of at least `size` bytes, and refills the cache.
-    ///
-    /// # Errors
-    ///
-    /// [`StackError`] if the size is out of range, or if the system refuses a new stack.
     #[cold]
     #[inline(never)]
     pub(crate) fn fetch(&mut self, size: usize) -> Result<Stack, StackError> {

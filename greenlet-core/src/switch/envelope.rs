@@ -31,11 +31,7 @@ impl Envelope {
         Payload::new(&mut ManuallyDrop::new(envelope))
     }
 
-    /// Takes the envelope out of a payload.
-    ///
-    /// # Errors
-    ///
-    /// Returns the payload again if it is a plain value.
+    /// Takes the envelope out of a payload, or returns the payload if it is a plain value.
     pub(crate) fn open(payload: Payload) -> Result<Envelope, Payload> {
         payload
             .downcast::<Envelope>()

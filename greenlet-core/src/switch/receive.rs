@@ -24,7 +24,8 @@ use crate::switch::{backtrace_request, trace, unwind};
 /// Returns the value of a payload if it is an `R`.
 #[inline(always)] // hot: see "Inlining" in `switch`
 pub(crate) fn receive<R: 'static>(payload: Payload) -> Result<R, Error> {
-    // By `?`, since the caller knows then that the fast path succeeded: 27 instructions a switch instead of 30.5.
+    // By `?`, since the caller knows then that the fast path succeeded: 27 instructions a switch
+    // instead of 30.5.
     let value = match payload.downcast_fast() {
         Ok(value) => value,
         Err(payload) => receive_slow(payload)?,

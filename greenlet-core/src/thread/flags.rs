@@ -77,13 +77,11 @@ impl SwitchFlags {
         SwitchFlags(AtomicUsize::new(SwitchFlags::NO_FLAG))
     }
 
-    /// Returns all flags.
     #[inline]
     pub(crate) fn get(&self) -> u32 {
         (self.0.load(Ordering::Relaxed) >> SwitchFlags::SHIFT) as u32
     }
 
-    /// Returns `true` if no flag is set.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.0.load(Ordering::Relaxed) == SwitchFlags::NO_FLAG

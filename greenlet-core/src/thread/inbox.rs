@@ -1,8 +1,5 @@
 //! Requests that other threads make of a thread: functions to run at its next switch.
 //!
-//! Only a greenlet's own thread may touch the greenlet. So a thread that wants to know something of
-//! all greenlets asks every thread that has some.
-//!
 //! ```text
 //!   the asking thread                                 each thread that has greenlets
 //!     Request::send_to_all:                             ... fast switches ...
@@ -10,8 +7,6 @@
 //!       raises REMOTE_CALL in each `SwitchFlags` ────►  the next switch takes the cold path:
 //!     Request::wait                                     it runs its requests, then switches
 //! ```
-//!
-//! A switch pays nothing for this: it checks the flags in any case.
 //!
 //! # Invariants
 //!

@@ -8,10 +8,6 @@
 //!               ── flags ────► reasons for a switch to take the cold path
 //! ```
 //!
-//! The thread's own code reaches it by [`ThreadState::current`]; other threads only by `inbox.rs`.
-//! The only other `thread_local!`s are the id in `payload/thread_id.rs` and the guard in
-//! `switch/thread_exit.rs`.
-//!
 //! # Invariants
 //!
 //! - **[current-alive]** `current` is null before the first use of a greenlet. After that it points
@@ -92,7 +88,8 @@ pub(crate) struct ThreadState {
     pub(crate) tracer: RefCell<Option<Tracer>>,
     /// Where the outermost `no_switch` section began. `Some` while `NO_SWITCH` is set.
     pub(crate) no_switch_since: Cell<Option<&'static Location<'static>>>,
-    /// An address in the frame of the innermost `no_switch` section. A generator whose body has that frame must not yield.
+    /// An address in the frame of the innermost `no_switch` section. A generator whose body has that
+    /// frame must not yield.
     pub(crate) no_switch_frame: Cell<*const u8>,
     /// How many locked greenlets are counted: those that others refer to (see `await_lock.rs`).
     await_locks: Cell<usize>,
@@ -179,15 +176,13 @@ impl ThreadState {
         }
     }
 
-    /// Returns the current greenlet's node, without a reference to it. Null before
-    /// [`ThreadState::set_up`].
+    /// The current greenlet's node, without a reference to it. Null before [`ThreadState::set_up`].
     #[inline]
     pub(crate) fn current_ptr(&self) -> *const Inner {
         self.current.get()
     }
 
-    /// Returns the main greenlet's node, without a reference to it. Null before
-    /// [`ThreadState::set_up`].
+    /// The main greenlet's node, without a reference to it. Null before [`ThreadState::set_up`].
     pub(crate) fn main_ptr(&self) -> *const Inner {
         self.main.get()
     }
@@ -199,13 +194,11 @@ impl ThreadState {
         self.current.set(Inner::of_context(own));
     }
 
-    /// Returns a reference to the current greenlet's node.
     #[inline]
     pub(crate) fn current_inner(&self) -> InnerRc {
         self.inner_in(&self.current)
     }
 
-    /// Returns a reference to the main greenlet's node.
     #[inline]
     pub(crate) fn main_inner(&self) -> InnerRc {
         self.inner_in(&self.main)
@@ -221,7 +214,6 @@ impl ThreadState {
         unsafe { &*field.get() }.to_rc()
     }
 
-    /// Returns `true` if `node` is the current greenlet.
     #[inline]
     pub(crate) fn is_current(&self, node: &Inner) -> bool {
         ptr::eq(self.current.get(), node)
@@ -233,7 +225,6 @@ impl ThreadState {
         self.flags.get() & !flag::PREFETCH == 0
     }
 
-    /// Returns `true` if `flag` is set.
     pub(crate) fn has_flag(&self, flag: u32) -> bool {
         self.flags.get() & flag != 0
     }
@@ -303,7 +294,6 @@ pub(crate) fn with_current_inner<R>(look: impl FnOnce(&Inner) -> R) -> R {
     look(unsafe { &*thread.current_ptr() })
 }
 
-/// Returns a handle of the current greenlet.
 #[inline]
 pub(crate) fn current_greenlet() -> Greenlet {
     Greenlet::from_inner(ThreadState::current().current_inner())
