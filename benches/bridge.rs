@@ -5,8 +5,8 @@
 //! DATABASE_URL=postgres://user@host/db cargo bench --bench bridge       # with the repaint loop
 //! ```
 //!
-//! Each pair is measured in turns, so that both see the same machine; medians of the rounds are printed.
-//! Not in criterion, because it does not take turns.
+//! Each pair is measured in turns, so that both see the same machine; medians of the rounds are
+//! printed. Not in criterion, because it does not take turns.
 
 use std::future::Future;
 use std::hint::black_box;
@@ -161,8 +161,8 @@ async fn calls_in_place() {
 
 const TASKS: usize = 1_000;
 
-/// A thousand tasks at once, each of which awaits so often what `future` makes, by hand, on the bridge, and on
-/// threads of their own.
+/// A thousand tasks at once, each of which awaits so often what `future` makes, by hand, on the
+/// bridge, and on threads of their own.
 async fn tasks<F>(name: &str, awaits: usize, in_place: bool, future: fn() -> F)
 where
     F: Future + Send + 'static,

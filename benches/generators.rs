@@ -1,5 +1,5 @@
-//! A generator through `Iterator`, for each value: two switches, or what takes their place. Two groups measure the
-//! creation and the end as well.
+//! A generator through `Iterator`, for each value: two switches, or what takes their place. Two
+//! groups measure the creation and the end as well.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -119,7 +119,8 @@ fn wasmtime() -> impl FnMut(u64) {
     drain(Wasmtime(fiber.unwrap()))
 }
 
-/// What a crate of generators over `async` does: a future leaves each value in a cell, and waits to be polled again.
+/// What a crate of generators over `async` does: a future leaves each value in a cell, and waits to
+/// be polled again.
 struct Async {
     future: Pin<Box<dyn Future<Output = ()>>>,
     slot: Rc<Cell<Option<u64>>>,

@@ -13,8 +13,8 @@ use greenlet_benches::{Group, raw, stacks};
 /// How many are made before they are measured: as many as have their stacks in the thread's cache.
 const BATCH: u64 = 100;
 
-/// Makes some, measures `what` of each of them, and then ends them: by batches, so that the clock costs nothing, and only
-/// `what` is measured.
+/// Makes some, measures `what` of each of them, and then ends them: by batches, so that the clock
+/// costs nothing, and only `what` is measured.
 fn batches<T>(
     make: impl Fn(u64) -> T,
     what: impl Fn(&mut T, u64),
@@ -57,7 +57,8 @@ macro_rules! ours {
             use super::*;
             use $core::{Greenlet, getcurrent};
 
-            /// Make, run to the end, drop. The stack comes from the thread's cache, as it does without being asked.
+            /// Make, run to the end, drop. The stack comes from the thread's cache, as it does
+            /// without being asked.
             pub(crate) fn create_run_end() -> impl FnMut(u64) {
                 |times| {
                     for n in 0..times {
@@ -84,8 +85,8 @@ macro_rules! ours {
                 )
             }
 
-            /// The last handle of a suspended one is dropped, which throws the exit: its function returns it as its
-            /// `Err`, by `?`.
+            /// The last handle of a suspended one is dropped, which throws the exit: its function
+            /// returns it as its `Err`, by `?`.
             pub(crate) fn kill() -> impl FnMut(u64) -> Duration {
                 let main = getcurrent();
                 batches(

@@ -1,7 +1,8 @@
-//! A million suspended greenlets, each on a guarded stack, beside the page faults alone: the guard and the first touch
-//! of a page, by the same system calls in batches of the same size.
+//! A million suspended greenlets, each on a guarded stack, beside the page faults alone: the guard
+//! and the first touch of a page, by the same system calls in batches of the same size.
 //!
-//! In slices, in turns, and all of it stays: the last slices of both are made beside two million stacks.
+//! In slices, in turns, and all of it stays: the last slices of both are made beside two million
+//! stacks.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -50,7 +51,8 @@ impl Bare {
         let len = STRIDE * SLICE as usize * SLICES;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
-        // SAFETY: a new mapping at an address of the system's choice, and advice about it; a descriptor of this process.
+        // SAFETY: a new mapping at an address of the system's choice, and advice about it; a
+        // descriptor of this process.
         unsafe {
             let start = libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0);
             assert_ne!(start, libc::MAP_FAILED, "no address space");

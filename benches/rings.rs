@@ -1,7 +1,8 @@
-//! Rings: each member switches to the next one. One hop; everything is warm, as far as the caches reach.
+//! Rings: each member switches to the next one. One hop; everything is warm, as far as the caches
+//! reach.
 //!
-//! Ours and the raw ring hop directly. corosensei cannot: its ring is a trampoline, a loop that resumes one after the
-//! other, on pooled stacks, which is as good as it gets.
+//! Ours and the raw ring hop directly. corosensei cannot: its ring is a trampoline, a loop that
+//! resumes one after the other, on pooled stacks, which is as good as it gets.
 
 use std::cell::{Cell, RefCell};
 use std::hint::black_box;
@@ -116,7 +117,8 @@ fn pooled(members: usize) -> Vec<stacks::Pooled> {
     (0..members).map(|_| stacks::Pooled::take()).collect()
 }
 
-/// The members say who is next, as ours do: the trampoline's loop does not know it before one has come back.
+/// The members say who is next, as ours do: the trampoline's loop does not know it before one has
+/// come back.
 fn corosensei_told(members: usize) -> impl FnMut(u64) {
     let mut ring: Vec<_> = pooled(members)
         .into_iter()
@@ -248,7 +250,8 @@ pub(crate) fn groups() -> Vec<Group> {
             .add("wasmtime-fiber", || wasmtime_ring(10_000))
             .add("native async", || async_ring(10_000))
             .goal("corosensei", 0.8),
-        // The stacks of generator and wasmtime-fiber are two mappings each: those end at the kernel's limit.
+        // The stacks of generator and wasmtime-fiber are two mappings each: those end at the
+        // kernel's limit.
         Group::new("ring of 100,000", 100_000)
             .add("raw", || raw_ring(stacks::map(100_000)))
             .add("raw (staggered)", || raw_ring(stacks::map_staggered(100_000)))

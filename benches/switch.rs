@@ -1,7 +1,8 @@
 //! Switches between two greenlets: of a `u64`, 50 frames deep, of an error, and with a tracer.
 //!
-//! One way; a round trip is two. Making the greenlets is not measured. What goes to and fro is a local variable of
-//! each: one that a closure has captured would be stored each time by some and not by others.
+//! One way; a round trip is two. Making the greenlets is not measured. What goes to and fro is a
+//! local variable of each: one that a closure has captured would be stored each time by some and
+//! not by others.
 
 use std::cell::Cell;
 use std::hint::black_box;

@@ -1,6 +1,8 @@
-//! Two threads beside one, each with its own greenlets: the time for one unit when both work is to be half of it.
+//! Two threads beside one, each with its own greenlets: the time for one unit when both work is to
+//! be half of it.
 //!
-//! It needs both cores for itself, so the best round of each counts. The bare switch says what the machine gives.
+//! It needs both cores for itself, so the best round of each counts. The bare switch says what the
+//! machine gives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

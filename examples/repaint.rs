@@ -7,7 +7,8 @@
 //! cargo run --release --example repaint -- --tasks 10                     # ten loops at once, one thread
 //! ```
 //!
-//! Exit status: 0 when every row came back as it went in, 1 with one line on standard error otherwise.
+//! Exit status: 0 when every row came back as it went in, 1 with one line on standard error
+//! otherwise.
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};

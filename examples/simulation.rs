@@ -1,4 +1,5 @@
-//! A discrete-event simulation in virtual time: the bank of the SimPy tutorial, whose customers lose patience.
+//! A discrete-event simulation in virtual time: the bank of the SimPy tutorial, whose customers
+//! lose patience.
 //!
 //! Each customer is a greenlet: one function tells its life from arrival to departure. The random
 //! numbers are those of Python, so the run prints what SimPy prints for the same seed. A test

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use anyhow::Result;
 use greenlet::{Greenlet, getcurrent, getparent, testing::recorder};
 
-/// Runs tasks in turns. Each task is a greenlet; the loop in [`run`](Scheduler::run) is their parent.
+/// Runs tasks in turns. Each task is a greenlet; the loop in [`run`](Scheduler::run) is their
+/// parent.
 #[derive(Clone, Default)]
 struct Scheduler {
     ready: Rc<RefCell<VecDeque<Greenlet>>>,

@@ -190,7 +190,8 @@ fn a_spawn_dropped_in_the_middle_of_a_query_leaves_no_row() {
     });
 }
 
-/// A synchronous parser that pulls rows, in a greenlet of its own: the await is served below the function.
+/// A synchronous parser that pulls rows, in a greenlet of its own: the await is served below the
+/// function.
 #[test]
 fn a_query_in_a_greenlet_below_is_served_by_the_same_driver() {
     with_database("below", async |file| {

@@ -1,17 +1,19 @@
 //! Measures contenders beside each other.
 //!
-//! A [`Group`] is one question ("what does a switch cost?") and its contenders. Figures that were taken one after
-//! the other compare badly on a machine that has other work: so all contenders of a group are in one process, and run
-//! in turns, 0.3 ms each, for many rounds. What is reported is the median of each, its spread, and the
-//! median of the ratios *within* a round.
+//! A [`Group`] is one question ("what does a switch cost?") and its contenders. Figures that were
+//! taken one after the other compare badly on a machine that has other work: so all contenders of a
+//! group are in one process, and run in turns, 0.3 ms each, for many rounds. What is reported is
+//! the median of each, its spread, and the median of the ratios *within* a round.
 //!
-//! Other work on the same core slows down all contenders, and pulls a ratio towards 1. A neighbour seldom pauses for several
-//! milliseconds, so long stretches are nearly all disturbed. Short ones fit into its pauses. Only the quietest tenth of the
-//! rounds counts: those in which all contenders together took least.
+//! Other work on the same core slows down all contenders, and pulls a ratio towards 1. A neighbour
+//! seldom pauses for several milliseconds, so long stretches are nearly all disturbed. Short ones
+//! fit into its pauses. Only the quietest tenth of the rounds counts: those in which all contenders
+//! together took least.
 //!
-//! Each group has processes of its own, so that no question depends on what was asked before. It has five of
-//! them, with those of the other groups between, and the rounds are put together: where stacks and records happen to
-//! lie in memory then is part of the spread, and a minute that is disturbed does not spoil one group alone.
+//! Each group has processes of its own, so that no question depends on what was asked before. It
+//! has five of them, with those of the other groups between, and the rounds are put together: where
+//! stacks and records happen to lie in memory then is part of the spread, and a minute that is
+//! disturbed does not spoil one group alone.
 //!
 //! | command | what runs |
 //! | --- | --- |
@@ -47,8 +49,8 @@ const LONG_STRETCH: Duration = Duration::from_millis(4);
 const PROCESSES: usize = 5;
 const ROUNDS: usize = 301;
 
-/// How many rounds a process runs at least. It runs no more of them if they are long ones, or after [`ENOUGH`]: one
-/// lap of a large ring takes many times a stretch.
+/// How many rounds a process runs at least. It runs no more of them if they are long ones, or after
+/// [`ENOUGH`]: one lap of a large ring takes many times a stretch.
 const FEWEST_ROUNDS: usize = 21;
 const ENOUGH: Duration = Duration::from_secs(4);
 
@@ -61,7 +63,8 @@ type Run = Box<dyn FnMut(u64) -> Duration>;
 /// One question, and everyone who answers it.
 pub struct Group {
     name: &'static str,
-    /// How many units of what the figure is given for are in one iteration: two switches in a round trip.
+    /// How many units of what the figure is given for are in one iteration: two switches in a round
+    /// trip.
     units: u64,
     goals: Vec<Goal>,
     contenders: Vec<Contender>,
@@ -140,15 +143,15 @@ impl Group {
         self
     }
 
-    /// What was made stays: each contender makes `rounds` times `iterations` of it, in turns, in one process.
-    /// Criterion, which runs as often as it likes, is left out.
+    /// What was made stays: each contender makes `rounds` times `iterations` of it, in turns, in
+    /// one process. Criterion, which runs as often as it likes, is left out.
     pub fn fixed(mut self, iterations: u64, rounds: usize) -> Group {
         self.fixed = Some((iterations, rounds));
         self
     }
 
-    /// Takes the best round of each contender instead of the median. For what needs the whole machine: any other
-    /// work on it disturbs all rounds in the same direction.
+    /// Takes the best round of each contender instead of the median. For what needs the whole
+    /// machine: any other work on it disturbs all rounds in the same direction.
     pub fn best(mut self) -> Group {
         self.is_best = true;
         self
@@ -340,8 +343,8 @@ fn in_turns(
             let n = counts[which];
             let run = &mut runs[which].1;
             if fixed.is_none() {
-                // What the others left in the caches is not what is measured. The first laps of a large ring after
-                // others had their turn take twice as long as the next.
+                // What the others left in the caches is not what is measured. The first laps of a
+                // large ring after others had their turn take twice as long as the next.
                 run((n / 8).max(3));
             }
             let time = run(n).as_nanos() as f64;
@@ -457,8 +460,9 @@ fn spread(values: &[f64], typical: f64) -> Value {
     json!({ "typical": at(typical), "low": at(0.25), "high": at(0.75) })
 }
 
-/// What ours took by what the other took, round by round. Where the best rounds count, the typical ratio is
-/// that of the two best: the best ratio would be of a round in which the other was disturbed.
+/// What ours took by what the other took, round by round. Where the best rounds count, the typical
+/// ratio is that of the two best: the best ratio would be of a round in which the other was
+/// disturbed.
 fn ratio(ours: &[f64], other: &[f64], is_best: bool) -> Value {
     let ratios: Vec<f64> = ours.iter().zip(other).map(|(ours, other)| ours / other).collect();
     let mut ratio = spread(&ratios, 0.5);

@@ -1,5 +1,6 @@
-//! The limit: a bare switch that does nothing else. Frame pointer, base register and the address to go on at are
-//! saved, one word is carried. No types, no parents, no checks; what is left running is leaked.
+//! The limit: a bare switch that does nothing else. Frame pointer, base register and the address to
+//! go on at are saved, one word is carried. No types, no parents, no checks; what is left running
+//! is leaked.
 
 use std::arch::{asm, naked_asm};
 
@@ -56,7 +57,8 @@ unsafe extern "C" fn trampoline() {
 ///
 /// # Safety
 ///
-/// - `base` is the high end of a stack of which the words below belong to the caller, aligned to 16.
+/// - `base` is the high end of a stack of which the words below belong to the caller, aligned to
+///   16.
 #[inline]
 pub unsafe fn prepare(base: *mut u8, entry: Entry, data: *mut ()) -> Resume {
     // SAFETY: the contract.

@@ -1,8 +1,8 @@
-//! Stacks for the peers that bring none: one mapping, 17 pages apart (an odd number, see the core's `stack/slab.rs`),
-//! without guards. That is what their users would do by hand.
+//! Stacks for the peers that bring none: one mapping, 17 pages apart (an odd number, see the core's
+//! `stack/slab.rs`), without guards. That is what their users would do by hand.
 //!
-//! All of these begin at the same place in a page, so what many of them need at a switch competes for a few sets
-//! of the caches. Staggered ones begin on up to 32 different lines, as ours do.
+//! All of these begin at the same place in a page, so what many of them need at a switch competes
+//! for a few sets of the caches. Staggered ones begin on up to 32 different lines, as ours do.
 
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
@@ -67,8 +67,8 @@ impl Drop for Pooled {
     }
 }
 
-// SAFETY: `SIZE` bytes below the base belong to this stack alone. There is no guard page: what runs on these in the
-// benchmarks is known, and small.
+// SAFETY: `SIZE` bytes below the base belong to this stack alone. There is no guard page: what runs
+// on these in the benchmarks is known, and small.
 unsafe impl corosensei::stack::Stack for Pooled {
     fn base(&self) -> NonZeroUsize {
         NonZeroUsize::new(self.0.expose_provenance()).expect("a mapping is not at address 0")

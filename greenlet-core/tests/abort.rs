@@ -107,7 +107,8 @@ fn a_thread_cancelled_inside_a_greenlet_aborts() {
     assert_aborted(&output, "exception");
 }
 
-// A generator that is dropped while its consumer panics cannot be left suspended: its yields are refused.
+// A generator that is dropped while its consumer panics cannot be left suspended: its yields are
+// refused.
 // #[test], on the main thread
 fn a_generator_that_stops_its_end_during_a_panic_aborts() {
     let output = child::run("a_generator_that_stops_its_end_during_a_panic_aborts", || {

@@ -5,10 +5,10 @@
 //! cargo run --release -p greenlet-echo 31 200 500     31 rounds, 200 clients, 500 lines each
 //! ```
 //!
-//! Each server is a process of its own, which lives for one run. The clients are those of the example, on a hub
-//! in this process, for all servers. The servers take turns, in another order in each round. Printed are, of each,
-//! the median of the lines a second, and of the processor time that the server took for a line: that one depends
-//! less on what else the machine does.
+//! Each server is a process of its own, which lives for one run. The clients are those of the
+//! example, on a hub in this process, for all servers. The servers take turns, in another order in
+//! each round. Printed are, of each, the median of the lines a second, and of the processor time
+//! that the server took for a line: that one depends less on what else the machine does.
 
 // The example's sources name the crate that users have.
 extern crate greenlet_core as greenlet;
@@ -47,7 +47,8 @@ fn may_echo() -> Result<SocketAddr> {
             if stream.set_nodelay(true).is_err() {
                 continue;
             }
-            // SAFETY: it uses no thread-locals and less than a page of its stack; what it reads into is on the heap.
+            // SAFETY: it uses no thread-locals and less than a page of its stack; what it reads
+            // into is on the heap.
             unsafe { may::coroutine::spawn(move || echo_lines(stream)) };
         }
     };

@@ -1,4 +1,5 @@
-//! Creates, runs and ends as many greenlets as the first argument says, and does nothing else: for `.ci/instructions`.
+//! Creates, runs and ends as many greenlets as the first argument says, and does nothing else: for
+//! `.ci/instructions`.
 
 use std::hint::black_box;
 

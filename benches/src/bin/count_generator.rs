@@ -1,4 +1,5 @@
-//! As many values of a generator as the first argument says, and nothing else: for `.ci/instructions`.
+//! As many values of a generator as the first argument says, and nothing else: for
+//! `.ci/instructions`.
 
 use std::hint::black_box;
 

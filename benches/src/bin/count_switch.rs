@@ -1,5 +1,5 @@
-//! As many round trips between main and a greenlet as the first argument says, and nothing else: for
-//! `.ci/instructions`, which counts what one switch executes.
+//! As many round trips between main and a greenlet as the first argument says, and nothing else:
+//! for `.ci/instructions`, which counts what one switch executes.
 
 use std::hint::black_box;
 

@@ -1,7 +1,8 @@
 //! One side of a comparison of two builds: `benches/compare` runs two such programs in turns.
 //!
-//! Reads lines `ROW TIMES` from standard input, runs that stretch, and prints the nanoseconds of one operation. It uses only what
-//! both builds have, so the same source compiles with an older one.
+//! Reads lines `ROW TIMES` from standard input, runs that stretch, and prints the nanoseconds of
+//! one operation. It uses only what both builds have, so the same source compiles with an older
+//! one.
 
 use std::hint::black_box;
 use std::io::{BufRead, Write};
@@ -26,7 +27,8 @@ fn whole(mut run: impl FnMut(u64) + 'static) -> Stretch {
     })
 }
 
-/// Times `what` with each of `times` greenlets that are prepared before, in batches that fit into the cache of stacks.
+/// Times `what` with each of `times` greenlets that are prepared before, in batches that fit into
+/// the cache of stacks.
 fn each(what: impl Fn(Greenlet) + 'static) -> Stretch {
     Box::new(move |times| {
         let mut nanos = 0.0;

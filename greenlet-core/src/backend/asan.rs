@@ -114,9 +114,10 @@ mod imp {
             let mut own = ptr::null_mut();
             let (mut bottom, mut size) = (ptr::null(), 0);
             // The sanitizer frees only a fake stack that is current. So the finished one becomes
-            // current, by two pretended switches that stay on this stack. All four calls are in this
-            // frame: the frame of a helper would be on the fake stack that is freed.
-            // SAFETY: `finish` follows, and nothing runs in between. The pointer is that of a local.
+            // current, by two pretended switches that stay on this stack. All four calls are in
+            // this frame: the frame of a helper would be on the fake stack that is freed.
+            // SAFETY: `finish` follows, and nothing runs in between. The pointer is that of a
+            // local.
             unsafe { start(&raw mut own, ptr::null(), 0) };
             // SAFETY: `start` was called. Only `self` had `finished`. The pointers are of locals.
             unsafe { finish(finished, &raw mut bottom, &raw mut size) };
@@ -169,8 +170,8 @@ mod imp {
 
     /// Announces a switch to another stack. This one is given up.
     ///
-    /// The functions that switch after it are always inlined. A frame of their own would leave marks
-    /// on this stack, where its next user would find them.
+    /// The functions that switch after it are always inlined. A frame of their own would leave
+    /// marks on this stack, where its next user would find them.
     pub(crate) fn leave_for_good(fibers: &Fibers, to: impl FnOnce() -> Bounds) {
         let (Some(start), Some(handle_no_return)) = (
             start_switch(),

@@ -1,5 +1,5 @@
-//! Functions that every thread with greenlets runs at its next switch: `thread/inbox.rs` brings them
-//! there.
+//! Functions that every thread with greenlets runs at its next switch: `thread/inbox.rs` brings
+//! them there.
 
 #![forbid(unsafe_code)]
 

@@ -41,8 +41,8 @@ pub fn getmain() -> Greenlet {
 
 /// Returns the parent of the running greenlet. `None` in the main greenlet.
 ///
-/// Unlike `getcurrent().parent()`, this creates no handle of the running greenlet, which a switch in
-/// the same statement would keep.
+/// Unlike `getcurrent().parent()`, this creates no handle of the running greenlet, which a switch
+/// in the same statement would keep.
 ///
 /// # Examples
 ///

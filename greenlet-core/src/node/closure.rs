@@ -97,8 +97,8 @@ impl ClosureCell {
     /// # Panics
     ///
     /// Panics if the closure does not [fit](fits_in_node).
-    // Inlined, so that the closure is written where it stays. A copy of it costs more than all other
-    // stores of a creation.
+    // Inlined, so that the closure is written where it stays. A copy of it costs more than all
+    // other stores of a creation.
     #[inline(always)]
     pub(crate) fn put<S>(&self, vtable: &'static VTableOf<S>, closure: S) {
         assert!(fits_in_node::<S>());

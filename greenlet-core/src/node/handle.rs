@@ -1,5 +1,5 @@
-//! The handle of a greenlet. What a user can do with one is in `greenlet`. What its destructor does is
-//! in `switch/teardown.rs`, because it may end the greenlet.
+//! The handle of a greenlet. What a user can do with one is in `greenlet`. What its destructor does
+//! is in `switch/teardown.rs`, because it may end the greenlet.
 
 #![forbid(unsafe_code)]
 
@@ -15,8 +15,8 @@ use crate::node::rc::InnerRc;
 /// The first [`switch`](Greenlet::switch) to a [pending](crate::State::Pending) greenlet starts its
 /// function, and the greenlet is [active](crate::State::Active). When the function returns, it is
 /// [dead](crate::State::Dead), and its [`parent`](Greenlet::parent) receives the function's result
-/// from the switch in which the parent is suspended. A function takes one value and returns one: use
-/// a tuple for several, and `()` for none.
+/// from the switch in which the parent is suspended. A function takes one value and returns one:
+/// use a tuple for several, and `()` for none.
 ///
 /// Dropping the last handle of a suspended greenlet ends the greenlet at once. A
 /// [`GreenletExit`](crate::GreenletExit) is thrown into it, so that its function can clean up. If

@@ -33,7 +33,8 @@ impl ParentCell {
         self.0.take()
     }
 
-    /// The parent's node, or null if there is none. The pointer is valid until the parent is changed.
+    /// The parent's node, or null if there is none. The pointer is valid until the parent is
+    /// changed.
     #[inline]
     pub(crate) fn as_ptr(&self) -> *const Inner {
         self.peek().map_or(ptr::null(), InnerRc::as_ptr)
@@ -54,8 +55,8 @@ impl ParentCell {
     /// The reference in the cell. Must not leave this file.
     #[inline]
     fn peek(&self) -> Option<&InnerRc> {
-        // SAFETY: the callers only read it or count it once more. That changes no parent and runs no
-        // user code, so it stays in the cell meanwhile.
+        // SAFETY: the callers only read it or count it once more. That changes no parent and runs
+        // no user code, so it stays in the cell meanwhile.
         let parent = unsafe { &*self.0.as_ptr() };
         parent.as_ref().map(Greenlet::inner)
     }

@@ -1,5 +1,5 @@
-//! The library's errors: one type for each mistake. Each message says what to do about it. The error
-//! of a switch that was refused owns the value that was not delivered.
+//! The library's errors: one type for each mistake. Each message says what to do about it. The
+//! error of a switch that was refused owns the value that was not delivered.
 
 #![forbid(unsafe_code)]
 

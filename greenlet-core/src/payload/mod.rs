@@ -56,7 +56,7 @@ fn describe<T: 'static>() -> TypeInfo {
     }
 }
 
-/// Identifies a type. A function, because the oldest supported compiler has no `const` `TypeId::of`.
+/// Identifies a type. A function, because `TypeId::of` is not `const` in old compilers.
 #[derive(Clone, Copy)]
 pub(crate) struct TypeTag(fn() -> TypeInfo);
 

@@ -2,9 +2,9 @@
 //!
 //! `anyhow::Error` requires errors that are `Send`; the values that greenlets exchange need not be.
 //!
-//! - **[home-thread]** `value` is read, moved and dropped only on the thread whose id is `thread`. No
-//!   other thread ever has that id ([`thread_id`]). If another thread drops the wrapper, the value
-//!   is leaked.
+//! - **[home-thread]** `value` is read, moved and dropped only on the thread whose id is `thread`.
+//!   No other thread ever has that id ([`thread_id`]). If another thread drops the wrapper, the
+//!   value is leaked.
 
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -17,7 +17,8 @@ pub(crate) struct ThreadBound<T> {
     thread: u64,
 }
 
-// SAFETY: other threads can move and drop the wrapper, which then uses `thread` alone. [home-thread]
+// SAFETY: other threads can move and drop the wrapper, which then uses `thread` alone.
+// [home-thread]
 unsafe impl<T> Send for ThreadBound<T> {}
 // SAFETY: a shared reference gives access to the value on its own thread only. [home-thread]
 unsafe impl<T> Sync for ThreadBound<T> {}

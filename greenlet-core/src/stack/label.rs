@@ -12,7 +12,8 @@ use std::ptr::{self, NonNull};
 
 use crate::stack::Around;
 
-/// What anybody may know of a generator's stack. The owner of the stack puts it first in its header.
+/// What anybody may know of a generator's stack. The owner of the stack puts it first in its
+/// header.
 #[repr(C)]
 pub(crate) struct Label {
     /// Where the consumer waits while the generator runs. It comes first: the backend's first frame

@@ -38,8 +38,8 @@ pub struct Stats {
 /// Counts the stacks of the process.
 ///
 /// It asks the kernel about each page of each stack: 0.1 ms for 1,000 stacks of 64 KiB, 20 ms for
-/// 100,000, several times as long where `mprotect` makes the guards. The counts belong to one moment
-/// only if no other thread starts or ends greenlets meanwhile.
+/// 100,000, several times as long where `mprotect` makes the guards. The counts belong to one
+/// moment only if no other thread starts or ends greenlets meanwhile.
 /// [`stacks_in_use`](crate::stacks_in_use) counts the stacks of the calling thread, at almost no
 /// cost.
 ///

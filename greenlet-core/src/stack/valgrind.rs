@@ -4,8 +4,8 @@
 //! is announced once, after its creation. Nothing withdraws it, because slabs stay [slab-mapped]. A
 //! switch announces nothing.
 //!
-//! Memcheck forbids what is below the stack pointer of a stack. A function that ends high on a stack
-//! leaves it forbidden for the next user, whose function may begin lower: see [`reuse`].
+//! Memcheck forbids what is below the stack pointer of a stack. A function that ends high on a
+//! stack leaves it forbidden for the next user, whose function may begin lower: see [`reuse`].
 
 use super::Stack;
 

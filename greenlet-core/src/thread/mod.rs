@@ -88,8 +88,8 @@ pub(crate) struct ThreadState {
     pub(crate) tracer: RefCell<Option<Tracer>>,
     /// Where the outermost `no_switch` section began. `Some` while `NO_SWITCH` is set.
     pub(crate) no_switch_since: Cell<Option<&'static Location<'static>>>,
-    /// An address in the frame of the innermost `no_switch` section. A generator whose body has that
-    /// frame must not yield.
+    /// An address in the frame of the innermost `no_switch` section. A generator whose body has
+    /// that frame must not yield.
     pub(crate) no_switch_frame: Cell<*const u8>,
     /// How many locked greenlets are counted: those that others refer to (see `await_lock.rs`).
     await_locks: Cell<usize>,

@@ -29,7 +29,8 @@ impl Drop for InnerRc {
 /// # Safety
 ///
 /// - The strong count has just become 0.
-// Most nodes are dead, without anything to drop, and in the recycled slot. These need no frame here.
+// Most nodes are dead, without anything to drop, and in the recycled slot. These need no frame
+// here.
 #[inline(never)]
 unsafe fn release(node: NonNull<Inner>) {
     // The weak count of all strong references together.

@@ -16,8 +16,8 @@ fn on_tokio<T>(future: impl Future<Output = T>) -> T {
         .block_on(tokio::task::LocalSet::new().run_until(future))
 }
 
-/// Two hundred connections on one thread: synchronous clients send JSON and read it back, synchronous
-/// servers copy with `std::io::copy`.
+/// Two hundred connections on one thread: synchronous clients send JSON and read it back,
+/// synchronous servers copy with `std::io::copy`.
 #[test]
 fn many_synchronous_copies_over_live_connections_on_one_thread() {
     const CONNECTIONS: usize = 200;

@@ -287,8 +287,8 @@ fn the_holder_of_a_scope_may_be_a_descendant_of_its_greenlet() {
     assert!(child.is_dead());
 }
 
-/// Between two stages of the end, the destructor of an item lets another greenlet step the generator,
-/// which stays suspended there.
+/// Between two stages of the end, the destructor of an item lets another greenlet step the
+/// generator, which stays suspended there.
 #[test]
 fn a_generator_that_is_stepped_between_the_stages_of_its_end_is_ended_with_that_consumer() {
     struct Steps(Greenlet);

@@ -1,8 +1,8 @@
 //! Programs that must not compile: the mistakes with threads and lifetimes that the types rule out.
 //!
-//! Each module is a doctest with the compiler's error code pinned, so that it cannot fail for another
-//! reason. (Released compilers do not compare the codes unless `RUSTC_BOOTSTRAP=1` is set.) Where it helps,
-//! the smallest change that makes it right stands beside it, and does compile.
+//! Each module is a doctest with the compiler's error code pinned, so that it cannot fail for
+//! another reason. (Released compilers do not compare the codes unless `RUSTC_BOOTSTRAP=1` is set.)
+//! Where it helps, the smallest change that makes it right stands beside it, and does compile.
 
 mod dead_is_read_only;
 mod function_borrows;

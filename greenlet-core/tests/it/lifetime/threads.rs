@@ -31,8 +31,8 @@ fn counting(drops: &Arc<AtomicUsize>, reasons: Option<mpsc::Sender<String>>) -> 
     greenlet
 }
 
-// TD-1, HZ-32, HZ-39: each thread has its own main and its own tree, and many threads at once do not
-// interfere with each other.
+// TD-1, HZ-32, HZ-39: each thread has its own main and its own tree, and many threads at once do
+// not interfere with each other.
 #[test]
 fn each_thread_has_a_tree_of_its_own() {
     let threads: Vec<_> = (0..8_u32)

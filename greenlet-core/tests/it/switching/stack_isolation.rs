@@ -12,8 +12,8 @@ fn text(caught: std::thread::Result<Result<()>>) -> &'static str {
     caught.unwrap_err().downcast_ref::<&str>().copied().unwrap_or("?")
 }
 
-// CX-1: several greenlets switch away inside `catch_unwind`, at different depths, and panic later, in any
-// order: each catches its own panic.
+// CX-1: several greenlets switch away inside `catch_unwind`, at different depths, and panic later,
+// in any order: each catches its own panic.
 #[test]
 fn each_greenlet_catches_its_own_panic() {
     fn deep(depth: u32, panics: &'static str) -> Result<()> {
