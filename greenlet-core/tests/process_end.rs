@@ -23,7 +23,6 @@ fn main() -> ExitCode {
             "run_to_end_ends_suspended_greenlets_before_main_returns",
             run_to_end_ends_suspended_greenlets_before_main_returns,
         ),
-        ("a_forked_child_runs_no_clean_up", a_forked_child_runs_no_clean_up),
         #[cfg(target_os = "linux")]
         (
             "a_report_that_cannot_be_printed_does_not_panic",
@@ -66,10 +65,6 @@ fn main() -> ExitCode {
         (
             "thread_local_destructors_may_use_greenlets",
             thread_local_destructors_may_use_greenlets,
-        ),
-        (
-            "a_forked_child_can_use_greenlets",
-            a_forked_child_can_use_greenlets,
         ),
         (
             "the_first_use_of_greenlets_may_be_in_a_thread_local_destructor",
@@ -176,30 +171,6 @@ fn run_to_end_ends_suspended_greenlets_before_main_returns() {
     let Some(output) = output else { return };
     let dropped = ["forgotten dropped", "in a thread-local dropped", "inner dropped"];
     assert_ended(&output, 0, &[&dropped[..], &["main returns"]].concat());
-}
-
-// TD-10: a forked child that exits runs no clean-up of the parent, and reports nothing.
-// #[test], on the main thread
-fn a_forked_child_runs_no_clean_up() {
-    let output = child::run("a_forked_child_runs_no_clean_up", || {
-        std::thread::spawn(|| {
-            std::mem::forget(suspended("of the parent"));
-            // SAFETY: the child uses memory of its own thread, and exits.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                std::process::exit(6);
-            }
-            let mut status = 0;
-            // SAFETY: `status` is valid for the write.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            println!("the child ended with {}", libc::WEXITSTATUS(status));
-            end_suspended().unwrap();
-        })
-        .join()
-        .unwrap();
-    });
-    let Some(output) = output else { return };
-    assert_ended(&output, 0, &["the child ended with 6", "of the parent dropped"]);
 }
 
 // TE-2
@@ -573,42 +544,4 @@ fn the_first_use_of_greenlets_may_be_in_a_thread_local_destructor() {
     let lines = child::lines(&output);
     assert!(lines[0].starts_with("registered before: switching"), "{lines:?}");
     assert_eq!(lines[1], "the thread is over");
-}
-
-// TD-10: a forked child can use greenlets, although other threads of the parent used them during
-// the fork. A thread with cached stacks takes no lock of the process.
-// #[test], on the main thread
-fn a_forked_child_can_use_greenlets() {
-    let output = child::run("a_forked_child_can_use_greenlets", || {
-        let start_some = || {
-            let some: Vec<Greenlet> = (0..100)
-                .map(|_| Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(())))
-                .collect();
-            for greenlet in &some {
-                greenlet.switch::<()>(()).unwrap();
-            }
-        };
-        start_some();
-        std::thread::spawn(move || {
-            loop {
-                std::thread::spawn(start_some).join().unwrap();
-            }
-        });
-        for _ in 0..20 {
-            // SAFETY: the child uses greenlets and memory of its own thread, and leaves by `_exit`.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                start_some();
-                // SAFETY: ends the process at once.
-                unsafe { libc::_exit(5) };
-            }
-            let mut status = 0;
-            // SAFETY: `status` is valid for the write.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert_eq!(libc::WEXITSTATUS(status), 5);
-        }
-        println!("all children ended");
-    });
-    let Some(output) = output else { return };
-    assert_ended(&output, 0, &["all children ended"]);
 }

@@ -5,11 +5,13 @@ mod hooks;
 #[cfg(all(feature = "tokio", feature = "futures-io"))]
 mod io;
 mod model;
+mod nested_drivers;
 mod poll_in_place;
 #[cfg(feature = "tokio")]
 mod pool;
 mod soundness;
 mod spawn;
+mod spawn_ends;
 mod stepper;
 mod streams;
 

@@ -6,6 +6,7 @@ mod exits;
 mod finishing;
 mod last_handle;
 mod lifecycle_matrix;
+mod nested_ends;
 mod reentrancy;
 #[cfg(target_os = "linux")] // the order in which thread-locals are destroyed
 mod thread_end;

@@ -1,0 +1,130 @@
+//! Drivers, executors and generators inside of each other.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+
+use greenlet::{Generator, Greenlet, Spawn, await_, getcurrent, greenlet_spawn, scope, try_await_};
+
+use crate::bridge::soundness::Shared;
+use crate::bridge::{Handle, poll, ready};
+use crate::support::{Drops, NoLeaks};
+
+#[test]
+fn a_future_may_poll_another_driver_inside_its_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let (outer_future, inner_future) = (handle.future(), handle.future());
+    let inner: Shared<Spawn<u32>> = Rc::default();
+    inner.replace(Some(greenlet_spawn(move || await_(inner_future) + 100)));
+    let polled = inner.clone();
+    let mut outer_future = Box::pin(outer_future);
+    let mut outer = greenlet_spawn(move || {
+        let before = getcurrent();
+        let got = await_(poll_fn(move |cx| {
+            // Another driver runs in the middle of this driver's poll.
+            let taken = polled.take();
+            if let Some(mut spawn) = taken {
+                if Pin::new(&mut spawn).poll(cx).is_pending() {
+                    polled.replace(Some(spawn));
+                }
+            }
+            outer_future.as_mut().poll(cx)
+        }));
+        assert!(before.is_current());
+        drop(before);
+        got
+    });
+    assert!(poll(&mut outer).is_pending());
+    assert!(inner.borrow().is_some());
+    handle.ready.set(true);
+    ready(poll(&mut outer));
+    assert!(inner.borrow().is_none());
+}
+
+#[test]
+fn executors_nest_inside_of_a_spawned_function() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        let me = getcurrent().id();
+        let inner = greenlet::block_on_greenlet(|| await_(async { 1 }) + await_(greenlet_spawn(|| 1)));
+        assert_eq!(getcurrent().id(), me);
+        inner + await_(async { 40 })
+    });
+    assert_eq!(ready(poll(&mut outer)), 42);
+}
+
+#[test]
+fn generators_and_scopes_inside_of_a_spawned_function_await() {
+    for polls in 1..=3 {
+        let _no_leaks = NoLeaks::watch();
+        let drops = Drops::new();
+        let watched = drops.clone();
+        let handles = [Handle::default(), Handle::default()];
+        let [first, second] = handles.clone().map(|handle| handle.future());
+        let mut spawned = greenlet_spawn(move || {
+            let local = watched.witness();
+            let doubled = Generator::new(move |out| {
+                let _local = local;
+                out.yield_(2 * await_(first))?;
+                out.yield_(0)
+            });
+            let mut sum: u32 = doubled.map(Result::unwrap).sum();
+            let borrowed = watched.witness();
+            scope(|s| {
+                let adds = s.greenlet(|(): ()| {
+                    let _borrowed = &borrowed;
+                    sum += try_await_(second)?;
+                    Ok(())
+                });
+                adds.switch::<()>(())
+            })
+            .unwrap();
+            sum
+        });
+        for n in 1..=polls {
+            let polled = poll(&mut spawned);
+            if n == 3 {
+                assert_eq!(ready(polled), 2 * 2 + 2);
+            } else {
+                assert!(polled.is_pending());
+                handles[n - 1].ready.set(true);
+            }
+        }
+        drop(spawned);
+        assert_eq!(drops.count(), if polls == 1 { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn the_nearest_driver_serves_a_greenlet_below() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        let polled_in = greenlet::block_on_greenlet(|| {
+            let child = Greenlet::new(|(): ()| Ok(await_(async { getcurrent().id() })));
+            child.switch::<u64>(()).unwrap()
+        });
+        // The outer function polls the inner driver, which polls its future on that stack.
+        polled_in == getcurrent().id()
+    });
+    assert!(ready(poll(&mut outer)));
+}
+
+#[test]
+fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
+    let _no_leaks = NoLeaks::watch();
+    let handle = Handle::default();
+    let future = handle.future();
+    let mut outer = greenlet_spawn(move || {
+        let sibling = Greenlet::new(move |(): ()| Ok(await_(future)));
+        greenlet::block_on_greenlet(move || sibling.switch::<u32>(()).unwrap_or(0))
+    });
+    // The sibling switches to the outer driver. The inner poll stays on the stack of the outer
+    // greenlet.
+    assert!(poll(&mut outer).is_pending());
+    handle.ready.set(true);
+    let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut outer)));
+    // The sibling ended into its parent, the inner driver, so the inner function gets the report.
+    assert_eq!(ready(polled.unwrap()), 0);
+}
