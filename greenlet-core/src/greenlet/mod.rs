@@ -79,7 +79,8 @@ impl Greenlet {
     ///   ends.
     /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`. The error owns the
     ///   value. Ask for a [`Value`] to accept any type. A greenlet that ended by exit sends a
-    ///   [`GreenletExit`].
+    ///   [`GreenletExit`]. A type without values, such as `!`, does not compile: in
+    ///   `child.switch(())?;` nothing says which type is meant.
     /// - The switch was refused: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that
     ///   takes another type, [`StackError`](crate::StackError),
     ///   [`AwaitInProgress`](crate::AwaitInProgress), [`Unwinding`](crate::Unwinding),
@@ -107,6 +108,7 @@ impl Greenlet {
     #[track_caller]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         receive::receive(switch::switch_to(&self.inner, Payload::new(&mut value), at)?)
@@ -137,6 +139,7 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         receive::receive(switch::switch_to_owned(self, Payload::new(&mut value), at)?)
@@ -210,6 +213,7 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let at = Location::caller();
         let payload = Payload::thrown(error.into());
         receive::receive(switch::switch_to(&self.inner, payload, at)?)
