@@ -10,8 +10,9 @@ use crate::node::rc::InnerRc;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
 use crate::switch::envelope::Envelope;
+use crate::switch::start::{StartError, start};
 use crate::switch::unraisable::{self, Unraisable};
-use crate::switch::{StartError, Target, exit_to, into_target, start, unsent, unwind};
+use crate::switch::{Target, exit_to, into_target, unsent, unwind};
 use crate::thread::{ThreadState, flag};
 
 /// Ends the running greenlet with a value for its parent.

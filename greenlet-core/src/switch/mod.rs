@@ -34,6 +34,7 @@ pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
 pub(crate) mod receive;
+mod start;
 pub(crate) mod teardown;
 pub(crate) mod thread_exit;
 pub(crate) mod trace;
@@ -50,18 +51,17 @@ use anyhow::Error;
 use crate::backend::abort::abort;
 use crate::backend::{self, asan};
 use crate::node::Inner;
-use crate::node::closure::ClosureVTable;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
-use crate::payload::error::{AwaitInProgress, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding};
+use crate::payload::error::{AwaitInProgress, SwitchForbidden, ThreadExiting, Unwinding};
 use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
-use crate::stack::error::StackError;
-use crate::stack::{self, Stack};
+use crate::stack;
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::open;
+use crate::switch::start::{prepare_pending, start};
 use crate::thread::{ThreadState, flag, inbox, prefetch};
 
 /// A place in a user's source.
@@ -177,46 +177,6 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
         return false;
     }
     prefetch::record_and_prefetch(thread, target);
-    true
-}
-
-/// Starts a pending target on a stack that the thread has. Returns `false` if it is not pending, or
-/// if the slow path is needed.
-#[inline]
-fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
-    let Some(vtable) = target.closure.vtable() else {
-        return false;
-    };
-    // A pending greenlet itself is never locked.
-    if carried.ptr_eq(vtable.takes) && target.parent.is_unlocked_main() {
-        if let Some(stack) = ThreadState::current().take_last_stack(target.stack_size()) {
-            return activate(target, vtable, stack);
-        }
-    }
-    prepare_pending_slow(target, carried, vtable)
-}
-
-/// Starts a pending target with any parent, on any stack that the thread has.
-#[inline(never)] // keeps the frame out of `prepare_target`
-fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
-    carried.is(vtable.takes)
-        && target.await_locked_ancestor().is_none()
-        && ThreadState::current()
-            .take_cached_stack(target.stack_size())
-            .is_some_and(|stack| activate(target, vtable, stack))
-}
-
-/// Makes a pending greenlet active, suspended at the start of its function, on `stack`. Returns
-/// `true`.
-#[inline]
-fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
-    // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
-    node.to_rc().into_raw();
-    node.status.activate();
-    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`) and aligned, and nobody else has
-    // it.
-    unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
-    node.stack.set(Some(stack));
     true
 }
 
@@ -490,34 +450,4 @@ fn exit_to_value(delivery: Delivery) -> Delivery {
         },
         other => return other,
     })
-}
-
-/// Why a pending greenlet was not started. It stays pending.
-enum StartError {
-    Type { expected: &'static str },
-    Stack(StackError),
-}
-
-impl StartError {
-    fn with(self, value: Option<Value>) -> Error {
-        match (self, value) {
-            (StartError::Type { expected }, Some(value)) => TypeMismatch::new(expected, value).into(),
-            (StartError::Type { .. }, None) => unreachable!("only values have a wrong type"),
-            (StartError::Stack(error), value) => error.carrying(value).into(),
-        }
-    }
-}
-
-/// Gives a pending greenlet a stack and makes it active. After an error nothing has changed.
-fn start(thread: &ThreadState, node: &Inner, delivery: &Delivery) -> Result<(), StartError> {
-    let vtable = node
-        .closure
-        .vtable()
-        .expect("a pending greenlet has its function");
-    delivery
-        .check_type(vtable.takes)
-        .map_err(|expected| StartError::Type { expected })?;
-    let stack = thread.take_stack(node.stack_size()).map_err(StartError::Stack)?;
-    activate(node, vtable, stack);
-    Ok(())
 }

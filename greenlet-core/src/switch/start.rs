@@ -1,0 +1,84 @@
+//! Starting a pending greenlet: by the caller of a switch, before it switches there.
+
+use anyhow::Error;
+
+use crate::backend;
+use crate::node::Inner;
+use crate::node::closure::ClosureVTable;
+use crate::payload::TypeTag;
+use crate::payload::error::TypeMismatch;
+use crate::payload::message::Delivery;
+use crate::payload::value::Value;
+use crate::stack::Stack;
+use crate::stack::error::StackError;
+use crate::thread::ThreadState;
+
+/// Starts a pending target on a stack that the thread has. Returns `false` if it is not pending, or
+/// if the slow path is needed.
+#[inline]
+pub(super) fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
+    let Some(vtable) = target.closure.vtable() else {
+        return false;
+    };
+    // A pending greenlet itself is never locked.
+    if carried.ptr_eq(vtable.takes) && target.parent.is_unlocked_main() {
+        if let Some(stack) = ThreadState::current().take_last_stack(target.stack_size()) {
+            return activate(target, vtable, stack);
+        }
+    }
+    prepare_pending_slow(target, carried, vtable)
+}
+
+/// Starts a pending target with any parent, on any stack that the thread has.
+#[inline(never)] // keeps the frame out of `prepare_target`
+fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
+    carried.is(vtable.takes)
+        && target.await_locked_ancestor().is_none()
+        && ThreadState::current()
+            .take_cached_stack(target.stack_size())
+            .is_some_and(|stack| activate(target, vtable, stack))
+}
+
+/// Makes a pending greenlet active, suspended at the start of its function, on `stack`. Returns
+/// `true`.
+#[inline]
+fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
+    // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
+    node.to_rc().into_raw();
+    node.status.activate();
+    // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`) and aligned, and nobody else has
+    // it.
+    unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
+    node.stack.set(Some(stack));
+    true
+}
+
+/// Why a pending greenlet was not started. It stays pending.
+pub(super) enum StartError {
+    Type { expected: &'static str },
+    Stack(StackError),
+}
+
+impl StartError {
+    pub(super) fn with(self, value: Option<Value>) -> Error {
+        match (self, value) {
+            (StartError::Type { expected }, Some(value)) => TypeMismatch::new(expected, value).into(),
+            (StartError::Type { .. }, None) => unreachable!("only values have a wrong type"),
+            (StartError::Stack(error), value) => error.carrying(value).into(),
+        }
+    }
+}
+
+/// Gives a pending greenlet a stack and makes it active. After an error nothing has changed.
+pub(super) fn start(thread: &ThreadState, node: &Inner, delivery: &Delivery) -> Result<(), StartError> {
+    let vtable = node
+        .closure
+        .vtable()
+        .expect("a pending greenlet has its function");
+    delivery
+        .check_type(vtable.takes)
+        .map_err(|expected| StartError::Type { expected })?;
+    let stack = thread.take_stack(node.stack_size()).map_err(StartError::Stack)?;
+    activate(node, vtable, stack);
+    Ok(())
+}
