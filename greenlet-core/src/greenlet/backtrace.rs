@@ -13,13 +13,11 @@ use crate::switch::backtrace_request::{self, ROOM};
 impl Greenlet {
     /// Takes a backtrace: the calls that led to the switch in which the greenlet is suspended.
     ///
-    /// For the running greenlet it is an ordinary backtrace of the caller. The first frames are the
-    /// library's own, and the last one is the greenlet's first frame. Names are resolved when the
-    /// backtrace is printed, which takes far longer than taking it.
+    /// For the running greenlet it is an ordinary backtrace of the caller. Names are resolved when
+    /// the backtrace is printed, which takes far longer than taking it.
     ///
-    /// The greenlet takes the backtrace on its own stack, but no tracer is called and nothing is
-    /// delivered. This works in a [`no_switch`](crate::no_switch) section, during a panic, and for
-    /// a greenlet that awaits a future.
+    /// The greenlet takes the backtrace on its own stack, but no tracer is called. This works in a
+    /// [`no_switch`](crate::no_switch) section, during a panic, and for a greenlet that awaits.
     ///
     /// # Errors
     ///
@@ -35,10 +33,8 @@ impl Greenlet {
     ///     getparent().unwrap().switch("a number, please")
     /// }
     /// let child = Greenlet::new(|(): ()| asks_and_waits());
-    /// assert!(child.backtrace().unwrap_err().is_pending());
     /// child.switch::<&str>(())?;
     /// assert!(child.backtrace()?.to_string().contains("asks_and_waits"));
-    /// assert_eq!(child.switch::<u32>(7_u32)?, 7);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[inline(never)] // gives a backtrace of the running greenlet a first frame to start from

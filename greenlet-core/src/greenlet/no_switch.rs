@@ -10,10 +10,9 @@ use crate::thread::{ThreadState, flag};
 /// Runs `section`, inside which the running greenlet cannot switch.
 ///
 /// Use it around code that holds a lock or a borrow which another greenlet of the thread would run
-/// into. A switch, a throw or an await inside is refused with
-/// [`SwitchForbidden`](crate::SwitchForbidden). Sections nest; the error names the place where the
-/// outermost one began. Greenlets that lose their last handle inside are ended when the outermost
-/// section is left.
+/// into. A switch or an await inside is refused with [`SwitchForbidden`](crate::SwitchForbidden).
+/// Sections nest. Greenlets that lose their last handle inside are ended when the outermost section
+/// is left.
 ///
 /// # Panics
 ///
@@ -27,8 +26,6 @@ use crate::thread::{ThreadState, flag};
 /// let child = Greenlet::new(|(): ()| Ok(()));
 /// let refused = no_switch(|| child.switch::<()>(()));
 /// assert!(refused.unwrap_err().is::<SwitchForbidden>());
-/// child.switch::<()>(())?;
-/// # Ok::<(), anyhow::Error>(())
 /// ```
 #[track_caller]
 pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {

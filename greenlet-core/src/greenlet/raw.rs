@@ -38,11 +38,9 @@ use crate::thread;
 /// # extern crate greenlet_core as greenlet;
 /// use std::cell::RefCell;
 /// use std::panic::Location;
-/// use greenlet::{Greenlet, no_switch, raw};
+/// use greenlet::{Greenlet, raw};
 /// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
-/// let at = Location::caller();
-/// assert!(no_switch(|| raw::switch_in::<u32>(&place, 1_u32, at)).is_err());
-/// assert_eq!(raw::switch_in::<u32>(&place, 1_u32, at)??, 2);
+/// assert_eq!(raw::switch_in::<u32>(&place, 1_u32, Location::caller())??, 2);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[inline(always)] // the processor mispredicts a return that follows a switch

@@ -141,7 +141,6 @@ impl Inner {
         self.id.get()
     }
 
-    /// Where in the source the greenlet was created.
     pub(crate) fn created_at(&self) -> &'static Location<'static> {
         self.created_at.get()
     }
@@ -170,7 +169,6 @@ impl Inner {
         }
     }
 
-    /// Marks the greenlet as dead.
     #[inline]
     pub(crate) fn finish(&self) {
         self.status.finish();
@@ -188,7 +186,6 @@ impl Inner {
         }
     }
 
-    /// Returns a new handle of the parent.
     #[inline]
     pub(crate) fn parent_greenlet(&self) -> Option<Greenlet> {
         self.parent.get().map(Greenlet::from_inner)

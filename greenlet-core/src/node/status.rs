@@ -33,8 +33,7 @@ pub enum State {
     Dead,
 }
 
-/// Whether switches to a greenlet and its descendants are refused while it waits for a future: see
-/// `raw::lock_for_await`.
+/// Whether switches to a greenlet and its descendants are refused: see `raw::lock_for_await`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AwaitLock {
     Unlocked,
@@ -105,12 +104,10 @@ const HAS_EXTRAS: usize = 1 << 8;
 const ENDING: usize = 1 << 9;
 
 impl Status {
-    /// The status of a new greenlet.
     pub(crate) const fn pending() -> Status {
         Status(Cell::new(State::Pending as usize))
     }
 
-    /// The status of a main greenlet.
     pub(crate) const fn main() -> Status {
         Status(Cell::new(State::Active as usize | MAIN))
     }
@@ -168,7 +165,6 @@ impl Status {
         self.replace(STATE, State::Dead as usize);
     }
 
-    /// Marks an active greenlet as dead.
     #[inline]
     pub(crate) fn finish(&self) {
         debug_assert_eq!(self.state(), State::Active);
@@ -209,7 +205,7 @@ impl Status {
         before
     }
 
-    /// Returns `true` if the greenlet itself is neither locked nor held.
+    /// Neither locked nor held itself.
     #[inline]
     pub(crate) fn is_unlocked(&self) -> bool {
         !self.has(AWAIT_LOCK | HOLD)
@@ -220,13 +216,11 @@ impl Status {
         self.has(MAIN)
     }
 
-    /// Returns `true` if the greenlet is a main greenlet that is neither locked nor held.
     #[inline]
     pub(crate) fn is_unlocked_main(&self) -> bool {
         self.0.get() & (MAIN | AWAIT_LOCK | HOLD) == MAIN
     }
 
-    /// Marks the greenlet as impossible to end.
     pub(crate) fn abandon(&self) {
         self.replace(ABANDONED, ABANDONED);
     }
@@ -235,7 +229,6 @@ impl Status {
         self.has(ABANDONED)
     }
 
-    /// Records whether a stage of an end is being delivered.
     pub(crate) fn set_ending(&self, is_ending: bool) {
         self.replace(ENDING, if is_ending { ENDING } else { 0 });
     }
@@ -244,7 +237,6 @@ impl Status {
         self.has(ENDING)
     }
 
-    /// Marks the node as one whose extras have to be dropped.
     pub(crate) fn set_has_extras(&self) {
         self.replace(HAS_EXTRAS, HAS_EXTRAS);
     }

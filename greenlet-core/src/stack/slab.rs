@@ -151,7 +151,7 @@ impl Slab {
         (self.start.pointer().as_ptr(), carved * self.class.stride())
     }
 
-    /// Returns the usable pages of each carved stack: the limit, and the length in bytes.
+    /// Returns the [`Stack::pages`] of each carved stack.
     pub(super) fn stacks(&self) -> impl Iterator<Item = (*mut u8, usize)> {
         let (start, len) = self.carved_part();
         let (stride, usable) = (self.class.stride(), self.class.usable());

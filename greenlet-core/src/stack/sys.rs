@@ -1,7 +1,7 @@
 //! The system calls that stacks are built on.
 //!
 //! Every function here is safe: a [`Region`] proves that its bytes have no other user, and the
-//! kernel checks all other addresses. So slabs, pool and statistics need no `unsafe`.
+//! kernel checks all other addresses.
 //!
 //! `MADV_GUARD_INSTALL` (Linux 6.13) makes guard pages without splitting the mapping. Where the
 //! kernel does not know it, `mprotect` makes them, and each stack costs two mappings. The kernel's
@@ -153,7 +153,6 @@ fn check(status: libc::c_int) -> io::Result<()> {
     (status == 0).then_some(()).ok_or_else(io::Error::last_os_error)
 }
 
-/// Returns the size of a memory page, in bytes.
 pub(crate) fn page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
     *SIZE.get_or_init(|| {

@@ -132,7 +132,6 @@ fn write_greenlet(node: &Inner, text: &mut Text) -> fmt::Result {
     }
 }
 
-/// Returns `true` if the node has the stack that was hit.
 fn is_on(node: &Inner, hit: &GuardHit) -> bool {
     // SAFETY: nothing writes to the field while the handler runs. [handler-reads]
     let stack = unsafe { &*node.stack.as_ptr() };
@@ -141,7 +140,7 @@ fn is_on(node: &Inner, hit: &GuardHit) -> bool {
         .is_some_and(|stack| ptr::eq(stack.base().as_ptr(), hit.base))
 }
 
-/// Shortens a name so that the rest of the text has room.
+/// The rest of the text must have room.
 fn shortened(name: &str) -> &str {
     let end = (0..=name.len().min(1024))
         .rev()

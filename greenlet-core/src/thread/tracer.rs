@@ -20,22 +20,19 @@ pub enum TraceKind {
     Throw,
 }
 
-/// One switch, as a tracer sees it. The target is current, and has not yet received what is
-/// delivered.
+/// One switch, as a tracer sees it. The target is current, and has received nothing yet.
 ///
 /// # Examples
 ///
 /// ```
 /// # extern crate greenlet_core as greenlet;
 /// use std::{cell::Cell, rc::Rc};
-/// use greenlet::{Greenlet, TraceKind, Tracer, settrace};
+/// use greenlet::{Greenlet, Tracer, settrace};
 ///
 /// let starts = Rc::new(Cell::new(0));
 /// let counted = starts.clone();
 /// settrace(Some(Tracer::new(move |event| {
-///     if event.is_start && event.kind == TraceKind::Switch {
-///         counted.set(counted.get() + 1);
-///     }
+///     counted.set(counted.get() + u32::from(event.is_start));
 ///     Ok(())
 /// })));
 /// Greenlet::new(|(): ()| Ok(())).switch::<()>(())?;
@@ -69,8 +66,7 @@ pub struct TraceEvent {
 ///     println!("{:?} from {:?} to {:?}", event.kind, event.origin, event.target);
 ///     Ok(())
 /// });
-/// let before = settrace(Some(tracer.clone()));
-/// assert!(before.is_none());
+/// settrace(Some(tracer.clone()));
 /// assert_eq!(settrace(None), Some(tracer));
 /// ```
 #[derive(Clone)]
