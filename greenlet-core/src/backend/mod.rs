@@ -117,6 +117,9 @@ impl SavedContext {
     }
 }
 
+/// Where a node has the pointer to its parent's node, or null: behind its context.
+pub(crate) const PARENT_OFFSET: usize = size_of::<SavedContext>();
+
 /// A word of data that a switch carries: a pointer, or a value that fits. A value may have padding,
 /// so the word need not be initialised.
 pub(crate) type Word = MaybeUninit<*mut ()>;

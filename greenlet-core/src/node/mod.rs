@@ -23,7 +23,7 @@ use std::cell::Cell;
 use std::panic::Location;
 use std::ptr;
 
-use crate::backend::SavedContext;
+use crate::backend::{PARENT_OFFSET, SavedContext};
 use crate::node::closure::ClosureCell;
 use crate::node::extras::Extras;
 use crate::node::handle::Greenlet;
@@ -77,6 +77,12 @@ pub(crate) struct Inner {
     /// The greenlet's function, until it is started.
     pub(crate) closure: ClosureCell,
 }
+
+const _: () = {
+    assert!(std::mem::offset_of!(Inner, context) == 0);
+    assert!(std::mem::offset_of!(Inner, parent) == PARENT_OFFSET);
+    assert!(size_of::<ParentCell>() == size_of::<*const Inner>());
+};
 
 #[cfg(target_pointer_width = "64")]
 const _: () = {

@@ -25,6 +25,20 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
+use std::mem::offset_of;
+
+use crate::backend::{PARENT_OFFSET, SavedContext};
+
+/// The offset of the parent's node in a node, for the frame descriptions of the trampolines.
+const PARENT: usize = PARENT_OFFSET;
+/// The offset of the code address in a node.
+const PC: usize = offset_of!(SavedContext, pc);
+const _: () = {
+    // The frame descriptions have one byte for each offset, and none for that of `sp`.
+    assert!(PARENT < 128 && PC < 128);
+    assert!(offset_of!(SavedContext, sp) == 0);
+};
+
 pub(crate) use arch::{init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit};
 
 /// The name of this backend in reports.
