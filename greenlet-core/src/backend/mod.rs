@@ -16,6 +16,14 @@
 //!   switch_and_exit(to, word, data)  resumes `to`, and gives this stack up
 //! ```
 //!
+//! A backtrace that reaches a stack's first frame continues in the nearest ancestor that is suspended:
+//! [`PARENT_OFFSET`]. With `fcontext` it ends at the first frame.
+//!
+//! ```text
+//!   unlinked(base, f)                calls f, with backtraces that end at the first frame of the
+//!                                    stack with this base
+//! ```
+//!
 //! A segment is a stack that runs as a part of the greenlet that steps it (`segment/`). Its resume
 //! point is one word.
 //!
@@ -92,6 +100,7 @@ use fcontext as imp;
 
 pub(crate) use imp::{
     NAME, SELF_SWITCH_IS_NOOP, init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit,
+    unlinked,
 };
 
 /// A suspended stack, as others see it.

@@ -21,7 +21,7 @@ pub(crate) mod status;
 
 use std::cell::Cell;
 use std::panic::Location;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use crate::backend::{PARENT_OFFSET, SavedContext};
 use crate::node::closure::ClosureCell;
@@ -53,7 +53,7 @@ pub(crate) struct Inner {
     /// `context.sp` is meaningless. `context.suspended_at` is where the greenlet last suspended,
     /// and `None` before that.
     pub(crate) context: SavedContext,
-    /// The parent. `None` for main alone.
+    /// The parent. `None` for main alone. Backtraces follow it (`backend/asm/`).
     pub(crate) parent: ParentCell,
     /// The reference counts (gdb).
     counts: Counts,
@@ -192,6 +192,14 @@ impl Inner {
             sp if sp.is_null() => self.hidden_sp.get(),
             sp => sp,
         }
+    }
+
+    /// Returns the high end of the greenlet's first frame. `None` if it has no stack of the library.
+    pub(crate) fn first_frame(&self) -> Option<NonNull<u8>> {
+        let stack = self.stack.take();
+        let first_frame = stack.as_ref().map(Stack::entry);
+        self.stack.set(stack);
+        first_frame
     }
 
     /// Returns a new handle of the parent.

@@ -7,13 +7,13 @@
 //!
 //!   base ─►├──────────────────┤                 │ frame that switched │
 //!          │ not written      │                 ├─────────────────────┤
-//!          │ not written      │                 │ rbp                 │
+//!          │ the link, later  │                 │ rbp                 │
 //!          │ address of entry │◄─ context.sp    │ rbx                 │◄─ context.sp
 //!          └──────────────────┘                 └─────────────────────┘
 //!
 //!   context.pc: the trampoline                  context.pc: label 2 of that switch
 //!
-//!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
+//!   running: the link is on the stack.          finished: the stack holds garbage.
 //! ```
 //!
 //! A segment stores the code address on its stack, so that its resume point is one word:
@@ -56,29 +56,9 @@ use std::cell::Cell;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
 
-use crate::backend::asm::{PARENT, PC};
 use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
-// The personality of both trampolines. An exception or a forced unwind must not continue on another
-// stack. The entries catch all of them, so this is called only if code outside of them unwinds. It
-// returns _URC_FATAL_PHASE1_ERROR, and whoever unwinds aborts the process.
-global_asm!(
-    ".text",
-    concat!(".hidden ", trampoline!(), "_personality"),
-    concat!(".type ", trampoline!(), "_personality, @function"),
-    concat!(trampoline!(), "_personality:"),
-    ".cfi_startproc",
-    "mov eax, 3",
-    "ret",
-    ".cfi_endproc",
-    concat!(
-        ".size ",
-        trampoline!(),
-        "_personality, . - ",
-        trampoline!(),
-        "_personality"
-    ),
-);
+personality!("mov eax, 3", "ret");
 
 // The first code on a fresh stack: calls the entry, whose address it pops. The switch has set rdi,
 // rsi and rdx.
@@ -90,57 +70,15 @@ global_asm!(
     concat!(".type ", trampoline!(), ", @function"),
     concat!(trampoline!(), ":"),
     ".cfi_startproc",
-    concat!(".cfi_personality 0x1b, ", trampoline!(), "_personality"),
-    ".cfi_signal_frame",
+    boundary!(),
     // Until the link is stored, a backtrace ends here.
     ".cfi_undefined rip",
     // rsp is `base` - 16 now, aligned to 16 as a call requires.
     "pop rax",
-    // The link: the first step of the walk below.
-    "mov [rsp], rdx",
+    "mov [rsp], rdx", // the link
     // The chain of frame pointers ends here.
     "xor ebp, ebp",
-    // CFA: `sp` of the nearest suspended ancestor, plus two words. Without one it has no meaning.
-    //    0  breg7 (rsp) 0, deref          node
-    //    3  plus_uconst PARENT, deref     parent
-    //    6  dup, bra 16                   parent
-    //   10  drop, breg7 (rsp) 0, skip 28  any
-    //   16  dup, deref                    parent sp
-    //   18  dup, bra 26                   parent sp
-    //   22  drop, skip 3                  parent, as the next node
-    //   26  swap, drop                    sp
-    //   28  plus_uconst 16
-    ".cfi_escape 0x0f, 30, 0x77, 0, 0x06",
-    ".cfi_escape 0x23, {parent}, 0x06",
-    ".cfi_escape 0x12, 0x28, 6, 0",
-    ".cfi_escape 0x13, 0x77, 0, 0x2f, 12, 0",
-    ".cfi_escape 0x12, 0x06",
-    ".cfi_escape 0x12, 0x28, 4, 0",
-    ".cfi_escape 0x13, 0x2f, 0xe9, 0xff",
-    ".cfi_escape 0x16, 0x13",
-    ".cfi_escape 0x23, 16",
-    // The address that holds rip: `pc` of the same ancestor. Without one, the link of the last node,
-    // which is null: a backtrace ends there.
-    //    0  breg7 (rsp) 0, deref          node
-    //    3  plus_uconst PARENT            link
-    //    5  dup, deref                    link parent
-    //    7  dup, bra 15                   link parent
-    //   11  drop, skip 27                 link
-    //   15  swap, drop                    parent
-    //   17  dup, deref                    parent sp
-    //   19  bra 25                        parent
-    //   22  skip 3                        parent, as the next node
-    //   25  plus_uconst PC
-    ".cfi_escape 0x10, 16, 27, 0x77, 0, 0x06",
-    ".cfi_escape 0x23, {parent}",
-    ".cfi_escape 0x12, 0x06",
-    ".cfi_escape 0x12, 0x28, 4, 0",
-    ".cfi_escape 0x13, 0x2f, 12, 0",
-    ".cfi_escape 0x16, 0x13",
-    ".cfi_escape 0x12, 0x06",
-    ".cfi_escape 0x28, 3, 0",
-    ".cfi_escape 0x2f, 0xea, 0xff",
-    ".cfi_escape 0x23, {pc}",
+    caller_is_ancestor!("0x77", "16"), // breg7 (rsp), rip
     ".cfi_offset rbp, -8",
     ".cfi_offset rbx, -16",
     "call rax",
@@ -148,8 +86,6 @@ global_asm!(
     "ud2",
     ".cfi_endproc",
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
-    parent = const PARENT,
-    pc = const PC,
 );
 
 /// Prepares a fresh stack, whose context is `context`. The first switch there calls `entry`.
@@ -255,8 +191,7 @@ global_asm!(
     concat!(".type ", trampoline!(), "_segment, @function"),
     concat!(trampoline!(), "_segment:"),
     ".cfi_startproc",
-    concat!(".cfi_personality 0x1b, ", trampoline!(), "_personality"),
-    ".cfi_signal_frame",
+    boundary!(),
     // Until rsp is at the link, a backtrace ends here.
     ".cfi_undefined rip",
     // Drop the address of this code, pop the entry's, and load the header's. rsp is aligned to 16
@@ -266,8 +201,8 @@ global_asm!(
     "mov rdx, [rsp]",
     // The chain of frame pointers ends here.
     "xor ebp, ebp",
-    // CFA: the consumer's resume point, plus three words. The step has stored the resume point in
-    // the first word of the header: breg7 (rsp) 0, deref, deref, plus_uconst 24.
+    // The caller is the consumer. Its CFA is its resume point, plus three words. The step has stored
+    // the resume point in the first word of the header: breg7 (rsp) 0, deref, deref, plus_uconst 24.
     ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 24",
     ".cfi_offset rbp, -8",
     ".cfi_offset rbx, -16",
