@@ -76,6 +76,24 @@ use std::ptr;
 ))]
 compile_error!("x86_64 and aarch64 are supported with pointers of 64 bits only: not x32, nor arm64_32");
 
+/// The name of a symbol of ours. It contains the version, so that two versions of this crate can be
+/// linked into one program.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! symbol {
+    ($name:literal) => {
+        concat!(
+            "greenlet_core_",
+            $name,
+            "_",
+            env!("CARGO_PKG_VERSION_MAJOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_MINOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_PATCH")
+        )
+    };
+}
+
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(feature = "fcontext")
@@ -102,6 +120,20 @@ pub(crate) use imp::{
     NAME, SELF_SWITCH_IS_NOOP, init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit,
     unlinked,
 };
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod callers;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use callers::without_callers;
+
+/// Calls `f`. A backtrace shows the callers: nothing hides them on this architecture.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) fn without_callers<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+/// `true` if backtraces end at [`without_callers`].
+pub(crate) const HIDES_CALLERS: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
 /// A suspended stack, as others see it.
 #[repr(C)] // the assembly uses the offsets of the fields

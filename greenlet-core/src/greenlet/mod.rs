@@ -21,6 +21,7 @@ use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
+use crate::switch::unwind::into_error;
 
 impl Greenlet {
     /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
@@ -227,9 +228,9 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
+    pub fn throw<R: 'static>(&self, error: impl Into<Error> + 'static) -> Result<R> {
         let at = Location::caller();
-        receive::receive(switch::throw(&self.inner, error.into(), at)?)
+        receive::receive(switch::throw(&self.inner, into_error(error), at)?)
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: Python's `throw()` without arguments.

@@ -488,7 +488,9 @@ impl Closing {
         held.header().refusals_left.set(Some(REFUSALS + FORCES));
         (
             Closing(held),
-            ThreadState::current().exit_cache.error(reason::CLOSED),
+            ThreadState::current()
+                .exit_cache
+                .error(GreenletExit::because(reason::CLOSED)),
         )
     }
 }

@@ -25,18 +25,10 @@
 //! - An exception must not continue in the parent: [`boundary!`].
 
 /// The symbol of the trampoline. It is global, because the compiler may put its users into other
-/// object files. It contains the version, so that two versions of this crate can be linked into one
-/// program.
+/// object files.
 macro_rules! trampoline {
     () => {
-        concat!(
-            "greenlet_core_trampoline_",
-            env!("CARGO_PKG_VERSION_MAJOR"),
-            "_",
-            env!("CARGO_PKG_VERSION_MINOR"),
-            "_",
-            env!("CARGO_PKG_VERSION_PATCH")
-        )
+        symbol!("trampoline")
     };
 }
 
