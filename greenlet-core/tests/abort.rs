@@ -20,7 +20,10 @@ fn main() -> ExitCode {
             "a_thread_cancelled_inside_a_greenlet_aborts",
             a_thread_cancelled_inside_a_greenlet_aborts,
         ),
-        #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(feature = "fcontext")))]
+        #[cfg(all(
+            any(target_arch = "x86_64", target_arch = "aarch64"),
+            not(feature = "fcontext")
+        ))]
         (
             "no_unwinding_of_the_last_frames_continues_in_the_parent",
             no_unwinding_of_the_last_frames_continues_in_the_parent,
@@ -129,7 +132,10 @@ impl Drop for Says {
 
 /// Ends a greenlet below this stack's frame, whose last frames call the unraisable hook outside of
 /// every `catch_unwind`.
-#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(feature = "fcontext")))]
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(feature = "fcontext")
+))]
 fn calls_the_hook_in_its_last_frames() {
     let _in_the_parent = Says {
         text: "the parent's value",
@@ -159,7 +165,10 @@ fn calls_the_hook_in_its_last_frames() {
 // An exception or a forced unwind that starts outside of the `catch_unwind` of a greenlet finds no
 // handler in the parent, where a backtrace continues, and runs no landing pad there.
 // #[test], on the main thread
-#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(feature = "fcontext")))]
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(feature = "fcontext")
+))]
 fn no_unwinding_of_the_last_frames_continues_in_the_parent() {
     const TEST: &str = "no_unwinding_of_the_last_frames_continues_in_the_parent";
     const WAY: &str = "GREENLET_TEST_WAY";

@@ -72,4 +72,10 @@ macro_rules! define {
 #[cfg(target_arch = "x86_64")]
 define!("rip", "push rbp", "call rsi", "pop rbp", "ret"); // `push` aligns the stack
 #[cfg(target_arch = "aarch64")]
-define!("x30", "stp x29, x30, [sp, #-16]!", "blr x1", "ldp x29, x30, [sp], #16", "ret");
+define!(
+    "x30",
+    "stp x29, x30, [sp, #-16]!",
+    "blr x1",
+    "ldp x29, x30, [sp], #16",
+    "ret"
+);

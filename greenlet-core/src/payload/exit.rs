@@ -181,7 +181,8 @@ impl ExitCache {
         let cached = self.errors.iter().find_map(Cell::take);
         let mut error = cached.unwrap_or_else(|| without_callers(|| Error::new(GreenletExit::new())));
         let has_captured = error.backtrace().status() == BacktraceStatus::Captured;
-        self.captures.set(if has_captured { Captures::Yes } else { Captures::No });
+        self.captures
+            .set(if has_captured { Captures::Yes } else { Captures::No });
         if let Some(place) = downcast_exit(&mut error) {
             place.reason = exit.reason;
             place.is_cached = IsCached(HIDES_CALLERS);
@@ -303,6 +304,11 @@ mod tests {
         if HIDES_CALLERS || second.backtrace().status() != BacktraceStatus::Captured {
             assert!(std::ptr::eq(place, second.downcast_ref().unwrap()));
         }
-        assert!(!second.backtrace().to_string().contains("reused_with_the_new_reason"));
+        assert!(
+            !second
+                .backtrace()
+                .to_string()
+                .contains("reused_with_the_new_reason")
+        );
     }
 }

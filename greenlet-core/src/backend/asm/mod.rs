@@ -77,29 +77,37 @@ macro_rules! caller_is_ancestor {
             // The CFA: `sp` of the ancestor, plus the two words that its switch has pushed. If there
             // is no ancestor, it has no meaning.
             ".cfi_escape 0x0f, 30\n",
-            ".cfi_escape ", $breg, ", 0, 0x06\n", //      0  breg 0, deref            node
-            ".cfi_escape 0x23, 24, 0x06\n", //            3  plus_uconst, deref       parent
+            ".cfi_escape ",
+            $breg,
+            ", 0, 0x06\n",                    //      0  breg 0, deref            node
+            ".cfi_escape 0x23, 24, 0x06\n",   //            3  plus_uconst, deref       parent
             ".cfi_escape 0x12, 0x28, 6, 0\n", //          6  dup, bra 16              parent
-            ".cfi_escape 0x13, ", $breg, ", 0\n", //     10  drop, breg 0             any
-            ".cfi_escape 0x2f, 12, 0\n", //              13  skip 28
-            ".cfi_escape 0x12, 0x06\n", //               16  dup, deref               parent sp
-            ".cfi_escape 0x12, 0x28, 4, 0\n", //         18  dup, bra 26              parent sp
+            ".cfi_escape 0x13, ",
+            $breg,
+            ", 0\n",                                //     10  drop, breg 0             any
+            ".cfi_escape 0x2f, 12, 0\n",            //              13  skip 28
+            ".cfi_escape 0x12, 0x06\n",             //               16  dup, deref               parent sp
+            ".cfi_escape 0x12, 0x28, 4, 0\n",       //         18  dup, bra 26              parent sp
             ".cfi_escape 0x13, 0x2f, 0xe9, 0xff\n", //   22  drop, skip 3             parent
-            ".cfi_escape 0x16, 0x13\n", //               26  swap, drop               sp
-            ".cfi_escape 0x23, 16\n", //                 28  plus_uconst              sp + 16
+            ".cfi_escape 0x16, 0x13\n",             //               26  swap, drop               sp
+            ".cfi_escape 0x23, 16\n",               //                 28  plus_uconst              sp + 16
             // The address of the return address: `pc` of the ancestor. If there is no ancestor, the
             // null pointer in `parent` of the last node: a backtrace ends there.
-            ".cfi_escape 0x10, ", $return_address, ", 27\n",
-            ".cfi_escape ", $breg, ", 0, 0x06\n", //      0  breg 0, deref            node
-            ".cfi_escape 0x23, 24\n", //                  3  plus_uconst              &parent
-            ".cfi_escape 0x12, 0x06\n", //                5  dup, deref               &parent parent
-            ".cfi_escape 0x12, 0x28, 4, 0\n", //          7  dup, bra 15              &parent parent
+            ".cfi_escape 0x10, ",
+            $return_address,
+            ", 27\n",
+            ".cfi_escape ",
+            $breg,
+            ", 0, 0x06\n",                     //      0  breg 0, deref            node
+            ".cfi_escape 0x23, 24\n",          //                  3  plus_uconst              &parent
+            ".cfi_escape 0x12, 0x06\n",        //                5  dup, deref               &parent parent
+            ".cfi_escape 0x12, 0x28, 4, 0\n",  //          7  dup, bra 15              &parent parent
             ".cfi_escape 0x13, 0x2f, 12, 0\n", //        11  drop, skip 27            &parent
-            ".cfi_escape 0x16, 0x13\n", //               15  swap, drop               parent
-            ".cfi_escape 0x12, 0x06\n", //               17  dup, deref               parent sp
-            ".cfi_escape 0x28, 3, 0\n", //               19  bra 25                   parent
-            ".cfi_escape 0x2f, 0xea, 0xff\n", //         22  skip 3                   parent
-            ".cfi_escape 0x23, 8", //                    25  plus_uconst              &pc
+            ".cfi_escape 0x16, 0x13\n",        //               15  swap, drop               parent
+            ".cfi_escape 0x12, 0x06\n",        //               17  dup, deref               parent sp
+            ".cfi_escape 0x28, 3, 0\n",        //               19  bra 25                   parent
+            ".cfi_escape 0x2f, 0xea, 0xff\n",  //         22  skip 3                   parent
+            ".cfi_escape 0x23, 8",             //                    25  plus_uconst              &pc
         )
     };
 }
@@ -149,7 +157,8 @@ pub(crate) const SELF_SWITCH_IS_NOOP: bool = true;
 /// - [`init`] has prepared the stack, and its entry has been called and has not ended.
 pub(crate) unsafe fn unlinked<R>(base: NonNull<u8>, f: impl FnOnce() -> R) -> R {
     /// A node without a parent, for the walk of `caller_is_ancestor`.
-    static NO_PARENT: [usize; PARENT_OFFSET / size_of::<usize>() + 1] = [0; PARENT_OFFSET / size_of::<usize>() + 1];
+    static NO_PARENT: [usize; PARENT_OFFSET / size_of::<usize>() + 1] =
+        [0; PARENT_OFFSET / size_of::<usize>() + 1];
 
     struct Relink {
         link: *mut *const usize,

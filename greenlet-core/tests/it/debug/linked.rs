@@ -86,7 +86,9 @@ fn dead_and_pending_parents_are_skipped() {
     dead.switch::<()>(()).unwrap();
     let also_dead = Greenlet::builder().parent(&dead).build(|(): ()| Ok(()));
     also_dead.switch::<()>(()).unwrap();
-    let pending = Greenlet::builder().parent(&also_dead).build(|text: String| Ok(text));
+    let pending = Greenlet::builder()
+        .parent(&also_dead)
+        .build(|text: String| Ok(text));
     let child = Greenlet::builder()
         .parent(&pending)
         .build(|(): ()| Ok(black_box(captures())));
@@ -190,7 +192,9 @@ fn a_chain_of_many_parents_is_followed() {
         }
     }
     let text = nest(DEPTH).unwrap();
-    let levels = text.lines().filter(|line| line.ends_with("linked::a_chain_of_many_parents_is_followed::nest"));
+    let levels = text
+        .lines()
+        .filter(|line| line.ends_with("linked::a_chain_of_many_parents_is_followed::nest"));
     assert_eq!(levels.count(), if IS_LINKED { DEPTH + 1 } else { 1 }, "{text}");
 }
 
@@ -240,7 +244,10 @@ fn a_backtrace_of_a_greenlet_has_its_own_frames_alone() {
         black_box((own, linked, suspended))
     }
     let (own, linked, suspended) = in_main();
-    assert!(own.contains("asks_for_itself") && !own.contains("in_main\n"), "{own}");
+    assert!(
+        own.contains("asks_for_itself") && !own.contains("in_main\n"),
+        "{own}"
+    );
     // The link is there again.
     assert_shows(&linked, &["captures"], &["in_main"]);
 
@@ -266,7 +273,13 @@ fn a_greenlet_below_one_that_awaits_has_its_own_backtrace() {
     parent.switch::<()>(()).unwrap();
     raw::lock_for_await(&parent);
     let child = child.borrow_mut().take().unwrap();
-    assert!(child.backtrace().unwrap().to_string().contains("awaits_has_its_own"));
+    assert!(
+        child
+            .backtrace()
+            .unwrap()
+            .to_string()
+            .contains("awaits_has_its_own")
+    );
     raw::unlock(&parent);
     child.switch::<()>(()).unwrap();
     assert!(child.is_dead());
