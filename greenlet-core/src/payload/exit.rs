@@ -138,7 +138,8 @@ pub(crate) mod reason {
 ///
 /// A cached error shows no backtrace of its creation, because it will be another exit.
 pub(crate) struct ExitCache {
-    /// Mostly one is in use. Ends of greenlets in the clean-up of others need one each.
+    /// Mostly one is in use. Ends of greenlets in the clean-up of others need one each, so more are
+    /// kept if errors capture backtraces.
     errors: [Cell<Option<Error>>; 8],
     captures: Cell<Captures>,
 }
@@ -212,12 +213,13 @@ impl ExitCache {
         })
     }
 
-    /// Keeps one more error, or drops one if there are enough.
+    /// Keeps one more error if errors capture backtraces, or drops one.
     #[cold]
     #[inline(never)]
     fn keep_another(&self, error: Error) {
         let mut extra = Some(error);
-        for place in &self.errors[1..] {
+        let places = &self.errors[1..];
+        for place in places.iter().filter(|_| self.captures.get() == Captures::Yes) {
             extra = place.replace(extra);
             if extra.is_none() {
                 break;
@@ -287,7 +289,11 @@ mod tests {
             cache.exit_of(error).unwrap();
         }
         let cached = cache.errors.iter().filter(|error| error.take().is_some());
-        assert_eq!(cached.count(), cache.errors.len());
+        let limit = match cache.captures.get() {
+            Captures::Yes => cache.errors.len(),
+            _ => 1,
+        };
+        assert_eq!(cached.count(), limit);
     }
 
     #[test]
