@@ -171,7 +171,7 @@ impl Inner {
     pub(crate) fn label(&self) -> String {
         match self.name() {
             _ if self.status.is_main() => "the main greenlet".into(),
-            Some(name) => format!("greenlet '{name}'"),
+            Some(name) => format!("greenlet '{name}' created at {}", self.created_at()),
             None => format!("greenlet {} created at {}", self.id(), self.created_at()),
         }
     }

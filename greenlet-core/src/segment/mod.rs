@@ -60,6 +60,7 @@ use crate::thread::{ThreadState, flag};
 
 use header::Header;
 use header::Held;
+pub(crate) use header::labels_of_running;
 use words::{pack, unpack};
 pub(crate) use yielder::{NotYielded, Yielder};
 
