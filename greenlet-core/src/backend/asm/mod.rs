@@ -68,6 +68,8 @@ macro_rules! personality {
 
 /// Describes the caller of a greenlet's first frame: where its nearest suspended ancestor resumes.
 ///
+/// Each node on the way has its resume point in `sp`, or a null pointer [ancestor-suspended].
+///
 /// The arguments are the operation `DW_OP_breg` of the stack pointer, which is at the link, and the
 /// column of the return address.
 #[cfg(not(feature = "valgrind"))]
