@@ -29,6 +29,7 @@
 //!   the origin, unless it ends. The stack of one that ends is not reused before the target runs.
 
 pub(crate) mod backtrace_request;
+mod deferred;
 pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
@@ -188,26 +189,36 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     true
 }
 
-/// Starts a pending target on a stack from the thread's cache. Returns `false` if it is not
-/// pending, or if the slow path is needed.
-#[inline(never)] // keeps the frame out of `prepare_target`
+/// Starts a pending target on a stack that the thread has. Returns `false` if it is not pending, or
+/// if the slow path is needed.
+#[inline]
 fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
     let Some(vtable) = target.closure.vtable() else {
         return false;
     };
-    if !carried.is(vtable.takes) || !target.is_open_to_switches() {
-        return false;
+    // A pending greenlet itself is never locked.
+    if carried.ptr_eq(vtable.takes) && target.parent.is_unlocked_main() {
+        if let Some(stack) = ThreadState::current().take_last_stack(target.stack_size()) {
+            return activate(target, vtable, stack);
+        }
     }
-    let Some(stack) = ThreadState::current().take_cached_stack(target.stack_size()) else {
-        return false;
-    };
-    activate(target, vtable, stack);
-    true
+    prepare_pending_slow(target, carried, vtable)
 }
 
-/// Makes a pending greenlet active, suspended at the start of its function, on `stack`.
+/// Starts a pending target with any parent, on any stack that the thread has.
+#[inline(never)] // keeps the frame out of `prepare_target`
+fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
+    carried.is(vtable.takes)
+        && target.is_open_to_switches()
+        && ThreadState::current()
+            .take_cached_stack(target.stack_size())
+            .is_some_and(|stack| activate(target, vtable, stack))
+}
+
+/// Makes a pending greenlet active, suspended at the start of its function, on `stack`. Returns
+/// `true`.
 #[inline]
-fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
+fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
     // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
     node.to_rc().into_raw();
     node.status.activate();
@@ -215,6 +226,7 @@ fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
     // it.
     unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
     node.stack.set(Some(stack));
+    true
 }
 
 // ---- other kinds of switches

@@ -26,11 +26,29 @@ use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
 use crate::thread::{self, Deferred, ThreadState, flag};
 
+impl Greenlet {
+    /// Ends the greenlet if it is active and this is its last handle.
+    #[inline]
+    pub(crate) fn end_if_last_handle(&self) {
+        if self.inner().has_one_handle() {
+            // CAUTION: runs arbitrary user code.
+            last_handle_gone(self);
+        }
+    }
+}
+
+impl Drop for Greenlet {
+    #[inline]
+    fn drop(&mut self) {
+        self.end_if_last_handle();
+    }
+}
+
 /// Ends an active greenlet whose last handle is being dropped. If it cannot be ended now, it is
 /// ended later.
 #[cold]
 #[inline(never)]
-pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
+fn last_handle_gone(greenlet: &Greenlet) {
     let thread = ThreadState::current();
     let node = greenlet.inner();
     // Main ends with its thread.

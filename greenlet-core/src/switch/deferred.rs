@@ -8,17 +8,8 @@
 
 use std::collections::VecDeque;
 
-use crate::node::handle::Greenlet;
 use crate::switch::teardown;
-use crate::thread::{ThreadState, flag};
-
-/// The end of a greenlet that had to wait.
-pub(crate) enum Deferred {
-    /// Its last handle was dropped.
-    HandleDropped(Greenlet),
-    /// Its owner called `Greenlet::end`.
-    End(Greenlet),
-}
+use crate::thread::{Deferred, ThreadState, flag};
 
 impl ThreadState {
     /// Returns `true` if a greenlet can be ended now.
