@@ -76,13 +76,30 @@ use std::ptr;
 ))]
 compile_error!("x86_64 and aarch64 are supported with pointers of 64 bits only: not x32, nor arm64_32");
 
-/// The name of a symbol of ours. It contains the version, so that two versions of this crate can be
-/// linked into one program.
+/// How the names of our symbols begin.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(feature = "fcontext")
+))]
+macro_rules! prefix {
+    () => {
+        "greenlet_core_"
+    };
+}
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), feature = "fcontext"))]
+macro_rules! prefix {
+    () => {
+        "greenlet_core_fcontext_"
+    };
+}
+
+/// The name of a symbol of ours. It contains the version and the backend, so that two versions of
+/// this crate can be linked into one program, and both backends.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! symbol {
     ($name:literal) => {
         concat!(
-            "greenlet_core_",
+            prefix!(),
             $name,
             "_",
             env!("CARGO_PKG_VERSION_MAJOR"),
