@@ -55,7 +55,7 @@ macro_rules! ours {
     ($module:ident, $core:ident) => {
         pub(crate) mod $module {
             use super::*;
-            use $core::{Greenlet, getcurrent};
+            use $core::{Greenlet, GreenletExit, getcurrent};
 
             /// Make, run to the end, drop. The stack comes from the thread's cache, as it does
             /// without being asked.
@@ -82,6 +82,21 @@ macro_rules! ours {
                     |greenlet| {
                         greenlet.switch::<u64>(0_u64).unwrap();
                     },
+                )
+            }
+
+            /// A suspended one is thrown an exit, which its function returns.
+            pub(crate) fn throw_exit() -> impl FnMut(u64) -> Duration {
+                batches(
+                    |_| {
+                        let greenlet = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<()>(()));
+                        greenlet.switch::<()>(()).unwrap();
+                        greenlet
+                    },
+                    |greenlet, _| {
+                        black_box(greenlet.throw::<GreenletExit>(GreenletExit::new()).unwrap());
+                    },
+                    drop,
                 )
             }
 
@@ -424,5 +439,18 @@ pub(crate) fn groups() -> Vec<Group> {
             .add_timed("generator (unwinds)", generator_kill)
             .add_timed("native async", async_kill)
             .limit(60.0),
+        // At most 1.5 times the row above.
+        Group::new("kill of a suspended one, RUST_BACKTRACE=1", 1)
+            .add_timed("greenlet", asm::kill)
+            .add_timed("greenlet (context)", fcontext::kill)
+            .limit(90.0)
+            .with_backtraces(),
+        Group::new("throw of an exit that ends one", 1)
+            .add_timed("greenlet", asm::throw_exit)
+            .add_timed("greenlet (context)", fcontext::throw_exit),
+        Group::new("throw of an exit that ends one, RUST_BACKTRACE=1", 1)
+            .add_timed("greenlet", asm::throw_exit)
+            .add_timed("greenlet (context)", fcontext::throw_exit)
+            .with_backtraces(),
     ]
 }

@@ -73,7 +73,7 @@
 // | module | subject |
 // | --- | --- |
 // | `bridge/` | synchronous code that awaits: `greenlet_spawn`, `await_`, and what is built on them |
-// | `debug/` | trees and dumps of greenlets |
+// | `debug/` | trees and dumps of greenlets, and panic messages that name one |
 // | `scope` | greenlets that borrow |
 // | `testing/` | the recorder of switches, and a check for leaks |
 
@@ -85,7 +85,7 @@ pub mod testing;
 pub use bridge::*;
 #[cfg(all(unix, feature = "signal"))]
 pub use debug::dump_on_signal;
-pub use debug::{Dump, Tree, dump, dump_all_threads, tree};
+pub use debug::{Dump, Tree, dump, dump_all_threads, install_panic_hook, tree};
 pub use greenlet_core::*;
 pub use scope::{Scope, ScopedGenerator, scope};
 pub use testing::assert_no_leaks;

@@ -141,6 +141,9 @@ fn check(text: &str) {
         .lines()
         .filter(|line| line.starts_with('#') && line.contains("gdb::waits_deep"));
     assert_eq!(own.count(), 4, "{text}");
+    let frames = text.lines().filter(|line| line.starts_with('#'));
+    assert!(frames.clone().count() > 5, "{text}");
+    assert!(!frames.clone().any(|line| line.contains("gdb::child ")), "{text}");
     assert!(!text.contains("corrupt stack"), "{text}");
     assert!(text.contains("there is no greenlet 99"), "{text}");
 }

@@ -207,8 +207,19 @@ class FrameId:
         self.pc = gdb.Value(pc)
 
 
+def is_first_code(pc):
+    """Whether an address is in the code that calls a greenlet's first function."""
+    symbol = gdb.execute("info symbol %d" % pc, to_string=True).split(" ")[0]
+    return symbol.startswith("greenlet_core_trampoline_") and not symbol.endswith("_segment")
+
+
 class Unwinder(gdb.unwinder.Unwinder):
-    """Presents the chosen greenlet as the caller of the thread's innermost frame."""
+    """Presents the chosen greenlet as the caller of the thread's innermost frame.
+
+    Its first frame has no caller then. The program's own description of that frame names the parent
+    (`greenlet-core/src/backend/asm/mod.rs`). That is right for the running greenlet only: if the chosen
+    one is below the running one, the running one's saved context has no meaning.
+    """
 
     def __init__(self):
         super().__init__("greenlet")
@@ -229,10 +240,12 @@ class Unwinder(gdb.unwinder.Unwinder):
         return frame
 
     def __call__(self, pending):
-        if self.chosen is None or pending.level() != 0:
+        if self.chosen is None:
             return None
         if gdb.selected_thread() is None or gdb.selected_thread().num != self.chosen.thread.num:
             return None
+        if pending.level() != 0:
+            return self.end(pending) if is_first_code(int(pending.read_register("rip"))) else None
         registers = self.chosen.registers()
         # gdb checks that this frame is deeper on the stack than its caller.
         frame_id = FrameId(registers["rsp"] - 8, int(pending.read_register("rip")))
@@ -240,6 +253,14 @@ class Unwinder(gdb.unwinder.Unwinder):
         for register, value in registers.items():
             answer.add_saved_register(register, gdb.Value(value).cast(pending.read_register(register).type))
         self.was_asked = True
+        return answer
+
+    @staticmethod
+    def end(pending):
+        """Says that a frame has no caller."""
+        pc = pending.read_register("rip")
+        answer = pending.create_unwind_info(FrameId(int(pending.read_register("rsp")), int(pc)))
+        answer.add_saved_register("rip", gdb.Value(0).cast(pc.type))
         return answer
 
 

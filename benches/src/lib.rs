@@ -74,6 +74,8 @@ pub struct Group {
     is_best: bool,
     /// Why it cannot be measured here.
     left_out: Option<String>,
+    /// Errors capture backtraces.
+    backtraces: bool,
 }
 
 struct Contender {
@@ -99,6 +101,7 @@ impl Group {
             fixed: None,
             is_best: false,
             left_out: None,
+            backtraces: false,
         }
     }
 
@@ -163,6 +166,12 @@ impl Group {
         self
     }
 
+    /// Sets `RUST_BACKTRACE=1` in the processes of the group.
+    pub fn with_backtraces(mut self) -> Group {
+        self.backtraces = true;
+        self
+    }
+
     fn processes(&self) -> usize {
         if self.fixed.is_some() { 1 } else { PROCESSES }
     }
@@ -200,10 +209,10 @@ pub fn main(groups: Vec<Group>) {
             continue;
         }
         if is("--test") {
-            spawn(index, "test", &kept);
+            spawn(index, group, "test", &kept);
         } else {
             if !is("--table") && group.fixed.is_none() {
-                spawn(index, "criterion", &kept);
+                spawn(index, group, "criterion", &kept);
             }
             asked.push((index, group, Vec::new()));
         }
@@ -215,7 +224,7 @@ pub fn main(groups: Vec<Group>) {
         eprintln!("in turns: pass {} of {PROCESSES}", pass + 1);
         for (index, group, processes) in &mut asked {
             if pass < group.processes() {
-                let printed = spawn(*index, "turns", &kept);
+                let printed = spawn(*index, group, "turns", &kept);
                 processes.push(serde_json::from_str(&printed).expect("what a child prints is JSON"));
             }
         }
@@ -257,11 +266,14 @@ fn write(path: &Path, all: &Value) -> std::io::Result<()> {
 // ---- the process of a group ----------------------------------------------------------------------------
 
 /// Runs a process for one group; what it printed, unless it was for the user.
-fn spawn(index: usize, mode: &str, more: &[&String]) -> String {
+fn spawn(index: usize, group: &Group, mode: &str, more: &[&String]) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
     command.arg(format!("--group={index}"));
     command.arg(format!("--mode={mode}")).args(more);
     command.stderr(std::process::Stdio::inherit());
+    if group.backtraces {
+        command.env("RUST_BACKTRACE", "1");
+    }
     if mode != "turns" {
         command.stdout(std::process::Stdio::inherit());
     }

@@ -20,6 +20,14 @@ fn main() -> ExitCode {
             "a_thread_cancelled_inside_a_greenlet_aborts",
             a_thread_cancelled_inside_a_greenlet_aborts,
         ),
+        #[cfg(all(
+            any(target_arch = "x86_64", target_arch = "aarch64"),
+            not(feature = "fcontext")
+        ))]
+        (
+            "no_unwinding_of_the_last_frames_continues_in_the_parent",
+            last_frames::no_unwinding_of_the_last_frames_continues_in_the_parent,
+        ),
         (
             "a_generator_that_stops_its_end_during_a_panic_aborts",
             a_generator_that_stops_its_end_during_a_panic_aborts,
@@ -46,7 +54,7 @@ unsafe extern "C-unwind" {
     fn pthread_exit(value: *mut std::ffi::c_void) -> !;
 }
 
-/// Raises an exception of another language.
+/// Raises an exception of another language. Returns if there is no handler.
 fn raise_foreign() {
     let class = u64::from_be_bytes(*b"TESTFORE");
     let exception = Box::new(ForeignException {
@@ -107,8 +115,96 @@ fn a_thread_cancelled_inside_a_greenlet_aborts() {
     assert_aborted(&output, "exception");
 }
 
-// A generator that is dropped while its consumer panics cannot be left suspended: its yields are
-// refused.
+/// What the last frames of a greenlet unwind with, outside of its function. The `context` crate has no
+/// boundary there.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(feature = "fcontext")
+))]
+mod last_frames {
+    use greenlet::{getparent, set_unraisable_hook};
+
+    use super::*;
+
+    /// Prints when it is dropped, and panics if that is its purpose.
+    struct Says {
+        text: &'static str,
+        panics: bool,
+    }
+
+    impl Drop for Says {
+        fn drop(&mut self) {
+            println!("{} dropped", self.text);
+            if self.panics {
+                std::panic::resume_unwind(Box::new(self.text));
+            }
+        }
+    }
+
+    /// Ends a greenlet below this stack's frame, whose last frames call the unraisable hook outside of
+    /// every `catch_unwind`.
+    fn calls_the_hook_in_its_last_frames() {
+        let _in_the_parent = Says {
+            text: "the parent's value",
+            panics: false,
+        };
+        let ends = Greenlet::new(|(): ()| -> Result<()> {
+            let deferred = Greenlet::new(|(): ()| {
+                let _exit = getparent().unwrap().switch::<()>(());
+                Ok(Says {
+                    text: "begins:",
+                    panics: true,
+                })
+            });
+            deferred.switch::<()>(())?;
+            // Its end is deferred, and fails when this greenlet ends.
+            let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                let _deferred = deferred;
+                std::panic::resume_unwind(Box::new(()))
+            }));
+            assert!(panic.is_err());
+            Ok(())
+        });
+        let _ = ends.switch::<()>(());
+        println!("goes on");
+    }
+
+    // An exception or a forced unwind that starts outside of the `catch_unwind` of a greenlet finds no
+    // handler in the parent, where a backtrace continues, and runs no landing pad there.
+    // #[test], on the main thread
+    pub(crate) fn no_unwinding_of_the_last_frames_continues_in_the_parent() {
+        const TEST: &str = "no_unwinding_of_the_last_frames_continues_in_the_parent";
+        const WAY: &str = "GREENLET_TEST_WAY";
+        for (way, unwinds) in [
+            ("panic", (|| panic!("of the hook")) as fn()),
+            ("foreign", || {
+                raise_foreign();
+                println!("refused");
+                std::process::abort() // as other runtimes do if they find no handler
+            }),
+            // SAFETY: the frames up to the first of the greenlet may be unwound, and the abort stops the
+            // unwinding there.
+            ("exit", || unsafe { pthread_exit(std::ptr::null_mut()) }),
+        ] {
+            if std::env::var(WAY).is_ok_and(|chosen| chosen != way) {
+                continue;
+            }
+            let output = child::run_with(TEST, &[(WAY, way)], || {
+                set_unraisable_hook(move |_| unwinds());
+                calls_the_hook_in_its_last_frames();
+            });
+            let Some(output) = output else { return };
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.signal(), Some(SIGABRT), "{way}: {errors}");
+            // The search for a handler fails, so that the call returns.
+            let refused = (way == "foreign").then_some("refused");
+            let lines = ["begins: dropped"].into_iter().chain(refused);
+            assert!(child::lines(&output).iter().eq(lines), "{way}: {output:?}");
+        }
+    }
+}
+
+// A generator that is dropped while its consumer panics cannot be left suspended: its yields are refused.
 // #[test], on the main thread
 fn a_generator_that_stops_its_end_during_a_panic_aborts() {
     let output = child::run("a_generator_that_stops_its_end_during_a_panic_aborts", || {

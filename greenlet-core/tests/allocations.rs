@@ -10,6 +10,11 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 use anyhow::{Result, anyhow};
 use greenlet::{Greenlet, Locals, getcurrent, getparent, greenlets, no_switch, run_to_end, stacks_in_use};
 
+#[path = "child/this_binary.rs"]
+mod this_binary;
+
+use this_binary::this_binary;
+
 /// Counts the blocks that are allocated and not yet freed.
 struct Counting;
 
@@ -19,6 +24,8 @@ static BLOCKS: AtomicIsize = AtomicIsize::new(0);
 thread_local! {
     /// The blocks allocated by this thread, less those freed by it.
     static OWN_BLOCKS: Cell<isize> = const { Cell::new(0) };
+    /// The blocks allocated by this thread, also those freed since.
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
     /// If set, the next block of the size of [`Odd`] ends all greenlets of the thread.
     static IS_ENDING: Cell<bool> = const { Cell::new(false) };
 }
@@ -35,6 +42,7 @@ fn count(change: isize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1);
+        ALLOCATED.set(ALLOCATED.get() + 1);
         if layout.size() == size_of::<Odd>() && IS_ENDING.replace(false) {
             greenlets().iter().for_each(Greenlet::end);
         }
@@ -282,4 +290,132 @@ fn greenlets_of_a_late_destructor_leak_nothing() {
     });
     ends.join().unwrap();
     assert_eq!(LEFT.load(Ordering::Relaxed), 0);
+}
+
+/// What exits allocate, and what they show. On other architectures errors of exits are created anew if
+/// they capture backtraces.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod exits {
+    use std::backtrace::BacktraceStatus;
+
+    use greenlet::{Generator, GreenletExit, raise};
+
+    use super::*;
+
+    /// Runs a test in a child process, and returns what it prints. `backtrace` is its `RUST_BACKTRACE`.
+    fn printed_in_child(test: &str, backtrace: &str) -> String {
+        let output = this_binary()
+            .args(["--exact", test, "--nocapture", "--test-threads=1"])
+            .env("RUST_BACKTRACE", backtrace)
+            .env(CHILD, "1")
+            .output()
+            .expect("the test can run itself");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}");
+        let lines = text.lines().filter(|line| line.starts_with("blocks for"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    const CHILD: &str = "GREENLET_TEST_CHILD";
+
+    /// Prints how many blocks each way of ending greenlets allocates.
+    fn print_blocks_of_exits() {
+        /// Runs until it is ended.
+        fn waits(_: ()) -> Result<()> {
+            up(())
+        }
+        fn suspended() -> Greenlet {
+            let greenlet = Greenlet::new(waits);
+            greenlet.switch::<()>(()).unwrap();
+            greenlet
+        }
+        let raises = || -> Result<()> { raise(GreenletExit::with_reason("static")) };
+        let ways: [(&str, &dyn Fn()); 8] = [
+            ("a kill", &|| drop(suspended().kill().unwrap())),
+            ("a throw", &|| {
+                suspended().throw::<GreenletExit>(GreenletExit::new()).unwrap();
+            }),
+            ("an end", &|| suspended().end()),
+            ("a dropped handle", &|| drop(suspended())),
+            ("a kill of one that has not begun", &|| {
+                drop(Greenlet::new(waits).kill().unwrap());
+            }),
+            ("a raise", &|| {
+                let raises = Greenlet::new(move |(): ()| raises());
+                raises.switch::<GreenletExit>(()).unwrap();
+            }),
+            ("nested ends", &|| {
+                let outer = Greenlet::new(|(): ()| {
+                    let _inner = suspended();
+                    up::<()>(())
+                });
+                outer.switch::<()>(()).unwrap();
+                outer.end();
+            }),
+            ("a closed generator", &|| {
+                let mut generator = Generator::new(|out| out.yield_(1));
+                generator.next().unwrap().unwrap();
+            }),
+        ];
+        println!(); // ends the line of the test's name
+        for (name, end) in ways {
+            for _ in 0..10 {
+                end();
+            }
+            let before = ALLOCATED.get();
+            for _ in 0..1000 {
+                end();
+            }
+            println!("blocks for 1000 times {name}: {}", ALLOCATED.get() - before);
+        }
+    }
+
+    // A captured backtrace allocates. Its 5,000 ns would be nearly all of the cost of a kill.
+    #[test]
+    fn exits_capture_no_backtrace() {
+        if std::env::var_os(CHILD).is_some() {
+            return print_blocks_of_exits();
+        }
+        let test = "exits::exits_capture_no_backtrace";
+        let without = printed_in_child(test, "0");
+        let with = printed_in_child(test, "1");
+        let lines: Vec<(&str, &str)> = without.lines().zip(with.lines()).collect();
+        assert_eq!(lines.len(), 8, "{without}\n{with}");
+        for (without, with) in lines {
+            let blocks = |line: &str| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
+            assert!(
+                blocks(with) <= blocks(without),
+                "{without}; with backtraces: {with}"
+            );
+        }
+    }
+
+    // A cached error must not show where another exit was created.
+    #[test]
+    fn the_backtrace_of_an_exit_names_no_function_of_a_user() {
+        if std::env::var_os(CHILD).is_none() {
+            let test = "exits::the_backtrace_of_an_exit_names_no_function_of_a_user";
+            assert_eq!(printed_in_child(test, "1"), "blocks for nothing");
+            return;
+        }
+        #[inline(never)]
+        fn kills(greenlet: &Greenlet) {
+            greenlet.kill().unwrap();
+        }
+        let shows = Greenlet::new(|(): ()| {
+            let exit = up::<()>(()).unwrap_err();
+            let text = format!("{exit:?}");
+            assert!(
+                text.contains("greenlet exit") && !text.contains("kills"),
+                "{text}"
+            );
+            assert!(!text.contains("names_no_function"), "{text}");
+            Err::<(), _>(exit)
+        });
+        shows.switch::<()>(()).unwrap();
+        kills(&shows);
+        let captured = anyhow!("another error").backtrace().status();
+        assert_eq!(captured, BacktraceStatus::Captured);
+        println!("\nblocks for nothing");
+    }
 }

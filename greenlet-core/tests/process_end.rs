@@ -2,7 +2,9 @@
 
 extern crate greenlet_core as greenlet;
 
+use std::backtrace::Backtrace;
 use std::cell::RefCell;
+use std::hint::black_box;
 use std::process::{ExitCode, Output};
 
 use anyhow::Result;
@@ -62,6 +64,10 @@ fn main() -> ExitCode {
             threads_inside_greenlets_do_not_delay_the_process_end,
         ),
         ("exit_handlers_may_use_greenlets", exit_handlers_may_use_greenlets),
+        (
+            "exit_handlers_may_capture_backtraces",
+            exit_handlers_may_capture_backtraces,
+        ),
         (
             "thread_local_destructors_may_use_greenlets",
             thread_local_destructors_may_use_greenlets,
@@ -470,6 +476,40 @@ fn exit_handlers_may_use_greenlets() {
         0,
         &["kept dropped", "at exit: switching refused, main dead true"],
     );
+}
+
+extern "C" fn prints_its_callers() {
+    let text = Backtrace::force_capture().to_string();
+    for name in ["in_child", "in_parent", "in_main"] {
+        println!("{name} {}", text.lines().any(|line| line.ends_with(name)));
+    }
+}
+
+// After `std::process::exit` in a greenlet, a backtrace skips the ancestors that are dead. The main
+// greenlet still has its frames.
+// #[test], on the main thread
+fn exit_handlers_may_capture_backtraces() {
+    #[inline(never)]
+    fn in_child() -> ! {
+        std::process::exit(black_box(7))
+    }
+    #[inline(never)]
+    fn in_parent() -> Result<()> {
+        black_box(Greenlet::new(|(): ()| -> Result<()> { in_child() }).switch(()))
+    }
+    #[inline(never)]
+    fn in_main() -> Result<()> {
+        black_box(Greenlet::new(|(): ()| black_box(in_parent())).switch(()))
+    }
+    let output = child::run("exit_handlers_may_capture_backtraces", || {
+        // SAFETY: the callback is a plain function. A panic in it aborts, so it does not unwind.
+        assert_eq!(unsafe { atexit(prints_its_callers) }, 0);
+        in_main().unwrap();
+    });
+    let Some(output) = output else { return };
+    let is_linked = greenlet::BACKEND == "asm" && !cfg!(feature = "valgrind");
+    let in_main = format!("in_main {is_linked}");
+    assert_ended(&output, 7, &["in_child true", "in_parent false", &in_main]);
 }
 
 struct UsesAllLate(&'static str);

@@ -14,6 +14,14 @@
 //!   switch_and_exit(to, word, data)  resumes `to`, and gives this stack up
 //! ```
 //!
+//! A backtrace that reaches a stack's first frame continues in the nearest ancestor that is suspended:
+//! [`PARENT_OFFSET`]. With `fcontext` it ends at the first frame.
+//!
+//! ```text
+//!   unlinked(base, f)                calls f, with backtraces that end at the first frame of the
+//!                                    stack with this base
+//! ```
+//!
 //! A segment is a stack that runs as a part of the greenlet that steps it (`segment/`). Its resume
 //! point is one word.
 //!
@@ -66,6 +74,41 @@ use std::ptr;
 ))]
 compile_error!("x86_64 and aarch64 are supported with pointers of 64 bits only: not x32, nor arm64_32");
 
+/// How the names of our symbols begin.
+#[cfg(all(
+    any(target_arch = "x86_64", target_arch = "aarch64"),
+    not(feature = "fcontext")
+))]
+macro_rules! prefix {
+    () => {
+        "greenlet_core_"
+    };
+}
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), feature = "fcontext"))]
+macro_rules! prefix {
+    () => {
+        "greenlet_core_fcontext_"
+    };
+}
+
+/// The name of a symbol of ours. It contains the version and the backend, so that two versions of
+/// this crate can be linked into one program, and both backends.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! symbol {
+    ($name:literal) => {
+        concat!(
+            prefix!(),
+            $name,
+            "_",
+            env!("CARGO_PKG_VERSION_MAJOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_MINOR"),
+            "_",
+            env!("CARGO_PKG_VERSION_PATCH")
+        )
+    };
+}
+
 #[cfg(all(
     any(target_arch = "x86_64", target_arch = "aarch64"),
     not(feature = "fcontext")
@@ -90,7 +133,22 @@ use fcontext as imp;
 
 pub(crate) use imp::{
     NAME, SELF_SWITCH_IS_NOOP, init, init_segment, step, step_and_exit, step_back, switch, switch_and_exit,
+    unlinked,
 };
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod callers;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use callers::without_callers;
+
+/// Calls `f`. A backtrace shows the callers: nothing hides them on this architecture.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) fn without_callers<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+/// `true` if backtraces end at [`without_callers`].
+pub(crate) const HIDES_CALLERS: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
 
 /// A suspended stack, as others see it.
 #[repr(C)] // the assembly uses the offsets of the fields
@@ -114,6 +172,9 @@ impl SavedContext {
         }
     }
 }
+
+/// Where a node has the pointer to its parent's node, or null: behind its context.
+pub(crate) const PARENT_OFFSET: usize = size_of::<SavedContext>();
 
 /// A word of data that a switch carries: a pointer, or a value that fits. A value may have padding,
 /// so the word need not be initialised.

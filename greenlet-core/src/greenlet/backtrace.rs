@@ -13,8 +13,11 @@ use crate::switch::backtrace_request::{self, ROOM};
 impl Greenlet {
     /// Takes a backtrace: the calls that led to the switch in which the greenlet is suspended.
     ///
-    /// For the running greenlet it is an ordinary backtrace of the caller. Names are resolved when
-    /// the backtrace is printed, which takes far longer than taking it.
+    /// For the running greenlet these are the calls that led to the caller. In both cases they are
+    /// the greenlet's own: the first frames are those of the library, and the last one is the
+    /// greenlet's first frame. A [`Backtrace`] that the running greenlet captures itself continues in
+    /// its parents. Names are resolved when the backtrace is printed, which takes far longer than
+    /// taking it.
     ///
     /// The greenlet takes the backtrace on its own stack, but no tracer is called. This works in a
     /// [`no_switch`](crate::no_switch) section, during a panic, and for a greenlet that awaits.
@@ -49,7 +52,7 @@ impl Greenlet {
             return Err(NoBacktrace::STACK_TOO_FULL);
         }
         if self.is_current() {
-            return Ok(Backtrace::force_capture());
+            return Ok(backtrace_request::capture());
         }
         no_switch(|| backtrace_request::request(self.inner())).ok_or(NoBacktrace::FAILED)
     }

@@ -21,6 +21,7 @@ use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
+use crate::switch::unwind::into_error;
 
 impl Greenlet {
     /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
@@ -212,10 +213,10 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     #[track_caller]
-    pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
+    pub fn throw<R: 'static>(&self, error: impl Into<Error> + 'static) -> Result<R> {
         const { receive::assert_has_values::<R>() }
         let at = Location::caller();
-        let payload = Payload::thrown(error.into());
+        let payload = Payload::thrown(into_error(error));
         receive::receive(switch::switch_to(&self.inner, payload, at)?)
     }
 
@@ -440,6 +441,7 @@ pub(crate) mod all_threads;
 pub(crate) mod await_lock;
 pub(crate) mod builder;
 pub(crate) mod current;
+pub(crate) mod describe;
 pub(crate) mod local;
 pub(crate) mod no_switch;
 pub mod raw;

@@ -23,7 +23,7 @@ use std::cell::Cell;
 use std::panic::Location;
 use std::ptr::{self, NonNull};
 
-use crate::backend::SavedContext;
+use crate::backend::{PARENT_OFFSET, SavedContext};
 use crate::node::closure::ClosureCell;
 use crate::node::extras::Extras;
 use crate::node::handle::Greenlet;
@@ -52,7 +52,7 @@ pub(crate) struct Inner {
     /// `context.sp` is meaningless. `context.suspended_at` is where the greenlet last suspended,
     /// and `None` before that.
     pub(crate) context: SavedContext,
-    /// The parent. `None` for main alone.
+    /// The parent. `None` for main alone. Backtraces follow it (`backend/asm/`).
     pub(crate) parent: ParentCell,
     /// The reference counts (gdb).
     pub(crate) counts: Counts,
@@ -77,6 +77,12 @@ pub(crate) struct Inner {
     /// The greenlet's function, until it is started.
     pub(crate) closure: ClosureCell,
 }
+
+const _: () = {
+    assert!(std::mem::offset_of!(Inner, context) == 0);
+    assert!(std::mem::offset_of!(Inner, parent) == PARENT_OFFSET);
+    assert!(size_of::<ParentCell>() == size_of::<*const Inner>());
+};
 
 #[cfg(target_pointer_width = "64")]
 const _: () = {
@@ -164,7 +170,7 @@ impl Inner {
     pub(crate) fn label(&self) -> String {
         match self.name() {
             _ if self.status.is_main() => "the main greenlet".into(),
-            Some(name) => format!("greenlet '{name}'"),
+            Some(name) => format!("greenlet '{name}' created at {}", self.created_at()),
             None => format!("greenlet {} created at {}", self.id(), self.created_at()),
         }
     }
@@ -184,6 +190,14 @@ impl Inner {
             sp if sp.is_null() => self.hidden_sp.get(),
             sp => sp,
         }
+    }
+
+    /// Returns the high end of the greenlet's first frame. `None` if it has no stack of the library.
+    pub(crate) fn first_frame(&self) -> Option<NonNull<u8>> {
+        let stack = self.stack.take();
+        let first_frame = stack.as_ref().map(Stack::entry);
+        self.stack.set(stack);
+        first_frame
     }
 
     #[inline]

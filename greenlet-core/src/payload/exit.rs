@@ -8,8 +8,11 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::error::Error as StdError;
 use std::fmt;
+use std::mem;
 
 use anyhow::Error;
+
+use crate::backend::{HIDES_CALLERS, without_callers};
 
 /// Asks a greenlet to end: Python's `GreenletExit`.
 ///
@@ -31,15 +34,37 @@ use anyhow::Error;
 /// assert_eq!(received.reason(), Some("no longer needed"));
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct GreenletExit {
     reason: Option<Cow<'static, str>>,
+    is_cached: IsCached,
 }
+
+/// Whether the exit is in an error of an [`ExitCache`]. No property of the exit itself.
+#[derive(Default)]
+struct IsCached(bool);
+
+impl Clone for IsCached {
+    fn clone(&self) -> IsCached {
+        IsCached(false)
+    }
+}
+
+impl PartialEq for IsCached {
+    fn eq(&self, _: &IsCached) -> bool {
+        true
+    }
+}
+
+impl Eq for IsCached {}
 
 impl GreenletExit {
     /// Creates an exit without a reason.
     pub const fn new() -> GreenletExit {
-        GreenletExit { reason: None }
+        GreenletExit {
+            reason: None,
+            is_cached: IsCached(false),
+        }
     }
 
     /// Creates an exit with a reason, which the error message shows.
@@ -54,6 +79,7 @@ impl GreenletExit {
     pub fn with_reason(reason: impl Into<Cow<'static, str>>) -> GreenletExit {
         GreenletExit {
             reason: Some(reason.into()),
+            is_cached: IsCached(false),
         }
     }
 
@@ -61,12 +87,21 @@ impl GreenletExit {
     pub(crate) const fn because(reason: &'static str) -> GreenletExit {
         GreenletExit {
             reason: Some(Cow::Borrowed(reason)),
+            is_cached: IsCached(false),
         }
     }
 
     /// Returns the reason, if there is one. The library's own exits have one.
     pub fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
+    }
+}
+
+impl fmt::Debug for GreenletExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GreenletExit")
+            .field("reason", &self.reason)
+            .finish()
     }
 }
 
@@ -89,36 +124,65 @@ pub(crate) mod reason {
     pub(crate) const CLOSED: &str = "the generator was closed";
 }
 
-/// Caches one boxed [`GreenletExit`] per thread. Allocating and freeing it would double the cost of
-/// a kill.
+/// Caches errors with a [`GreenletExit`], for one thread. Allocating and freeing one would double the
+/// cost of a kill. If errors capture backtraces, creating one would take 50 times as long as a kill.
+///
+/// A cached error shows no backtrace of its creation, because it will be another exit.
 pub(crate) struct ExitCache {
-    error: Cell<Option<Error>>,
-    /// `false` if errors capture backtraces: a cached one would show the first use. `None` before
-    /// that is known.
-    may_cache: Cell<Option<bool>>,
+    /// Mostly one is in use. Ends of greenlets in the clean-up of others need one each, so more are
+    /// kept if errors capture backtraces.
+    errors: [Cell<Option<Error>>; 8],
+    captures: Cell<Captures>,
+}
+
+/// Whether errors capture backtraces. The environment decides it, once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Captures {
+    Unknown,
+    No,
+    Yes,
 }
 
 impl ExitCache {
     pub(crate) const fn none() -> ExitCache {
         ExitCache {
-            error: Cell::new(None),
-            may_cache: Cell::new(None),
+            errors: [const { Cell::new(None) }; 8],
+            captures: Cell::new(Captures::Unknown),
         }
     }
 
-    /// Creates an exit with a reason, as an error.
+    /// Creates an error of an exit.
     #[inline]
-    pub(crate) fn error(&self, reason: &'static str) -> Error {
-        if let Some(mut error) = self.error.take() {
-            if let Some(exit) = downcast_exit(&mut error) {
-                exit.reason = Some(Cow::Borrowed(reason));
+    pub(crate) fn error(&self, exit: GreenletExit) -> Error {
+        if let Some(mut error) = self.errors[0].take() {
+            if let Some(place) = downcast_exit(&mut error) {
+                // A cached exit has no reason, so nothing is to be dropped.
+                mem::forget(mem::replace(&mut place.reason, exit.reason));
                 return error;
             }
         }
-        Error::new(GreenletExit::because(reason))
+        if self.captures.get() == Captures::No {
+            return Error::new(exit);
+        }
+        self.error_slow(exit)
     }
 
-    /// Takes the exit out of an error, and caches the error's box.
+    #[cold]
+    #[inline(never)]
+    fn error_slow(&self, exit: GreenletExit) -> Error {
+        let cached = self.errors.iter().find_map(Cell::take);
+        let mut error = cached.unwrap_or_else(|| without_callers(|| Error::new(GreenletExit::new())));
+        let has_captured = error.backtrace().status() == BacktraceStatus::Captured;
+        self.captures
+            .set(if has_captured { Captures::Yes } else { Captures::No });
+        if let Some(place) = downcast_exit(&mut error) {
+            place.reason = exit.reason;
+            place.is_cached = IsCached(HIDES_CALLERS);
+        }
+        error
+    }
+
+    /// Takes the exit out of an error. Caches the error, unless it has a backtrace of its creation.
     ///
     /// # Errors
     ///
@@ -128,24 +192,35 @@ impl ExitCache {
         let Some(exit) = downcast_exit(&mut error) else {
             return Err(error);
         };
-        let exit = std::mem::take(exit);
-        if self.may_cache.get().unwrap_or_else(|| self.find_out(&error)) {
-            self.error.set(Some(error));
+        let reason = exit.reason.take();
+        if exit.is_cached.0 || self.captures.get() == Captures::No {
+            if let Some(other) = self.errors[0].replace(Some(error)) {
+                self.keep_another(other);
+            }
         }
-        Ok(exit)
+        Ok(GreenletExit {
+            reason,
+            is_cached: IsCached(false),
+        })
     }
 
-    /// One look is enough: the environment decides whether errors capture backtraces.
+    /// Keeps one more error if errors capture backtraces, or drops one.
     #[cold]
-    fn find_out(&self, error: &Error) -> bool {
-        let may_cache = error.backtrace().status() != BacktraceStatus::Captured;
-        self.may_cache.set(Some(may_cache));
-        may_cache
+    #[inline(never)]
+    fn keep_another(&self, error: Error) {
+        let mut extra = Some(error);
+        let places = &self.errors[1..];
+        for place in places.iter().filter(|_| self.captures.get() == Captures::Yes) {
+            extra = place.replace(extra);
+            if extra.is_none() {
+                break;
+            }
+        }
     }
 
     /// Empties the cache.
     pub(crate) fn clear(&self) {
-        drop(self.error.take());
+        self.errors.iter().for_each(|error| drop(error.take()));
     }
 }
 
@@ -180,23 +255,57 @@ mod tests {
         ] {
             let back = cache.exit_of(error).unwrap_err();
             assert_eq!(back.to_string(), "nothing");
-            assert!(cache.error.take().is_none());
+            assert!(cache.errors[0].take().is_none());
         }
+    }
+
+    #[test]
+    fn an_error_of_a_user_is_not_cached_if_it_may_have_a_backtrace() {
+        let cache = ExitCache::none();
+        let exit = cache.exit_of(Error::new(GreenletExit::new())).unwrap();
+        assert_eq!(exit, GreenletExit::new());
+        assert!(cache.errors[0].take().is_none());
+        // Nor is one with a clone of a cached exit.
+        let clone = cache.error(exit).downcast_ref::<GreenletExit>().cloned().unwrap();
+        cache.captures.set(Captures::Yes);
+        cache.exit_of(Error::new(clone)).unwrap();
+        assert!(cache.errors[0].take().is_none());
+    }
+
+    #[test]
+    fn a_limited_number_of_errors_is_cached() {
+        let cache = ExitCache::none();
+        let new: Vec<Error> = (0..20).map(|_| cache.error(GreenletExit::new())).collect();
+        for error in new {
+            cache.exit_of(error).unwrap();
+        }
+        let cached = cache.errors.iter().filter(|error| error.take().is_some());
+        let limit = match cache.captures.get() {
+            Captures::Yes => cache.errors.len(),
+            _ => 1,
+        };
+        assert_eq!(cached.count(), limit);
     }
 
     #[test]
     fn a_cached_exit_is_reused_with_the_new_reason() {
         let cache = ExitCache::none();
-        let first = cache.error(reason::ENDED);
+        let first = cache.error(GreenletExit::because(reason::ENDED));
         let place: *const GreenletExit = first.downcast_ref().unwrap();
         assert_eq!(
             cache.exit_of(first).unwrap(),
             GreenletExit::because(reason::ENDED)
         );
-        let second = cache.error("the second");
+        let second = cache.error(GreenletExit::with_reason("the second"));
         assert_eq!(second.to_string(), "greenlet exit: the second");
-        if std::env::var_os("RUST_BACKTRACE").is_none_or(|value| value == "0") {
+        if HIDES_CALLERS || second.backtrace().status() != BacktraceStatus::Captured {
             assert!(std::ptr::eq(place, second.downcast_ref().unwrap()));
         }
+        assert!(
+            !second
+                .backtrace()
+                .to_string()
+                .contains("reused_with_the_new_reason")
+        );
     }
 }

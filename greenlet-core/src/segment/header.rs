@@ -120,6 +120,18 @@ impl Header {
     }
 }
 
+/// Returns what to call each generator that the caller runs in, from the innermost outwards.
+pub(crate) fn labels_of_running() -> impl Iterator<Item = String> {
+    Header::chain().filter_map(|header| {
+        let header = Header::of(&header);
+        let created_at = header.created_at()?;
+        Some(match header.name() {
+            Some(name) => format!("generator '{name}' created at {created_at}"),
+            None => format!("generator created at {created_at}"),
+        })
+    })
+}
+
 /// Owns one count of a header.
 pub(super) struct Held(NonNull<Header>);
 

@@ -60,6 +60,7 @@ use crate::thread::{ThreadState, flag};
 
 use header::Header;
 use header::Held;
+pub(crate) use header::labels_of_running;
 use words::{pack, unpack};
 pub(crate) use yielder::{NotYielded, Yielder};
 
@@ -488,7 +489,9 @@ impl Closing {
         held.header().refusals_left.set(Some(REFUSALS + FORCES));
         (
             Closing(held),
-            ThreadState::current().exit_cache.error(reason::CLOSED),
+            ThreadState::current()
+                .exit_cache
+                .error(GreenletExit::because(reason::CLOSED)),
         )
     }
 }

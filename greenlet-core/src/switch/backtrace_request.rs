@@ -21,6 +21,7 @@ use std::mem::ManuallyDrop;
 use std::panic::{Location, catch_unwind};
 use std::ptr;
 
+use crate::backend;
 use crate::backend::abort::abort;
 use crate::node::Inner;
 use crate::node::rc::InnerRc;
@@ -66,6 +67,16 @@ pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
     backtrace
 }
 
+/// Takes a backtrace of the running greenlet, up to its first frame: without its ancestors.
+#[inline(never)] // gives the backtrace a first frame to start from
+pub(crate) fn capture() -> Backtrace {
+    match thread::with_current_inner(Inner::first_frame) {
+        // SAFETY: the greenlet runs, so its entry has been called and has not ended.
+        Some(base) => unsafe { backend::unlinked(base, Backtrace::force_capture) },
+        None => Backtrace::force_capture(), // main
+    }
+}
+
 /// Serves requests until a payload is none, and returns that. Every receiver of a payload calls it.
 #[inline]
 pub(crate) fn serve(mut payload: Payload) -> Payload {
@@ -80,7 +91,7 @@ pub(crate) fn serve(mut payload: Payload) -> Payload {
 #[cold]
 #[inline(never)]
 fn serve_one(request: BacktraceRequest) -> Payload {
-    let backtrace = match catch_unwind(Backtrace::force_capture) {
+    let backtrace = match catch_unwind(capture) {
         Ok(backtrace) => Some(backtrace),
         Err(panic) => {
             // Its destructor is arbitrary user code, which must not run here.

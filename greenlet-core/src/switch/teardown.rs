@@ -17,7 +17,7 @@ use crate::node::handle::Greenlet;
 use crate::node::lineage;
 use crate::node::rc::InnerRc;
 use crate::node::status::{Hold, State};
-use crate::payload::exit::reason;
+use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::payload::value::Value;
 use crate::switch;
@@ -109,7 +109,7 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
     // CAUTION: `deliver_stage` runs arbitrary user code up to its last statement, so the checks
     // follow it.
     let thread = ThreadState::current();
-    let exit = thread.exit_cache.error(reason);
+    let exit = thread.exit_cache.error(GreenletExit::because(reason));
     let refusals = thread.refusals.replace(0);
     let mut is_forced = deliver_stage(greenlet, Message::Error(exit));
     if node.status.hold() != Hold::None {

@@ -169,7 +169,19 @@ impl fmt::Display for Unraisable {
         }
         match &self.what {
             What::Error(error) => write!(f, "{label} was ended, and this was ignored: {error:#}"),
-            What::Panic(_) => write!(f, "{label} was ended, and a panic was ignored"),
+            What::Panic(payload) => {
+                write!(f, "{label} was ended, and a panic was ignored")?;
+                // `try_borrow`, because a hook may print the report while it drops the payload.
+                let payload = payload.try_borrow();
+                match payload
+                    .as_ref()
+                    .ok()
+                    .and_then(|payload| message_of(payload.as_deref()?))
+                {
+                    Some(message) => write!(f, ": {message}"),
+                    None => Ok(()),
+                }
+            }
             What::RefusedToEnd => write!(
                 f,
                 "{label} stopped its own end; it is left suspended, and its stack is leaked"
@@ -181,6 +193,12 @@ impl fmt::Display for Unraisable {
             ),
         }
     }
+}
+
+/// Returns the message of a panic, if its payload is a text.
+fn message_of(payload: &(dyn Any + Send)) -> Option<&str> {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
 }
 
 type Hook = Arc<dyn Fn(&Unraisable) + Send + Sync>;

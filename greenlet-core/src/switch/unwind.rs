@@ -46,8 +46,21 @@ struct Forced;
 /// assert_eq!(child.switch::<u32>(()).unwrap_err().to_string(), "no number today");
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-pub fn raise(error: impl Into<Error>) -> ! {
-    resume_unwind(Box::new(Raised(error.into())))
+pub fn raise(error: impl Into<Error> + 'static) -> ! {
+    resume_unwind(Box::new(Raised(into_error(error))))
+}
+
+/// Converts what a user throws or raises. An exit becomes an error of the cache, which captures no
+/// backtrace.
+#[inline]
+pub(crate) fn into_error<E: Into<Error> + 'static>(error: E) -> Error {
+    let mut error = Some(error);
+    let any: &mut dyn Any = &mut error;
+    if let Some(exit) = any.downcast_mut().and_then(Option::<GreenletExit>::take) {
+        return ThreadState::current().exit_cache.error(exit);
+    }
+    // CAUTION: runs arbitrary user code.
+    error.expect("it is no exit, so it was not taken").into()
 }
 
 /// Unwinds the running greenlet to its first frame: the second stage of an exit.

@@ -28,12 +28,17 @@ pub(crate) fn run_tests(tests: &[Test]) -> ExitCode {
 /// In the child, runs the scenario and returns `None`. In the parent, starts the child and returns
 /// its output and status. `test` is the name of the calling test.
 pub(crate) fn run(test: &str, scenario: impl FnOnce()) -> Option<Output> {
+    run_with(test, &[("RUST_BACKTRACE", "0")], scenario)
+}
+
+/// As [`run`], with these variables in the child's environment.
+pub(crate) fn run_with(test: &str, variables: &[(&str, &str)], scenario: impl FnOnce()) -> Option<Output> {
     if std::env::var_os(VARIABLE).is_some() {
         scenario();
         return None;
     }
     let mut child = this_binary::this_binary();
-    child.env(VARIABLE, test).env("RUST_BACKTRACE", "0");
+    child.env(VARIABLE, test).envs(variables.iter().copied());
     Some(child.output().expect("the test can run itself"))
 }
 

@@ -1,4 +1,6 @@
 //! Inspection of greenlets from outside: the recorder, and the views of a thread.
 
+mod linked;
+mod panics;
 mod recorder;
 mod tree;

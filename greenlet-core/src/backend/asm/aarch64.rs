@@ -13,7 +13,8 @@
 //!
 //!   context.pc: the trampoline                  context.pc: label 2 of that switch
 //!
-//!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
+//!   running: the link is in the place of the    finished: the stack holds garbage.
+//!            address of entry.
 //! ```
 //!
 //! A segment stores the code address on its stack, so that its resume point is one word:
@@ -56,6 +57,8 @@ use std::ptr::{self, NonNull};
 
 use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
+personality!("mov w0, #3", "ret");
+
 // The first code on a fresh stack: calls the entry, whose address it pops. The switch has set x0,
 // x1 and x2.
 global_asm!(
@@ -66,12 +69,17 @@ global_asm!(
     concat!(".type ", trampoline!(), ", @function"),
     concat!(trampoline!(), ":"),
     ".cfi_startproc",
-    // There is no caller: a backtrace ends here.
+    boundary!(),
+    // Until the link is stored, a backtrace ends here.
     ".cfi_undefined x30",
-    "ldr x9, [sp], #16",
+    "ldr x9, [sp]",
+    "str x2, [sp]", // the link
     // The chain of frame pointers ends here.
     "mov x29, xzr",
     "mov x30, xzr",
+    caller_is_ancestor!("0x8f", "30"), // breg31 (sp), x30
+    ".cfi_offset x29, -16",
+    ".cfi_offset x19, -8",
     "blr x9",
     // The entry does not return.
     "brk #1",
@@ -185,16 +193,9 @@ global_asm!(
     concat!(".type ", trampoline!(), "_segment, @function"),
     concat!(trampoline!(), "_segment:"),
     ".cfi_startproc",
-    // The caller is the consumer, whose stack may be above or below this one. Debuggers reject a
-    // caller at a lower address, except from a signal frame.
-    ".cfi_signal_frame",
-    // The caller's CFA is its resume point plus four words. The step has stored the resume point in
-    // the first word of the header, whose address is at [sp + 24] at first, and at [sp + 8] around
-    // the call, where backtraces are taken: DW_OP_breg31 (sp) 8, deref, deref, plus_uconst 32.
-    ".cfi_escape 0x0f, 6, 0x8f, 8, 0x06, 0x06, 0x23, 32",
-    ".cfi_offset x29, -16",
-    ".cfi_offset x19, -24",
-    ".cfi_offset x30, -32",
+    boundary!(),
+    // Until sp is at the link, a backtrace ends here.
+    ".cfi_undefined x30",
     // Load the entry's address, drop two words, and load the header's address. sp stays aligned to
     // 16.
     "ldr x9, [sp, #8]",
@@ -203,6 +204,12 @@ global_asm!(
     // The chain of frame pointers ends here.
     "mov x29, xzr",
     "mov x30, xzr",
+    // The caller is the consumer. Its CFA is its resume point, plus four words. The step has stored
+    // the resume point in the first word of the header: breg31 (sp) 8, deref, deref, plus_uconst 32.
+    ".cfi_escape 0x0f, 6, 0x8f, 8, 0x06, 0x06, 0x23, 32",
+    ".cfi_offset x29, -16",
+    ".cfi_offset x19, -24",
+    ".cfi_offset x30, -32",
     "blr x9",
     // The entry does not return.
     "brk #1",

@@ -7,13 +7,13 @@
 //!
 //!   base ─►├──────────────────┤                 │ frame that switched │
 //!          │ not written      │                 ├─────────────────────┤
-//!          │ not written      │                 │ rbp                 │
+//!          │ the link, later  │                 │ rbp                 │
 //!          │ address of entry │◄─ context.sp    │ rbx                 │◄─ context.sp
 //!          └──────────────────┘                 └─────────────────────┘
 //!
 //!   context.pc: the trampoline                  context.pc: label 2 of that switch
 //!
-//!   running: nothing of ours is on the stack.   finished: the stack holds garbage.
+//!   running: the link is on the stack.          finished: the stack holds garbage.
 //! ```
 //!
 //! A segment stores the code address on its stack, so that its resume point is one word:
@@ -58,6 +58,8 @@ use std::ptr::{self, NonNull};
 
 use crate::backend::{Entry, SavedContext, SegmentEntry, Word, Words};
 
+personality!("mov eax, 3", "ret");
+
 // The first code on a fresh stack: calls the entry, whose address it pops. The switch has set rdi,
 // rsi and rdx.
 global_asm!(
@@ -68,12 +70,17 @@ global_asm!(
     concat!(".type ", trampoline!(), ", @function"),
     concat!(trampoline!(), ":"),
     ".cfi_startproc",
-    // There is no caller: a backtrace ends here.
+    boundary!(),
+    // Until the link is stored, a backtrace ends here.
     ".cfi_undefined rip",
     // rsp is `base` - 16 now, aligned to 16 as a call requires.
     "pop rax",
+    "mov [rsp], rdx", // the link
     // The chain of frame pointers ends here.
     "xor ebp, ebp",
+    caller_is_ancestor!("0x77", "16"), // breg7 (rsp), rip
+    ".cfi_offset rbp, -8",
+    ".cfi_offset rbx, -16",
     "call rax",
     // The entry does not return.
     "ud2",
@@ -184,16 +191,9 @@ global_asm!(
     concat!(".type ", trampoline!(), "_segment, @function"),
     concat!(trampoline!(), "_segment:"),
     ".cfi_startproc",
-    // The caller is the consumer, whose stack may be above or below this one. Debuggers reject a
-    // caller at a lower address, except from a signal frame.
-    ".cfi_signal_frame",
-    // The caller's CFA is its resume point plus three words. The step has stored the resume point
-    // in the first word of the header, whose address is at [rsp + 16] at first, and at [rsp] around
-    // the call, where backtraces are taken: DW_OP_breg7 (rsp) 0, deref, deref, plus_uconst 24.
-    ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 24",
-    ".cfi_offset rbp, -8",
-    ".cfi_offset rbx, -16",
-    ".cfi_offset rip, -24",
+    boundary!(),
+    // Until rsp is at the link, a backtrace ends here.
+    ".cfi_undefined rip",
     // Drop the address of this code, pop the entry's, and load the header's. rsp is aligned to 16
     // now.
     "add rsp, 8",
@@ -201,6 +201,12 @@ global_asm!(
     "mov rdx, [rsp]",
     // The chain of frame pointers ends here.
     "xor ebp, ebp",
+    // The caller is the consumer. Its CFA is its resume point, plus three words. The step has stored
+    // the resume point in the first word of the header: breg7 (rsp) 0, deref, deref, plus_uconst 24.
+    ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 24",
+    ".cfi_offset rbp, -8",
+    ".cfi_offset rbx, -16",
+    ".cfi_offset rip, -24",
     "call rax",
     // The entry does not return.
     "ud2",

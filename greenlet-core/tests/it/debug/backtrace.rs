@@ -1,5 +1,5 @@
-//! Backtraces of greenlets end at the first frame of the greenlet, and taking one has no side
-//! effects.
+//! `Greenlet::backtrace` ends at the first frame of the greenlet, and taking one has no side effects.
+//! `linked.rs` is about backtraces that the running greenlet captures itself.
 
 use std::backtrace::Backtrace;
 use std::cell::Cell;
@@ -69,21 +69,6 @@ fn a_backtrace_ends_at_the_first_frame() {
     assert!(shallow > 3 && shallow < 40, "{shallow} frames");
     let deep = frames(&suspended(20).backtrace().unwrap());
     assert_eq!(deep, shallow + 20);
-}
-
-#[inline(never)]
-fn captures() -> Backtrace {
-    black_box(Backtrace::force_capture()) // no tail call, which would leave no frame
-}
-
-#[test]
-fn a_backtrace_captured_inside_a_greenlet_ends_at_its_first_frame() {
-    let greenlet = Greenlet::new(|(): ()| Ok(black_box(captures())));
-    let backtrace = greenlet.switch::<Backtrace>(()).unwrap();
-    let text = backtrace.to_string();
-    assert!(text.contains("backtrace::captures"), "{text}");
-    assert!(!text.contains("one_captured_inside::"), "{text}");
-    assert!(frames(&backtrace) < 40, "{text}");
 }
 
 #[test]

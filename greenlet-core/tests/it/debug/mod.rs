@@ -1,3 +1,4 @@
 //! Inspection of greenlets from outside.
 
 mod backtrace;
+mod linked;
