@@ -30,7 +30,6 @@
 //! | `generator/` | generators: functions that yield values to the greenlet that asks for them |
 //! | `greenlet/` | what users call: the methods of `Greenlet`, local variables, functions for all threads |
 //! | `switch/` | moving control from one greenlet to another: start, switch, end, tracing |
-//! | `segment/` | code on a stack of its own, as a part of the greenlet that steps it |
 //! | `thread/` | the state that each thread keeps |
 //! | `node/` | one greenlet: its memory, its reference counts, its parent, its state |
 //! | `stack/` | the memory of stacks, and the report of an overflow |
@@ -44,7 +43,6 @@ mod generator;
 mod greenlet;
 mod node;
 mod payload;
-mod segment;
 pub mod stack;
 mod switch;
 #[cfg(test)]
