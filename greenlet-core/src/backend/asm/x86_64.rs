@@ -75,8 +75,13 @@ global_asm!(
     "pop rax",
     // The chain of frame pointers ends here.
     "xor ebp, ebp",
-    "call rax",
+    // Not a `call`: the processor would predict that the next `ret` of the resumed stack's caller
+    // returns here.
+    "lea r9, [rip + 2f]",
+    "push r9",
+    "jmp rax",
     // The entry does not return.
+    "2:",
     "ud2",
     ".cfi_endproc",
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
@@ -201,8 +206,13 @@ global_asm!(
     "mov rdx, [rsp]",
     // The chain of frame pointers ends here.
     "xor ebp, ebp",
-    "call rax",
+    // Not a `call`: the processor would predict that the next `ret` of the resumed stack's caller
+    // returns here.
+    "lea r9, [rip + 2f]",
+    "push r9",
+    "jmp rax",
     // The entry does not return.
+    "2:",
     "ud2",
     ".cfi_endproc",
     concat!(
