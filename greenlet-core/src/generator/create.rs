@@ -124,8 +124,8 @@ where
     Header::of(&header).unrun.set(None);
     // SAFETY: the function is there until the body begins, and is marked as used.
     let function = unsafe { place_of::<F>(header).read() };
-    // SAFETY: the body runs, so the generator owns a count [header-alive].
-    let yielder = Yielder::new(unsafe { Held::clone_from_raw(header) });
+    // SAFETY: it is the count of the function [header-alive].
+    let yielder = Yielder::new(unsafe { Held::from_raw(header) });
     // SAFETY: the first step carries an `S`, because `deliver` throws nothing at a body that has
     // not begun.
     let first = unsafe { unpack::<S>([first, second, third]) };

@@ -1,6 +1,7 @@
 //! Ends a generator that has not finished, and reports failures, which no code can receive.
 
 use std::any::Any;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::ptr;
 
@@ -79,7 +80,10 @@ fn advance<Y, S, R>(generator: &Generator<Y, S, R>, by_force: bool) -> Option<Me
         match step {
             Err(End::Error(error)) if !error.is::<GreenletExit>() => Some(Message::Error(error)),
             Err(End::Unwound(payload)) if !is_own(&*payload) => Some(unwind::own_message(payload)),
-            _ => None,
+            _ => {
+                generator.returned.take();
+                None
+            }
         }
     }));
     outcome.unwrap_or_else(|payload| Some(unwind::own_message(payload)))
@@ -105,7 +109,7 @@ fn report(message: Message, created_at: &'static Location<'static>) -> bool {
 /// [`REFUSALS`].
 #[inline(never)] // keeps the code of its callers small
 pub(super) fn exit(header: &Header) -> Error {
-    header.refusals_left.set(Some(REFUSALS + FORCES));
+    header.refusals_left.set(NonZero::new(REFUSALS + FORCES + 1));
     ThreadState::current().exit_cache.error(reason::CLOSED)
 }
 

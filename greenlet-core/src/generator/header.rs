@@ -15,6 +15,7 @@
 use std::any::TypeId;
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
+use std::num::NonZero;
 use std::ops::Deref;
 use std::panic::Location;
 use std::ptr::NonNull;
@@ -36,13 +37,13 @@ pub(super) struct Header {
     /// How far below the header an address is surely on this stack.
     pub(super) reach: usize,
     /// [header-alive]
-    handles: Cell<usize>,
-    stack: Cell<Option<Stack>>,
+    handles: Cell<u32>,
+    /// How many yields may still be refused, plus one, while the body is thrown an exit.
+    pub(super) refusals_left: Cell<Option<NonZero<u32>>>,
+    stack: Stack,
     types: fn() -> [TypeId; 2],
     /// `None` after the body has begun, or the function was dropped.
     pub(super) unrun: Cell<Option<DropFunction>>,
-    /// How many yields may still be refused, while the body is thrown an exit.
-    pub(super) refusals_left: Cell<Option<u32>>,
 }
 
 const _: () = {
@@ -52,7 +53,7 @@ const _: () = {
 };
 
 impl Header {
-    /// Writes a header into the room of a stack. The caller owns its one count.
+    /// Writes a header into the room of a stack. The caller owns its two counts.
     pub(super) fn put(
         stack: Stack,
         created_at: &'static Location<'static>,
@@ -68,11 +69,11 @@ impl Header {
             header.write(Header {
                 label: Label::new(created_at, name),
                 reach: stack.size(),
-                handles: Cell::new(1),
-                stack: Cell::new(Some(stack)),
+                handles: Cell::new(2),
+                refusals_left: Cell::new(None),
+                stack,
                 types,
                 unrun: Cell::new(Some(unrun)),
-                refusals_left: Cell::new(None),
             });
         }
         header
@@ -150,20 +151,24 @@ impl Clone for Held {
 impl Drop for Held {
     #[inline]
     fn drop(&mut self) {
-        let left = self.handles.get() - 1;
-        self.handles.set(left);
-        if left == 0 {
-            release(self);
+        match self.handles.get() {
+            // SAFETY: nobody else has a count.
+            1 => unsafe { release(self) },
+            count => self.handles.set(count - 1),
         }
     }
 }
 
-/// Releases the segment's stack, after the last count.
+/// Releases the segment's stack.
+///
+/// # Safety
+///
+/// - Nobody uses the header afterwards.
 #[inline(never)]
-fn release(header: &Header) {
-    // SAFETY: a name is borrowed only from a header that is counted.
+unsafe fn release(header: &Header) {
+    // SAFETY: nobody uses the header any more, so nobody has borrowed the name.
     unsafe { header.label.clear() };
-    if let Some(stack) = header.stack.take() {
-        ThreadState::current().take_back(stack);
-    }
+    // SAFETY: it is the last use of the field.
+    let stack = unsafe { std::ptr::read(&raw const header.stack) };
+    ThreadState::current().take_back(stack);
 }

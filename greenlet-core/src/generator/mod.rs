@@ -245,7 +245,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         }
         match self.deliver(error) {
             Ok(item) => Some(Ok(item)),
-            Err(end) => self.resolve(end).map(Err),
+            Err(end) => end.into_error().map(Err),
         }
     }
 
@@ -282,7 +282,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         }
         match self.deliver_exit() {
             Ok(_item) => Err(GeneratorError::new(Kind::ExitIgnored).into()),
-            Err(end) => self.resolve(end).map_or(Ok(()), Err),
+            Err(end) => end.into_error().map_or(Ok(()), Err),
         }
     }
 

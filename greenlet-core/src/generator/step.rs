@@ -25,8 +25,8 @@
 //! # Invariants
 //!
 //! - **[header-alive]** A header lives while its count is not 0. The generator owns a count until
-//!   its body has ended, and so does each [`Yielder`](super::Yielder). The header is on the stack,
-//!   so the stack lives as long.
+//!   its body has ended, and so does each [`Yielder`](super::Yielder). A function that has not begun
+//!   owns the count of its first yielder. The header is on the stack, so the stack lives as long.
 //! - **[body-suspended]** `sp` is non-null exactly while the body is suspended in a yield, or has
 //!   not begun. Then it is the resume point, and there is a header. Each step takes it out, so it
 //!   is used once.
@@ -38,7 +38,7 @@
 use std::any::Any;
 use std::mem::ManuallyDrop;
 use std::panic::resume_unwind;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use anyhow::{Error, Result};
 
@@ -61,12 +61,22 @@ pub(super) const ERROR: *const () = ptr::without_provenance(1);
 pub(super) const UNWIND: *const () = ptr::without_provenance(2);
 
 /// How a body ends.
-pub(super) enum End<R> {
-    Returned(R),
+pub(super) enum End {
+    /// It has returned a value, which is in `returned`; or the exit that it was thrown.
+    Finished,
     Error(Error),
     Unwound(Box<dyn Any + Send>),
-    /// With the exit that it was thrown, or before.
-    Exited,
+}
+
+impl End {
+    /// Returns the error, or resumes the unwinding.
+    pub(super) fn into_error(self) -> Option<Error> {
+        match self {
+            End::Finished => None,
+            End::Error(error) => Some(error),
+            End::Unwound(payload) => resume_unwind(payload),
+        }
+    }
 }
 
 impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
@@ -81,14 +91,16 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
             // SAFETY: the words are those of the value, which is in this frame.
             return unsafe { self.refuse(data[0], data[1], data[2]) }.map(Err);
         }
+        // SAFETY: there was a resume point in `sp`, so there is a header [body-suspended].
+        let header = unsafe { self.header.get().unwrap_unchecked() };
         // SAFETY: `to` was just taken out of `sp` [body-suspended]. The value is in this frame,
         // which the step suspends.
-        let (left, word, data) = unsafe { self.bare_step(to, VALUE, data) };
-        self.sp.set(left);
+        let (left, word, data) = unsafe { bare_step(header, to, VALUE, data) };
         if left.is_null() {
             // SAFETY: it was a final step, and these are its words.
-            return unsafe { self.end_of_step(word, data[0], data[1], data[2]) }.map(Err);
+            return unsafe { self.end_of_step(header, word, data[0], data[1], data[2]) }.map(Err);
         }
+        self.sp.set(left);
         // SAFETY: a step back that is not final carries a `Y`.
         Some(Ok(unsafe { unpack(data) }))
     }
@@ -119,14 +131,21 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// - As for [`take_end`](Generator::take_end).
     #[cold]
     #[inline(never)]
-    unsafe fn end_of_step(&self, word: *const (), first: Word, second: Word, third: Word) -> Option<Error> {
-        // SAFETY: the caller passes the words of the final step.
-        self.resolve(unsafe { self.take_end(word, [first, second, third]) })
+    unsafe fn end_of_step(
+        &self,
+        header: NonNull<Header>,
+        word: *const (),
+        first: Word,
+        second: Word,
+        third: Word,
+    ) -> Option<Error> {
+        // SAFETY: the caller passes the header and the words of the final step.
+        unsafe { self.take_end(header, word, [first, second, third]) }.into_error()
     }
 
     /// Throws an error at a body that does not run. A body that has not begun ends with the error,
     /// unrun, and so does one that has ended.
-    pub(super) fn deliver(&self, error: Error) -> Result<Y, End<R>> {
+    pub(super) fn deliver(&self, error: Error) -> Result<Y, End> {
         let Some(header) = self.header.get() else {
             return Err(End::Error(error));
         };
@@ -136,6 +155,8 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
             // SAFETY: it is the generator's own count [header-alive], which `self.header` no longer
             // has.
             let _held = unsafe { Held::from_raw(header) };
+            // SAFETY: it is the count of the function [header-alive].
+            let _yielder = unsafe { Held::from_raw(header) };
             // SAFETY: the body has not begun, so the function has not been used, and it was just
             // marked as used.
             // CAUTION: runs arbitrary user code.
@@ -145,13 +166,13 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         let mut error = ManuallyDrop::new(error);
         // SAFETY: `to` was just taken out of `sp` [body-suspended]. It is not null, because the
         // body does not run. The error is in this frame, which the step suspends.
-        unsafe { self.rare_step(to, ERROR, pack(&mut error)) }
+        unsafe { self.rare_step(header, to, ERROR, pack(&mut error)) }
     }
 
     /// Throws an exit at a body that does not run.
-    pub(super) fn deliver_exit(&self) -> Result<Y, End<R>> {
+    pub(super) fn deliver_exit(&self) -> Result<Y, End> {
         let Some(header) = self.header.get() else {
-            return Err(End::Exited);
+            return Err(End::Finished);
         };
         // SAFETY: the generator owns a count of it [header-alive].
         let held = unsafe { Held::clone_from_raw(header) };
@@ -160,86 +181,90 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         held.refusals_left.set(None);
         drop(held);
         step.map_err(|end| match end {
-            End::Error(error) => end::unless_own_exit(error).map_or(End::Exited, End::Error),
+            End::Error(error) => end::unless_own_exit(error).map_or(End::Finished, End::Error),
             end => end,
         })
     }
 
     /// Unwinds by force a body that is suspended.
-    pub(super) fn force(&self) -> Result<Y, End<R>> {
+    pub(super) fn force(&self) -> Result<Y, End> {
+        let Some(header) = self.header.get() else {
+            return Err(End::Finished);
+        };
         let to = self.sp.replace(ptr::null_mut());
         // SAFETY: `to` was just taken out of `sp` [body-suspended]. It is not null, because the
         // body does not run. The body has begun, because an exit was thrown first.
-        unsafe { self.rare_step(to, UNWIND, [Word::uninit(); 3]) }
+        unsafe { self.rare_step(header, to, UNWIND, [Word::uninit(); 3]) }
     }
 
     /// Resumes the body. Returns the item, or how the body ended.
     ///
     /// # Safety
     ///
-    /// - `to` was just taken out of `sp`, and is not null. The word describes the data, which stay
-    ///   in place until the body has taken them.
+    /// - It is the generator's header. `to` was just taken out of `sp`, and is not null. The word
+    ///   describes the data, which stay in place until the body has taken them.
     #[inline(never)] // keeps the code of its callers small
-    unsafe fn rare_step(&self, to: *mut u8, word: *const (), data: Words) -> Result<Y, End<R>> {
+    unsafe fn rare_step(
+        &self,
+        header: NonNull<Header>,
+        to: *mut u8,
+        word: *const (),
+        data: Words,
+    ) -> Result<Y, End> {
         // SAFETY: the caller passes such arguments.
-        let (left, word, data) = unsafe { self.bare_step(to, word, data) };
-        self.sp.set(left);
+        let (left, word, data) = unsafe { bare_step(header, to, word, data) };
         if left.is_null() {
             // SAFETY: it was a final step, and these are its words.
-            return Err(unsafe { self.take_end(word, data) });
+            return Err(unsafe { self.take_end(header, word, data) });
         }
+        self.sp.set(left);
         // SAFETY: a step back that is not final carries a `Y`.
         Ok(unsafe { unpack(data) })
-    }
-
-    /// Resumes the body. Returns its next resume point, null after the final step, and the words.
-    ///
-    /// # Safety
-    ///
-    /// - As for [`rare_step`](Generator::rare_step).
-    #[inline(always)] // see "Inlining" in `switch`
-    unsafe fn bare_step(&self, to: *mut u8, word: *const (), data: Words) -> (*mut u8, *const (), Words) {
-        // SAFETY: there was a resume point in `sp`, so there is a header [body-suspended].
-        let header = unsafe { self.header.get().unwrap_unchecked() };
-        let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
-        // SAFETY: the body is suspended at `to`, says the caller. `outer` is the first word of the
-        // header [outer-waits].
-        let back = unsafe { backend::step(header.as_ptr().cast(), to, word, data) };
-        asan::arrive(left);
-        back
     }
 
     /// Takes the end of the body out of the words of its final step, and releases the header.
     ///
     /// # Safety
     ///
-    /// - The words come from the final step, and this is their first use.
+    /// - It is the generator's header. The words come from the final step, and this is their first
+    ///   use.
     #[inline]
-    unsafe fn take_end(&self, word: *const (), data: Words) -> End<R> {
-        // The stack, where the outcome may be, lives until the header is released below
-        // [outcome-taken].
-        let end = match word {
-            // SAFETY: `enter` packs an `R` with this word.
-            VALUE => End::Returned(unsafe { unpack(data) }),
+    unsafe fn take_end(&self, header: NonNull<Header>, word: *const (), data: Words) -> End {
+        self.header.set(None);
+        // Dropped last: the outcome may be on the stack [outcome-taken].
+        // SAFETY: it is the generator's own count [header-alive], which `self.header` no longer
+        // has.
+        let _held = unsafe { Held::from_raw(header) };
+        match word {
+            VALUE => {
+                // SAFETY: `enter` packs an `R` with this word.
+                self.returned.set(Some(unsafe { unpack(data) }));
+                End::Finished
+            }
             // SAFETY: `enter` packs an error with this word.
             ERROR => End::Error(unsafe { unpack(data) }),
             // SAFETY: `enter` packs a panic's payload with the third word.
             _ => End::Unwound(unsafe { unpack(data) }),
-        };
-        // SAFETY: it is the generator's own count [header-alive], which `self.header` no longer
-        // has.
-        drop(self.header.take().map(|header| unsafe { Held::from_raw(header) }));
-        end
-    }
-
-    /// Takes the result of the body: keeps its value, returns its error, or resumes its unwinding.
-    pub(super) fn resolve(&self, end: End<R>) -> Option<Error> {
-        match end {
-            End::Returned(value) => self.returned.set(Some(value)),
-            End::Error(error) => return Some(error),
-            End::Unwound(payload) => resume_unwind(payload),
-            End::Exited => {}
         }
-        None
     }
+}
+
+/// Resumes the body. Returns its next resume point, null after the final step, and the words.
+///
+/// # Safety
+///
+/// - As for [`rare_step`](Generator::rare_step).
+#[inline(always)] // see "Inlining" in `switch`
+unsafe fn bare_step(
+    header: NonNull<Header>,
+    to: *mut u8,
+    word: *const (),
+    data: Words,
+) -> (*mut u8, *const (), Words) {
+    let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
+    // SAFETY: the body is suspended at `to`, says the caller. `outer` is the first word of the
+    // header [outer-waits].
+    let back = unsafe { backend::step(header.as_ptr().cast(), to, word, data) };
+    asan::arrive(left);
+    back
 }

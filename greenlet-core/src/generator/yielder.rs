@@ -11,6 +11,7 @@ use std::any::TypeId;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::num::NonZero;
 use std::panic::{Location, resume_unwind};
 use std::ptr;
 
@@ -191,11 +192,11 @@ fn refuse(held: &Held, position: Position, value: Value) -> Error {
         Position::Inside | Position::Outside => return GeneratorError::new(Kind::Outside).into(),
     };
     if let Some(left) = held.refusals_left.get() {
-        if left == 0 {
+        let Some(left) = NonZero::new(left.get() - 1) else {
             give_up();
-        }
-        held.refusals_left.set(Some(left - 1));
-        if left <= FORCES {
+        };
+        held.refusals_left.set(Some(left));
+        if left.get() <= FORCES {
             force(held);
         }
     }
