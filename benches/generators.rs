@@ -1,5 +1,8 @@
-//! A generator through `Iterator`, for each value: two switches, or what takes their place. Two
-//! groups measure the creation and the end as well.
+//! A generator, for each value: two switches, or what takes their place. Two groups measure the
+//! creation and the end as well.
+//!
+//! Each contender is a closure, called in one place. An adapter of an iterator, such as `map`, may be
+//! compiled once for all its users: then its `next` is a call, which the others do not have.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -10,27 +13,27 @@ use std::task::{Context, Poll, Waker};
 
 use greenlet_benches::{Group, raw, stacks};
 
-/// Takes values from an iterator that does not end. What is left suspended is leaked.
-fn drain<I: Iterator<Item = u64>>(iterator: I) -> impl FnMut(u64) {
-    let mut iterator = ManuallyDrop::new(iterator);
+/// Takes values without end. What is left suspended is leaked.
+fn drain(next: impl FnMut() -> u64) -> impl FnMut(u64) {
+    let mut next = ManuallyDrop::new(next);
     move |values| {
         let mut sum = 0_u64;
         for _ in 0..values {
-            sum = sum.wrapping_add(iterator.next().unwrap());
+            sum = sum.wrapping_add(next());
         }
         black_box(sum);
     }
 }
 
 fn ours() -> impl FnMut(u64) {
-    let generator = greenlet::Generator::new(|out| {
+    let mut generator = greenlet::Generator::new(|out| {
         for n in 0..u64::MAX {
             out.yield_(n)?;
         }
         Ok(())
     });
     // An item is a `Result`.
-    drain(generator.map(Result::unwrap))
+    drain(move || generator.next().unwrap().unwrap())
 }
 
 /// The resume points of both sides.
@@ -48,17 +51,6 @@ unsafe extern "C" fn count(_: u64, pair: *mut ()) -> ! {
     unreachable!("nobody takes as many")
 }
 
-struct Raw(*mut Pair);
-
-impl Iterator for Raw {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        // SAFETY: the other is suspended.
-        Some(unsafe { raw::switch(&raw mut (*self.0).main, (*self.0).other, 0) })
-    }
-}
-
 fn raw() -> impl FnMut(u64) {
     let pair = Box::into_raw(Box::new(Pair {
         main: std::ptr::null_mut(),
@@ -67,46 +59,28 @@ fn raw() -> impl FnMut(u64) {
     let base = stacks::map(1)[0];
     // SAFETY: a fresh stack.
     unsafe { (*pair).other = raw::prepare(base, count, pair.cast()) };
-    drain(Raw(pair))
-}
-
-struct Corosensei(corosensei::Coroutine<(), u64, (), stacks::Pooled>);
-
-impl Iterator for Corosensei {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        self.0.resume(()).as_yield()
-    }
+    // SAFETY: the other is suspended.
+    drain(move || unsafe { raw::switch(&raw mut (*pair).main, (*pair).other, 0) })
 }
 
 fn corosensei() -> impl FnMut(u64) {
-    let coroutine = corosensei::Coroutine::with_stack(stacks::Pooled::take(), |yielder, ()| {
+    let mut coroutine = corosensei::Coroutine::with_stack(stacks::Pooled::take(), |yielder, ()| {
         for n in 0..u64::MAX {
             yielder.suspend(n);
         }
     });
-    drain(Corosensei(coroutine))
+    drain(move || coroutine.resume(()).as_yield().unwrap())
 }
 
 /// It is an `Iterator` itself.
 fn generator() -> impl FnMut(u64) {
-    drain(generator::Gn::<()>::new_scoped(|mut scope| {
+    let mut generator = generator::Gn::<()>::new_scoped(|mut scope| {
         for n in 0..u64::MAX {
             scope.yield_(n);
         }
         0
-    }))
-}
-
-struct Wasmtime(wasmtime_fiber::Fiber<'static, (), u64, ()>);
-
-impl Iterator for Wasmtime {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        self.0.resume(()).err()
-    }
+    });
+    drain(move || generator.next().unwrap())
 }
 
 fn wasmtime() -> impl FnMut(u64) {
@@ -116,26 +90,8 @@ fn wasmtime() -> impl FnMut(u64) {
             suspend.suspend(n);
         }
     });
-    drain(Wasmtime(fiber.unwrap()))
-}
-
-/// What a crate of generators over `async` does: a future leaves each value in a cell, and waits to
-/// be polled again.
-struct Async {
-    future: Pin<Box<dyn Future<Output = ()>>>,
-    slot: Rc<Cell<Option<u64>>>,
-}
-
-impl Iterator for Async {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        let mut context = Context::from_waker(Waker::noop());
-        match self.future.as_mut().poll(&mut context) {
-            Poll::Pending => self.slot.take(),
-            Poll::Ready(()) => None,
-        }
-    }
+    let fiber = fiber.unwrap();
+    drain(move || fiber.resume(()).unwrap_err())
 }
 
 async fn hand_out(slot: &Cell<Option<u64>>, n: u64) {
@@ -147,23 +103,30 @@ async fn hand_out(slot: &Cell<Option<u64>>, n: u64) {
     .await;
 }
 
+/// What a crate of generators over `async` does: a future leaves each value in a cell, and waits to be polled again.
 fn native_async() -> impl FnMut(u64) {
     let slot = Rc::new(Cell::new(None));
     let shared = Rc::clone(&slot);
-    let future = Box::pin(async move {
+    let mut future: Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
         for n in 0..u64::MAX {
             hand_out(&shared, n).await;
         }
     });
-    drain(Async { future, slot })
+    drain(move || {
+        let mut context = Context::from_waker(Waker::noop());
+        match future.as_mut().poll(&mut context) {
+            Poll::Pending => slot.take().unwrap(),
+            Poll::Ready(()) => unreachable!("it does not end"),
+        }
+    })
 }
 
-/// Takes values of any type from an iterator that does not end. What is left suspended is leaked.
-fn drain_of<T>(iterator: impl Iterator<Item = T>) -> impl FnMut(u64) {
-    let mut iterator = ManuallyDrop::new(iterator);
+/// Takes values of any type without end. What is left suspended is leaked.
+fn drain_of<T>(next: impl FnMut() -> T) -> impl FnMut(u64) {
+    let mut next = ManuallyDrop::new(next);
     move |values| {
         for _ in 0..values {
-            black_box(iterator.next().unwrap());
+            black_box(next());
         }
     }
 }
@@ -175,33 +138,23 @@ macro_rules! of_type {
             use super::*;
 
             pub(super) fn ours() -> impl FnMut(u64) {
-                let generator = greenlet::Generator::<$T>::new(|out| {
+                let mut generator = greenlet::Generator::<$T>::new(|out| {
                     for n in 0..u64::MAX {
                         out.yield_($value(n))?;
                     }
                     Ok(())
                 });
-                drain_of(generator.map(Result::unwrap))
-            }
-
-            struct Corosensei(corosensei::Coroutine<(), $T, (), stacks::Pooled>);
-
-            impl Iterator for Corosensei {
-                type Item = $T;
-
-                fn next(&mut self) -> Option<$T> {
-                    self.0.resume(()).as_yield()
-                }
+                drain_of(move || generator.next().unwrap().unwrap())
             }
 
             pub(super) fn corosensei() -> impl FnMut(u64) {
                 let stack = stacks::Pooled::take();
-                let coroutine = corosensei::Coroutine::with_stack(stack, |yielder, ()| {
+                let mut coroutine = corosensei::Coroutine::with_stack(stack, |yielder, ()| {
                     for n in 0..u64::MAX {
                         yielder.suspend($value(n));
                     }
                 });
-                drain_of(Corosensei(coroutine))
+                drain_of(move || coroutine.resume(()).as_yield().unwrap())
             }
 
             pub(super) fn genawaiter() -> impl FnMut(u64) {
@@ -210,7 +163,8 @@ macro_rules! of_type {
                         co.yield_($value(n)).await;
                     }
                 });
-                drain_of(generator.into_iter())
+                let mut values = generator.into_iter();
+                drain_of(move || values.next().unwrap())
             }
         }
     };
@@ -225,39 +179,51 @@ fn genawaiter() -> impl FnMut(u64) {
             co.yield_(n).await;
         }
     });
-    drain(generator.into_iter())
+    let mut values = generator.into_iter();
+    drain(move || values.next().unwrap())
 }
 
-/// Takes one value from each of many generators, and then the end if it `ends`.
-fn one_value<I: Iterator<Item = u64>>(make: fn(u64) -> I, ends: bool) -> impl FnMut(u64) {
+/// Takes all values of each of many generators.
+fn all_values<N: FnMut() -> Option<u64>>(make: impl Fn(u64) -> N) -> impl FnMut(u64) {
     move |generators| {
         for n in 0..generators {
-            let mut generator = make(n);
-            black_box(generator.next().unwrap());
-            if ends {
-                assert!(generator.next().is_none());
+            let mut next = make(n);
+            while let Some(value) = next() {
+                black_box(value);
             }
         }
     }
 }
 
-fn one_of_ours(n: u64) -> impl Iterator<Item = u64> {
-    greenlet::Generator::new(move |out| {
+/// Takes the first value of each of many generators, and drops them.
+fn first_value<N: FnMut() -> Option<u64>>(make: impl Fn(u64) -> N) -> impl FnMut(u64) {
+    move |generators| {
+        for n in 0..generators {
+            let mut next = make(n);
+            black_box(next().unwrap());
+        }
+    }
+}
+
+fn one_of_ours(n: u64) -> impl FnMut() -> Option<u64> {
+    let mut generator = greenlet::Generator::new(move |out| {
         out.yield_(n)?;
         Ok(())
-    })
-    .map(Result::unwrap)
+    });
+    move || generator.next().map(Result::unwrap)
 }
 
-fn one_of_corosensei(n: u64) -> impl Iterator<Item = u64> {
+fn one_of_corosensei(n: u64) -> impl FnMut() -> Option<u64> {
     let stack = stacks::Pooled::take();
-    Corosensei(corosensei::Coroutine::with_stack(stack, move |yielder, ()| {
+    let mut coroutine = corosensei::Coroutine::<(), u64, (), _>::with_stack(stack, move |yielder, ()| {
         yielder.suspend(n);
-    }))
+    });
+    move || coroutine.resume(()).as_yield()
 }
 
-fn one_of_genawaiter(n: u64) -> impl Iterator<Item = u64> {
-    genawaiter::rc::Gen::new(move |co| async move { co.yield_(n).await }).into_iter()
+fn one_of_genawaiter(n: u64) -> impl FnMut() -> Option<u64> {
+    let mut values = genawaiter::rc::Gen::new(move |co| async move { co.yield_(n).await }).into_iter();
+    move || values.next()
 }
 
 pub(crate) fn groups() -> Vec<Group> {
@@ -281,14 +247,14 @@ pub(crate) fn groups() -> Vec<Group> {
             .add("genawaiter", words::genawaiter)
             .goal("corosensei", 1.0),
         Group::new("generator: create, one value, end", 1)
-            .add("greenlet", || one_value(one_of_ours, true))
-            .add("corosensei", || one_value(one_of_corosensei, true))
-            .add("genawaiter", || one_value(one_of_genawaiter, true))
+            .add("greenlet", || all_values(one_of_ours))
+            .add("corosensei", || all_values(one_of_corosensei))
+            .add("genawaiter", || all_values(one_of_genawaiter))
             .goal("corosensei", 0.4),
         Group::new("generator: create, one value, drop", 1)
-            .add("greenlet", || one_value(one_of_ours, false))
-            .add("corosensei", || one_value(one_of_corosensei, false))
-            .add("genawaiter", || one_value(one_of_genawaiter, false))
+            .add("greenlet", || first_value(one_of_ours))
+            .add("corosensei", || first_value(one_of_corosensei))
+            .add("genawaiter", || first_value(one_of_genawaiter))
             .goal("corosensei", 0.05),
     ]
 }

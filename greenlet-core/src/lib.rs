@@ -30,7 +30,6 @@
 //! | `generator/` | generators: functions that yield values to the greenlet that asks for them |
 //! | `greenlet/` | what users call: the methods of `Greenlet`, local variables, functions for all threads |
 //! | `switch/` | moving control from one greenlet to another: start, switch, end, tracing |
-//! | `segment/` | code on a stack of its own, as a part of the greenlet that steps it |
 //! | `thread/` | the state that each thread keeps |
 //! | `node/` | one greenlet: its memory, its reference counts, its parent, its state |
 //! | `stack/` | the memory of stacks, and the report of an overflow |
@@ -45,18 +44,17 @@ mod generator;
 mod greenlet;
 mod node;
 mod payload;
-mod segment;
 pub mod stack;
 mod switch;
 #[cfg(test)]
 mod tests;
 mod thread;
 
+pub use generator::describe::describe_current;
 pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
 pub use greenlet::all_threads::{Broadcast, run_on_all_threads, run_pending_broadcasts};
 pub use greenlet::builder::Builder;
 pub use greenlet::current::{getcurrent, getmain, getparent};
-pub use greenlet::describe::describe_current;
 pub use greenlet::introspect::{StackUsage, greenlets, stacks_in_use, track_ages};
 pub use greenlet::local::LocalKey;
 pub use greenlet::locals::Locals;

@@ -221,7 +221,7 @@ pub(crate) unsafe fn init_segment(
 }
 
 /// Suspends this stack in `from` and resumes the segment at `to`. Returns the resume point that the
-/// step back leaves, which is null after a final step, and its words.
+/// step back leaves, a word if that is null, which it is after a final step, and the data.
 ///
 /// # Safety
 ///
@@ -251,10 +251,10 @@ pub(crate) unsafe fn step(
 ///
 /// - [resume-point] for `to`, [stack-waits] for this stack.
 #[inline]
-pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
+pub(crate) unsafe fn step_back(to: *mut u8, data: Words) -> (*const (), Words) {
     let packet = StepPacket {
         from: ptr::null(),
-        word,
+        word: ptr::null(),
         data,
         is_final: false,
     };

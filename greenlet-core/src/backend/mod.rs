@@ -22,16 +22,17 @@
 //!                                    stack with this base
 //! ```
 //!
-//! A segment is a stack that runs as a part of the greenlet that steps it (`segment/`). Its resume
+//! A segment is a stack that runs as a part of the greenlet that steps it (`generator/`). Its resume
 //! point is one word.
 //!
 //! ```text
 //!   init_segment(base, entry, header)  prepares a fresh segment, and returns its resume point. The
 //!                                      first step there calls entry(word, .., header, ..)
 //!   step(from, to, word, data)         saves this stack in `from`, the first word of the segment's
-//!                                      header, and resumes the segment at `to`. Returns the words of
-//!                                      the step back, and the resume point that the segment leaves
-//!   step_back(to, word, data)          suspends the segment, and resumes the consumer at `to`.
+//!                                      header, and resumes the segment at `to`. Returns the data of
+//!                                      the step back, and the resume point that the segment leaves.
+//!                                      After a final step that is null, and there is a word
+//!   step_back(to, data)                suspends the segment, and resumes the consumer at `to`.
 //!                                      Returns the words of the next step
 //!   step_and_exit(to, word, data)      resumes the consumer at `to`, and gives the segment up
 //! ```
@@ -47,7 +48,7 @@
 //!             └─────────────────────────┘ low addresses
 //! ```
 //!
-//! # Invariants, kept by the callers (`switch/`, `segment/`)
+//! # Invariants, kept by the callers (`switch/`, `generator/`)
 //!
 //! - **[resume-point]** The target's resume point was written by `init`, `switch`, or a step, on
 //!   this thread, and has not been used since. Its stack is mapped. If [`SELF_SWITCH_IS_NOOP`], the
@@ -198,27 +199,41 @@ pub(crate) type SegmentEntry = unsafe extern "C" fn(
     third: Word,
 ) -> !;
 
-/// Returns an address on the running stack, below the frame of the caller.
+/// Returns how far an address is above the stack pointer. It wraps around if it is not above.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
-pub(crate) fn stack_pointer() -> *const u8 {
-    let at: *const u8;
-    // SAFETY: the instruction only copies a register.
+pub(crate) fn depth_below(address: *const u8) -> usize {
+    let depth;
+    // SAFETY: the instructions only compute with registers.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        std::arch::asm!("mov {}, rsp", out(reg) at, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("sub {}, rsp", inout(reg) address.addr() => depth, options(nomem, nostack));
         #[cfg(target_arch = "aarch64")]
-        std::arch::asm!("mov {}, sp", out(reg) at, options(nomem, nostack, preserves_flags));
+        std::arch::asm!(
+            "mov {0}, sp",
+            "sub {0}, {1}, {0}",
+            out(reg) depth,
+            in(reg) address.addr(),
+            options(nomem, nostack, preserves_flags)
+        );
     }
-    at
+    depth
+}
+
+/// Returns how far an address is above the stack pointer. It wraps around if it is not above.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[inline(never)]
+pub(crate) fn depth_below(address: *const u8) -> usize {
+    let here = 0_u8;
+    address
+        .addr()
+        .wrapping_sub(std::hint::black_box(&raw const here).addr())
 }
 
 /// Returns an address on the running stack, below the frame of the caller.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-#[inline(never)]
+#[inline]
 pub(crate) fn stack_pointer() -> *const u8 {
-    let here = 0_u8;
-    std::hint::black_box(&raw const here)
+    ptr::without_provenance(depth_below(ptr::null()).wrapping_neg())
 }
 
 /// Starts to load the cache line at `address`, which may be any address, without waiting for it.

@@ -1,11 +1,11 @@
 //! The options of a generator: its name and the size of its stack.
 
-use std::cell::Cell;
+#![forbid(unsafe_code)]
+
 use std::panic::Location;
 
 use anyhow::Result;
 
-use crate::segment::Segment;
 use crate::stack;
 
 use super::{Generator, Yielder};
@@ -63,16 +63,7 @@ impl GeneratorBuilder {
         S: 'static,
         R: 'static,
     {
-        let function = move |out, first| function(Yielder::of(out), first);
-        let (segment, failed) = match Segment::new(self.name, self.stack_size, Location::caller(), function) {
-            Ok(segment) => (segment, None),
-            Err(error) => (Segment::finished(), Some(error.into())),
-        };
-        Generator {
-            segment,
-            returned: Cell::new(None),
-            failed: Cell::new(failed),
-        }
+        Generator::create(self.name, self.stack_size, Location::caller(), function)
     }
 }
 

@@ -7,26 +7,42 @@
 //!     next returns None      ◄────────────────  the function returned
 //! ```
 //!
-//! The function runs as a part of the greenlet that calls `next`: see `segment`.
+//! The function runs as a part of the greenlet that calls `next`: see `step.rs`.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)] // the files below allow it
 
 mod builder;
+#[allow(unsafe_code)] // prepares a stack
+mod create;
+pub(crate) mod describe;
+#[allow(unsafe_code)] // sends a pointer that nobody follows
 mod end;
 mod error;
+#[allow(unsafe_code)] // counts the header
+mod header;
+#[allow(unsafe_code)] // switches stacks
+mod step;
+#[allow(unsafe_code)] // copies values
+mod words;
+#[allow(unsafe_code)] // switches stacks
 mod yielder;
 
 use std::cell::Cell;
 use std::fmt;
 use std::iter::FusedIterator;
+use std::marker::PhantomData;
+use std::panic::Location;
+use std::ptr::NonNull;
 
 use anyhow::{Error, Result};
 
-use crate::segment::{Outcome, Segment};
+use crate::payload::error::Unwinding;
+use crate::payload::value::Value;
 
 pub use builder::GeneratorBuilder;
 pub use error::GeneratorError;
 use error::Kind;
+use header::Header;
 pub use yielder::{Yielder, yield_};
 
 /// A function with its own stack that produces values one by one: Python's generators. Unlike in
@@ -78,10 +94,14 @@ pub use yielder::{Yielder, yield_};
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Generator<Y: 'static, S: 'static = (), R: 'static = ()> {
-    segment: Segment<Y, S, R>,
+    /// [body-suspended]
+    sp: Cell<*mut u8>,
+    /// `None` after the end of the body. [header-alive]
+    header: Cell<Option<NonNull<Header>>>,
     returned: Cell<Option<R>>,
     /// The error of a failed creation, which the first step returns.
     failed: Cell<Option<Error>>,
+    types: PhantomData<fn(S) -> (Y, R)>,
 }
 
 impl<Y: 'static, R: 'static> Generator<Y, (), R> {
@@ -191,10 +211,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// ```
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn resume(&self, value: S) -> Option<Result<Y>> {
-        match self.segment.resume(value) {
-            Ok(item) => Some(Ok(item)),
-            Err(outcome) => self.resolve(outcome),
-        }
+        self.step(value)
     }
 
     /// Throws an error at the function, and runs it up to its next `yield_`. The `yield_` in which
@@ -221,9 +238,15 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn throw(&self, error: Error) -> Option<Result<Y>> {
-        match self.segment.throw(error) {
+        if self.is_executing() {
+            return Some(Err(GeneratorError::new(Kind::Busy).into()));
+        }
+        if std::thread::panicking() && !self.has_ended() {
+            return Some(Err(Unwinding::new(Some(Value::new(error))).into()));
+        }
+        match self.deliver(error) {
             Ok(item) => Some(Ok(item)),
-            Err(outcome) => self.resolve(outcome),
+            Err(end) => end.into_error().map(Err),
         }
     }
 
@@ -255,16 +278,19 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// ```
     pub fn close(&self) -> Result<()> {
         self.failed.take();
-        match self.segment.close() {
+        if self.is_executing() {
+            return Err(GeneratorError::new(Kind::Busy).into());
+        }
+        match self.deliver_exit() {
             Ok(_item) => Err(GeneratorError::new(Kind::ExitIgnored).into()),
-            Err(outcome) => self.resolve(outcome).map_or(Ok(()), |end| end.map(drop)),
+            Err(end) => end.into_error().map_or(Ok(()), Err),
         }
     }
 
     /// Returns `true` if the iteration is over.
     pub fn is_finished(&self) -> bool {
         let failed = self.failed.take();
-        let is_over = self.segment.is_finished() && failed.is_none();
+        let is_over = self.has_ended() && failed.is_none();
         self.failed.set(failed);
         is_over
     }
@@ -289,21 +315,6 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
         self.returned.take()
     }
 
-    /// Converts the result of a step that returned no item.
-    #[cold]
-    #[inline(never)]
-    fn resolve(&self, outcome: Outcome<R>) -> Option<Result<Y>> {
-        match outcome {
-            Outcome::Returned(value) => {
-                self.returned.set(Some(value));
-                None
-            }
-            Outcome::Failed(error) => Some(Err(error)),
-            Outcome::Finished => Some(Err(self.failed.take()?)),
-            Outcome::Executing => Some(Err(GeneratorError::new(Kind::Busy).into())),
-        }
-    }
-
     /// Ends the function like a drop of the generator: by an exit first, then by force. Errors are
     /// [reported](crate::set_unraisable_hook).
     ///
@@ -324,7 +335,22 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// ```
     #[inline(never)]
     pub fn end(&self) -> bool {
-        end::end(&self.segment)
+        end::end(self)
+    }
+
+    /// Returns `true` if the function has ended, or there was no stack for it.
+    fn has_ended(&self) -> bool {
+        self.header.get().is_none()
+    }
+
+    /// Returns `true` if the function runs, or is in the middle of a switch.
+    fn is_executing(&self) -> bool {
+        self.sp.get().is_null() && !self.has_ended()
+    }
+
+    /// Returns where the generator was created, until the function has ended.
+    fn created_at(&self) -> Option<&'static Location<'static>> {
+        Header::of(&self.header.get()?).label.created_at()
     }
 }
 
@@ -341,7 +367,7 @@ impl<Y: 'static, R: 'static> FusedIterator for Generator<Y, (), R> {}
 
 impl<Y: 'static, S: 'static, R: 'static> Drop for Generator<Y, S, R> {
     fn drop(&mut self) {
-        if !self.segment.is_finished() {
+        if !self.has_ended() {
             // CAUTION: runs arbitrary user code.
             self.end();
         }
@@ -351,14 +377,16 @@ impl<Y: 'static, S: 'static, R: 'static> Drop for Generator<Y, S, R> {
 impl<Y, S, R> fmt::Debug for Generator<Y, S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut output = f.debug_struct("Generator");
-        if let Some(name) = self.segment.name() {
-            output.field("name", &name);
+        if let Some(header) = self.header.get() {
+            if let Some(name) = Header::of(&header).label.name() {
+                output.field("name", &name);
+            }
         }
-        if let Some(created_at) = self.segment.created_at() {
+        if let Some(created_at) = self.created_at() {
             output.field("created_at", &format_args!("{created_at}"));
         }
         output
-            .field("is_executing", &self.segment.is_executing())
+            .field("is_executing", &self.is_executing())
             .field("is_finished", &self.is_finished())
             .finish_non_exhaustive()
     }

@@ -1,13 +1,33 @@
 //! The yielder, by which the function of a generator yields.
+//!
+//! A yield is refused, and changes nothing:
+//!
+//! - outside the body, and in another greenlet, because the running stack is not above the
+//!   segment's;
+//! - in a `no_switch` section that began in the body, because the yield would leave it;
+//! - while a panic unwinds, because `std::thread::panicking` would be `true` in the consumer.
 
+use std::any::TypeId;
 use std::fmt;
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::num::NonZero;
+use std::panic::{Location, resume_unwind};
+use std::ptr;
 
 use anyhow::{Error, Result};
 
-use crate::segment::{self, NotYielded};
-
-use super::GeneratorError;
-use super::error::Kind;
+use super::end::{FORCES, Forced};
+use super::error::{GeneratorError, Kind};
+use super::header::{Header, Held};
+use super::step::{UNWIND, VALUE};
+use super::words::{pack, unpack};
+use crate::backend::abort::abort_because;
+use crate::backend::{self, Word, Words, asan};
+use crate::payload::error::{SwitchForbidden, Unwinding};
+use crate::payload::value::Value;
+use crate::stack;
+use crate::thread::ThreadState;
 
 /// Yields the items of a [`Generator`](crate::Generator), whose function receives it.
 ///
@@ -34,11 +54,22 @@ use super::error::Kind;
 /// assert_eq!(squares.collect::<anyhow::Result<Vec<i32>>>()?, [1, 4, 9]);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-pub struct Yielder<Y: 'static, S: 'static = ()>(segment::Yielder<Y, S>);
+pub struct Yielder<Y: 'static, S: 'static = ()> {
+    held: Held,
+    types: PhantomData<fn(Y) -> S>,
+}
+
+/// Identifies the type of a yielder.
+pub(super) fn types<Y: 'static, S: 'static>() -> [TypeId; 2] {
+    [TypeId::of::<Y>(), TypeId::of::<S>()]
+}
 
 impl<Y: 'static, S: 'static> Yielder<Y, S> {
-    pub(super) fn of(yielder: segment::Yielder<Y, S>) -> Yielder<Y, S> {
-        Yielder(yielder)
+    pub(super) fn new(held: Held) -> Yielder<Y, S> {
+        Yielder {
+            held,
+            types: PhantomData,
+        }
     }
 
     /// Finds the innermost generator of these types whose function the caller runs in.
@@ -47,9 +78,11 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     ///
     /// Returns a [`GeneratorError`] (`is_outside`) if there is none.
     pub fn nearest() -> Result<Yielder<Y, S>, GeneratorError> {
-        segment::Yielder::nearest()
-            .map(Yielder)
-            .ok_or(GeneratorError::new(Kind::Outside))
+        let header = Header::chain()
+            .find(|header| Header::of(header).has_types(types::<Y, S>()))
+            .ok_or(GeneratorError::new(Kind::Outside))?;
+        // SAFETY: the body runs, so the generator owns a count [header-alive].
+        Ok(Yielder::new(unsafe { Held::clone_from_raw(header) }))
     }
 
     /// Gives an item to the consumer, and returns the value that the next step sends: `()` in an
@@ -66,21 +99,141 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     ///   that began in the function. Nothing has changed, and the error owns the value.
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn yield_(&self, value: Y) -> Result<S> {
-        self.0.yield_(value).map_err(error_of)
+        let mut value = ManuallyDrop::new(value);
+        let data = pack(&mut value);
+        let depth = backend::depth_below(ptr::from_ref(&*self.held).cast());
+        // One comparison: in a section, the mask is above all sizes of stacks.
+        let is_outside = depth | ThreadState::current().no_switch_mask.get() >= self.held.reach;
+        if is_outside || std::thread::panicking() {
+            // SAFETY: the words are those of the value, which is in this frame.
+            return unsafe { self.yield_slow(data[0], data[1], data[2]) };
+        }
+        // SAFETY: the stack pointer is on the segment's own stack, so the caller runs in its body.
+        // The value is in this frame.
+        unsafe { self.step_back(data) }
+    }
+
+    /// Yields if that is possible here.
+    ///
+    /// # Safety
+    ///
+    /// - The words are those of a value, and this is their first use.
+    #[cold]
+    #[inline(never)]
+    unsafe fn yield_slow(&self, first: Word, second: Word, third: Word) -> Result<S> {
+        let data = [first, second, third];
+        match find_position(&self.held) {
+            // SAFETY: `find_position` found the segment below the running stack, and the caller
+            // passes the words of a `Y`.
+            Position::Inside => unsafe { self.step_back(data) },
+            // SAFETY: the caller passes the words of a `Y`.
+            position => Err(refuse(
+                &self.held,
+                position,
+                Value::new(unsafe { unpack::<Y>(data) }),
+            )),
+        }
+    }
+
+    /// Suspends the body.
+    ///
+    /// # Safety
+    ///
+    /// - The caller runs in the body. The data are those of a `Y`, and stay in place.
+    #[inline(always)] // see "Inlining" in `switch`
+    unsafe fn step_back(&self, data: Words) -> Result<S> {
+        let to = self.held.label.outer.get();
+        let left = asan::leave(&ThreadState::current().fibers, || stack::bounds_at(to));
+        // SAFETY: the body runs, so its consumer is suspended at `to` [outer-waits].
+        let (word, data) = unsafe { backend::step_back(to, data) };
+        asan::arrive(left);
+        if word != VALUE {
+            // SAFETY: the data have just arrived with that word.
+            return Err(unsafe { interrupt(&self.held, word, data[0]) });
+        }
+        // SAFETY: a step with this word carries an `S`.
+        Ok(unsafe { unpack(data) })
     }
 }
 
-#[cold]
-fn error_of(outcome: NotYielded) -> Error {
-    match outcome {
-        NotYielded::Error(error) => error,
-        NotYielded::Outside => GeneratorError::new(Kind::Outside).into(),
+/// Where the caller of a yield runs.
+enum Position {
+    Inside,
+    Outside,
+    Unwinding,
+    /// In the body, in a `no_switch` section that began there.
+    Forbidden(&'static Location<'static>),
+}
+
+/// Finds out if the caller runs in the body of a segment, and if a yield is possible there.
+#[inline(never)]
+fn find_position(held: &Held) -> Position {
+    let thread = ThreadState::current();
+    let section = Header::at(thread.no_switch_frame.get());
+    let mut is_forbidden = false;
+    let is_inside = Header::chain().any(|header| {
+        is_forbidden |= section == Some(header);
+        ptr::eq(header.as_ptr(), &**held)
+    });
+    match thread.no_switch_since.get().filter(|_| is_forbidden) {
+        _ if !is_inside => Position::Outside,
+        _ if std::thread::panicking() => Position::Unwinding,
+        Some(since) => Position::Forbidden(since),
+        None => Position::Inside,
     }
+}
+
+/// Refuses a yield. If the body is being closed and has ignored too many refusals, unwinds it.
+#[inline(never)]
+fn refuse(held: &Held, position: Position, value: Value) -> Error {
+    let error = match position {
+        Position::Unwinding => Unwinding::new(Some(value)).into(),
+        Position::Forbidden(since) => SwitchForbidden::new(since, Some(value)).into(),
+        Position::Inside | Position::Outside => return GeneratorError::new(Kind::Outside).into(),
+    };
+    if let Some(left) = held.refusals_left.get() {
+        let Some(left) = NonZero::new(left.get() - 1) else {
+            give_up();
+        };
+        held.refusals_left.set(Some(left));
+        if left.get() <= FORCES {
+            force(held);
+        }
+    }
+    error
+}
+
+/// Returns the error that a step carries, or unwinds the body.
+///
+/// # Safety
+///
+/// - The two come from a step, whose word is not [`VALUE`], and this is their first use.
+#[cold]
+#[inline(never)]
+unsafe fn interrupt(held: &Held, word: *const (), error: Word) -> Error {
+    if word == UNWIND {
+        force(held);
+    }
+    // SAFETY: the remaining word is `ERROR`, whose data are an error: one word.
+    unsafe { unpack([error, Word::uninit(), Word::uninit()]) }
+}
+
+/// Aborts the process, because the destructor of the generator cannot return.
+#[cold]
+fn give_up() -> ! {
+    abort_because(format_args!(
+        "a generator cannot be ended: its function stops each unwinding, and it cannot be left suspended while a panic unwinds; \
+         the process is aborted"
+    ))
+}
+
+fn force(held: &Held) -> ! {
+    resume_unwind(Box::new(Forced(&raw const **held)))
 }
 
 impl<Y, S> Clone for Yielder<Y, S> {
     fn clone(&self) -> Yielder<Y, S> {
-        Yielder(self.0.clone())
+        Yielder::new(self.held.clone())
     }
 }
 

@@ -441,7 +441,6 @@ pub(crate) mod all_threads;
 pub(crate) mod await_lock;
 pub(crate) mod builder;
 pub(crate) mod current;
-pub(crate) mod describe;
 pub(crate) mod local;
 pub(crate) mod no_switch;
 pub mod raw;

@@ -35,6 +35,7 @@ pub fn no_switch<T>(section: impl FnOnce() -> T) -> T {
         // Installs the exit guard of the thread, which runs what the section may defer.
         thread.ensure_set_up();
         thread.no_switch_since.set(Some(Location::caller()));
+        thread.no_switch_mask.set(usize::MAX);
         thread.raise_flag(flag::NO_SWITCH);
     }
     let leave = Section {
@@ -60,6 +61,7 @@ impl Drop for Section {
         thread.no_switch_frame.set(self.outer_frame);
         if self.is_outermost {
             thread.no_switch_since.set(None);
+            thread.no_switch_mask.set(0);
             thread.lower_flag(flag::NO_SWITCH);
             // CAUTION: runs arbitrary user code: the ends that the section deferred.
             thread.run_deferred();

@@ -18,8 +18,10 @@ pub(super) fn announce((limit, len): (*mut u8, usize)) {
 /// Allows all accesses to a stack that gets a new user, as far as to its entry.
 pub(crate) fn reuse(stack: &Stack) {
     const MAKE_MEMORY_UNDEFINED: usize = 0x4d43_0001;
-    let limit = stack.pages().0.addr();
-    request(MAKE_MEMORY_UNDEFINED, limit, stack.entry().addr().get() - limit);
+    if cfg!(feature = "valgrind") {
+        let limit = stack.pages().0.addr();
+        request(MAKE_MEMORY_UNDEFINED, limit, stack.entry().addr().get() - limit);
+    }
 }
 
 #[cfg(all(feature = "valgrind", any(target_arch = "x86_64", target_arch = "aarch64")))]

@@ -91,6 +91,8 @@ pub(crate) struct ThreadState {
     /// An address in the frame of the innermost `no_switch` section. A generator whose body has
     /// that frame must not yield.
     pub(crate) no_switch_frame: Cell<*const u8>,
+    /// All bits while `NO_SWITCH` is set, otherwise none: see `Yielder::yield_`.
+    pub(crate) no_switch_mask: Cell<usize>,
     /// How many locked greenlets are counted: those that others refer to (see `await_lock.rs`).
     await_locks: Cell<usize>,
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
@@ -124,6 +126,7 @@ impl ThreadState {
             tracer: RefCell::new(None),
             no_switch_since: Cell::new(None),
             no_switch_frame: Cell::new(ptr::null()),
+            no_switch_mask: Cell::new(0),
             await_locks: Cell::new(0),
             refusals: Cell::new(0),
             prefetcher: Prefetcher::new(),

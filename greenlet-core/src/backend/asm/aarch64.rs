@@ -35,8 +35,9 @@
 //!
 //! `x0` holds the word, and `x1` the data (a step: `x1`, `x3`, `x4`). `x2` holds the context that
 //! is resumed; in a step to a segment the segment's resume point, and in a step back the resume
-//! point that the segment leaves, or null after the final step. These are argument registers of the
-//! C calling convention, so the trampolines call the entry without moving them.
+//! point that the segment leaves, or null after the final step. A step back has no word, except the
+//! final one. These are argument registers of the C calling convention, so the trampolines call the
+//! entry without moving them.
 //!
 //! # What is saved, and what is not
 //!
@@ -253,7 +254,7 @@ pub(crate) unsafe fn init_segment(
 }
 
 /// Suspends this stack in `from` and resumes the segment at `to`. Returns the resume point that the
-/// step back leaves, which is null after a final step, and its words.
+/// step back leaves, a word if that is null, which it is after a final step, and the data.
 ///
 /// # Safety
 ///
@@ -308,7 +309,7 @@ pub(crate) unsafe fn step(
 ///
 /// - [resume-point] for `to`, [stack-waits] for this stack.
 #[inline(always)] // see the head of this file
-pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
+pub(crate) unsafe fn step_back(to: *mut u8, data: Words) -> (*const (), Words) {
     let (word_back, first, second, third);
     // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack
     // that is suspended [resume-point], and nothing uses this one until the next step to it
@@ -330,7 +331,7 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
             inlateout("x5") to => _,
             out("x2") _, // these are not `lateout`: written before `to` is read
             out("x9") _,
-            inlateout("x0") word => word_back,
+            lateout("x0") word_back,
             inlateout("x1") data[0] => first,
             inlateout("x3") data[1] => second,
             inlateout("x4") data[2] => third,

@@ -33,7 +33,8 @@
 //!
 //! `rdi` holds the word, and `rsi` the data (a step: `rsi`, `rcx`, `r8`). `rdx` holds the context
 //! that is resumed; in a step to a segment the segment's resume point, and in a step back the
-//! resume point that the segment leaves, or null after the final step. These are the argument
+//! resume point that the segment leaves, or null after the final step. A step back has no word,
+//! except the final one. These are the argument
 //! registers of the C calling convention, so the trampolines call the entry without moving them.
 //!
 //! # What is saved, and what is not
@@ -81,8 +82,13 @@ global_asm!(
     caller_is_ancestor!("0x77", "16"), // breg7 (rsp), rip
     ".cfi_offset rbp, -8",
     ".cfi_offset rbx, -16",
-    "call rax",
+    // Not a `call`: the processor would predict that the next `ret` of the resumed stack's caller
+    // returns here.
+    "lea r9, [rip + 2f]",
+    "push r9",
+    "jmp rax",
     // The entry does not return.
+    "2:",
     "ud2",
     ".cfi_endproc",
     concat!(".size ", trampoline!(), ", . - ", trampoline!()),
@@ -194,9 +200,8 @@ global_asm!(
     boundary!(),
     // Until rsp is at the link, a backtrace ends here.
     ".cfi_undefined rip",
-    // Drop the address of this code, pop the entry's, and load the header's. rsp is aligned to 16
-    // now.
-    "add rsp, 8",
+    // The step has dropped the address of this code. Pop the entry's, and load the header's. rsp is
+    // aligned to 16 now.
     "pop rax",
     "mov rdx, [rsp]",
     // The chain of frame pointers ends here.
@@ -207,8 +212,13 @@ global_asm!(
     ".cfi_offset rbp, -8",
     ".cfi_offset rbx, -16",
     ".cfi_offset rip, -24",
-    "call rax",
+    // Not a `call`: the processor would predict that the next `ret` of the resumed stack's caller
+    // returns here.
+    "lea r9, [rip + 2f]",
+    "push r9",
+    "jmp rax",
     // The entry does not return.
+    "2:",
     "ud2",
     ".cfi_endproc",
     concat!(
@@ -249,7 +259,7 @@ pub(crate) unsafe fn init_segment(
 }
 
 /// Suspends this stack in `from` and resumes the segment at `to`. Returns the resume point that the
-/// step back leaves, which is null after a final step, and its words.
+/// step back leaves, a word if that is null, which it is after a final step, and the data.
 ///
 /// # Safety
 ///
@@ -271,11 +281,10 @@ pub(crate) unsafe fn step(
             "push rbx",
             "lea rax, [rip + 2f]", // the step back jumps to label 2
             "push rax",
-            "mov [{from}], rsp", // the consumer's resume point
-            "mov rsp, rdx",      // the segment's stack
-            "jmp [rdx]",         // to label 2 of its `step_back`, or to the trampoline
+            "mov [{from}], rsp",  // the consumer's resume point
+            "lea rsp, [rdx + 8]", // the segment's stack, without the address that follows
+            "jmp [rdx]",          // to label 2 of its `step_back`, or to the trampoline
             "2:",
-            "add rsp, 8", // drops the address of label 2
             "pop rbx",
             "pop rbp",
             from = in(reg) from,
@@ -301,7 +310,7 @@ pub(crate) unsafe fn step(
 ///
 /// - [resume-point] for `to`, [stack-waits] for this stack.
 #[inline(always)] // see the head of this file
-pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*const (), Words) {
+pub(crate) unsafe fn step_back(to: *mut u8, data: Words) -> (*const (), Words) {
     let (word_back, first, second, third);
     // SAFETY: the assembly declares or restores all registers that it changes. It resumes a stack
     // that is suspended [resume-point], and nothing uses this one until the next step to it
@@ -312,17 +321,16 @@ pub(crate) unsafe fn step_back(to: *mut u8, word: *const (), data: Words) -> (*c
             "push rbx",
             "lea rax, [rip + 2f]", // the next step jumps to label 2
             "push rax",
-            "mov rdx, rsp",  // the consumer receives the segment's resume point
-            "mov rsp, {to}", // the consumer's stack
-            "jmp [rsp]",     // to label 2 of its `step`
+            "mov rdx, rsp",        // the consumer receives the segment's resume point
+            "lea rsp, [{to} + 8]", // the consumer's stack, without the address that follows
+            "jmp [{to}]",          // to label 2 of its `step`
             "2:",
-            "add rsp, 8", // drops the address of label 2
             "pop rbx",
             "pop rbp",
             to = in(reg) to,
             out("rdx") _, // these are not `lateout`: written before `to` is read
             out("rax") _,
-            inlateout("rdi") word => word_back,
+            lateout("rdi") word_back,
             inlateout("rsi") data[0] => first,
             inlateout("rcx") data[1] => second,
             inlateout("r8") data[2] => third,
@@ -347,9 +355,9 @@ pub(crate) unsafe fn step_and_exit(to: *mut u8, word: *const (), data: Words) ->
     // nothing resumes this segment.
     unsafe {
         asm!(
-            "mov rsp, {to}",
+            "lea rsp, [{to} + 8]",
             "xor edx, edx", // null: there is no resume point any more
-            "jmp [rsp]",
+            "jmp [{to}]",
             to = in(reg) to,
             in("rdi") word,
             in("rsi") data[0],

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::segment;
+use crate::generator::header::labels_of_running;
 use crate::thread::ThreadState;
 
 /// Describes where the caller runs: the generators that it is in, and the greenlet, each with the
@@ -24,7 +24,7 @@ use crate::thread::ThreadState;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn describe_current() -> Option<String> {
-    let generators = segment::labels_of_running();
+    let generators = labels_of_running();
     let labels: Vec<String> = generators.chain(label_of_greenlet()).collect();
     (!labels.is_empty()).then(|| labels.join(", in "))
 }

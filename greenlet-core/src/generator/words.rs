@@ -1,4 +1,7 @@
 //! The data of a step: a value of up to three words, in registers, or a pointer to a larger value.
+//!
+//! A cold function takes the three words as three arguments. An array would be passed by reference,
+//! so each step would store it, also on the hot path.
 
 use std::mem::ManuallyDrop;
 use std::ptr;

@@ -14,32 +14,36 @@
 
 use std::any::TypeId;
 use std::cell::Cell;
+use std::mem::ManuallyDrop;
+use std::num::NonZero;
+use std::ops::Deref;
 use std::panic::Location;
 use std::ptr::NonNull;
 
+use crate::backend;
 use crate::backend::abort::abort;
 use crate::stack::label::Label;
 use crate::stack::{self, Stack, valgrind};
 use crate::thread::ThreadState;
 
-/// A function that drops the function of a segment.
-type DropFunction = unsafe fn(NonNull<Header>);
+/// A function that drops the function of a generator.
+pub(super) type DropFunction = unsafe fn(NonNull<Header>);
 
-/// The shared state of a segment and its yielders.
+/// The shared state of a generator and its yielders.
 #[repr(C, align(64))]
-pub(crate) struct Header {
+pub(super) struct Header {
     /// First: see [`Label::at`].
-    label: Label,
+    pub(super) label: Label,
     /// How far below the header an address is surely on this stack.
     pub(super) reach: usize,
     /// [header-alive]
-    handles: Cell<usize>,
-    stack: Cell<Option<Stack>>,
+    handles: Cell<u32>,
+    /// How many yields may still be refused, plus one, while the body is thrown an exit.
+    pub(super) refusals_left: Cell<Option<NonZero<u32>>>,
+    stack: Stack,
     types: fn() -> [TypeId; 2],
     /// `None` after the body has begun, or the function was dropped.
-    unrun: Cell<Option<DropFunction>>,
-    /// How many yields may still be refused, while the body is thrown an exit.
-    pub(super) refusals_left: Cell<Option<u32>>,
+    pub(super) unrun: Cell<Option<DropFunction>>,
 }
 
 const _: () = {
@@ -49,7 +53,7 @@ const _: () = {
 };
 
 impl Header {
-    /// Writes a header into the room of a stack. The caller owns its one count.
+    /// Writes a header into the room of a stack. The caller owns its two counts.
     pub(super) fn put(
         stack: Stack,
         created_at: &'static Location<'static>,
@@ -65,11 +69,11 @@ impl Header {
             header.write(Header {
                 label: Label::new(created_at, name),
                 reach: stack.size(),
-                handles: Cell::new(1),
-                stack: Cell::new(Some(stack)),
+                handles: Cell::new(2),
+                refusals_left: Cell::new(None),
+                stack,
                 types,
                 unrun: Cell::new(Some(unrun)),
-                refusals_left: Cell::new(None),
             });
         }
         header
@@ -82,9 +86,10 @@ impl Header {
 
     /// Returns the headers of all segments that the caller runs in, from the innermost outwards.
     pub(super) fn chain() -> impl Iterator<Item = NonNull<Header>> {
-        let innermost = Header::at(crate::backend::stack_pointer());
         // The body of each of them runs, so its consumer waits [outer-waits].
-        std::iter::successors(innermost, |header| Header::at(Header::of(header).outer().get()))
+        std::iter::successors(Header::at(backend::stack_pointer()), |header| {
+            Header::at(Header::of(header).label.outer.get())
+        })
     }
 
     #[inline]
@@ -93,30 +98,8 @@ impl Header {
         unsafe { header.as_ref() }
     }
 
-    /// Marks the function as used. Returns its destructor if it was not used before.
-    #[inline]
-    pub(super) fn begin(&self) -> Option<DropFunction> {
-        self.unrun.take()
-    }
-
     pub(super) fn has_types(&self, types: [TypeId; 2]) -> bool {
         (self.types)() == types
-    }
-
-    /// Returns where the consumer waits while the body runs [outer-waits].
-    #[inline]
-    pub(super) fn outer(&self) -> &Cell<*mut u8> {
-        &self.label.outer
-    }
-
-    /// Returns where the segment was created.
-    pub(super) fn created_at(&self) -> Option<&'static Location<'static>> {
-        self.label.created_at()
-    }
-
-    /// Returns the name of the segment. It does not change.
-    pub(super) fn name(&self) -> Option<&str> {
-        self.label.name()
     }
 }
 
@@ -124,8 +107,8 @@ impl Header {
 pub(crate) fn labels_of_running() -> impl Iterator<Item = String> {
     Header::chain().filter_map(|header| {
         let header = Header::of(&header);
-        let created_at = header.created_at()?;
-        Some(match header.name() {
+        let created_at = header.label.created_at()?;
+        Some(match header.label.name() {
             Some(name) => format!("generator '{name}' created at {created_at}"),
             None => format!("generator created at {created_at}"),
         })
@@ -143,12 +126,7 @@ impl Held {
     /// - The header lives.
     #[inline]
     pub(super) unsafe fn clone_from_raw(header: NonNull<Header>) -> Held {
-        let handles = &Header::of(&header).handles;
-        let Some(count) = handles.get().checked_add(1) else {
-            abort("a generator has too many yielders");
-        };
-        handles.set(count);
-        Held(header)
+        Held::clone(&ManuallyDrop::new(Held(header)))
     }
 
     /// Takes over a count.
@@ -160,43 +138,49 @@ impl Held {
     pub(super) unsafe fn from_raw(header: NonNull<Header>) -> Held {
         Held(header)
     }
+}
+
+impl Deref for Held {
+    type Target = Header;
 
     #[inline]
-    pub(super) fn header(&self) -> &Header {
+    fn deref(&self) -> &Header {
         Header::of(&self.0)
-    }
-
-    #[inline]
-    pub(super) fn place(&self) -> NonNull<Header> {
-        self.0
     }
 }
 
 impl Clone for Held {
+    #[inline]
     fn clone(&self) -> Held {
-        // SAFETY: `self` owns a count, so the header lives.
-        unsafe { Held::clone_from_raw(self.0) }
+        let Some(count) = self.handles.get().checked_add(1) else {
+            abort("a generator has too many yielders");
+        };
+        self.handles.set(count);
+        Held(self.0)
     }
 }
 
 impl Drop for Held {
     #[inline]
     fn drop(&mut self) {
-        let header = self.header();
-        let left = header.handles.get() - 1;
-        header.handles.set(left);
-        if left == 0 {
-            release(header);
+        match self.handles.get() {
+            // SAFETY: nobody else has a count.
+            1 => unsafe { release(self) },
+            count => self.handles.set(count - 1),
         }
     }
 }
 
-/// Releases the segment's stack, after the last count.
+/// Releases the segment's stack.
+///
+/// # Safety
+///
+/// - Nobody uses the header afterwards.
 #[inline(never)]
-fn release(header: &Header) {
-    // SAFETY: a name is borrowed only from a header that is counted.
+unsafe fn release(header: &Header) {
+    // SAFETY: nobody uses the header any more, so nobody has borrowed the name.
     unsafe { header.label.clear() };
-    if let Some(stack) = header.stack.take() {
-        ThreadState::current().take_back(stack);
-    }
+    // SAFETY: it is the last use of the field.
+    let stack = unsafe { std::ptr::read(&raw const header.stack) };
+    ThreadState::current().take_back(stack);
 }
