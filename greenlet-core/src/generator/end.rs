@@ -44,6 +44,5 @@ fn report(failure: Failure, created_at: &'static Location<'static>) -> bool {
         },
         Failure::Refused => Unraisable::of_refusal(consumer),
     };
-    unraisable::call(&report.in_generator(created_at));
-    false
+    unraisable::call(report.in_generator(created_at))
 }

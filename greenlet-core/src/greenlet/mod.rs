@@ -21,6 +21,7 @@ use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
+use crate::thread::ThreadState;
 
 impl Greenlet {
     /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
@@ -350,6 +351,7 @@ impl Greenlet {
         if parent.inner.await_locked_ancestor().is_some() || leaves_lock().is_some() {
             return Err(ParentError::AWAITING);
         }
+        ThreadState::current().count_parent_change();
         let before = self.inner.parent.replace(Some(parent.clone()));
         // CAUTION: runs arbitrary user code: it may end the old parent.
         drop(before);

@@ -204,15 +204,26 @@ impl Inner {
         lineage(self).find(|node| !node.status.is_unlocked())
     }
 
-    /// Returns `true` if neither this node nor an ancestor is locked for an await, or held
-    /// suspended.
+    /// As [`await_locked_ancestor`](Inner::await_locked_ancestor), up to the running greenlet
+    /// `current`, above which nothing is locked.
+    ///
+    /// Saves the search in deep nests: 20,000 greenlets that each start the next take milliseconds
+    /// instead of 16 seconds.
+    pub(crate) fn await_locked_below(&self, current: *const Inner) -> Option<InnerRc> {
+        lineage(self)
+            .take_while(|node| !ptr::eq(node.as_ptr(), current))
+            .find(|node| !node.status.is_unlocked())
+    }
+
+    /// Returns `true` if neither this node nor an ancestor below the running greenlet `current` is
+    /// locked for an await, or held suspended.
     #[inline]
-    pub(crate) fn is_open_to_switches(&self) -> bool {
+    pub(crate) fn is_open_to_switches(&self, current: *const Inner) -> bool {
         if self.parent.is_unlocked_main() {
             // Most greenlets: the lineage ends here.
             return self.status.is_unlocked();
         }
-        self.await_locked_ancestor().is_none()
+        self.await_locked_below(current).is_none()
     }
 
     /// The first of this node and its ancestors that is not dead. `None` once the thread has ended,

@@ -80,7 +80,7 @@ const LARGEST_IN_PLACE: usize = 1024;
 const REFUSALS: u32 = 100;
 
 /// How often a body that is being ended is unwound by force.
-const FORCES: u32 = 3;
+const FORCES: u32 = 1;
 
 /// A body, on a stack of its own.
 ///

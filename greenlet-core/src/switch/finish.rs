@@ -96,13 +96,10 @@ fn run_deferred_before_end(thread: &ThreadState) {
     let report = match unwind::own_message(payload) {
         Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
         Message::Error(error) => Unraisable::of_error(greenlet, error),
-        // The greenlet ends anyway, so an order to unwind changes nothing.
         Message::ForcedUnwind | Message::Value(_) => return,
     };
-    unraisable::call(&report);
-    // CAUTION: runs arbitrary user code (destructors of the report).
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(report)));
-    std::mem::forget(dropped); // leaked, since its destructor could panic again
+    // The greenlet ends anyway, so an order to unwind changes nothing.
+    let _is_forced = unraisable::call(report);
 }
 
 fn nearest_live_ancestor(node: &InnerRc) -> InnerRc {

@@ -194,7 +194,7 @@ fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
     let Some(vtable) = target.closure.vtable() else {
         return false;
     };
-    if !carried.is(vtable.takes) || !target.is_open_to_switches() {
+    if !carried.is(vtable.takes) || !target.is_open_to_switches(ThreadState::current().current_ptr()) {
         return false;
     }
     let Some(stack) = ThreadState::current().take_cached_stack(target.stack_size()) else {
@@ -339,6 +339,9 @@ pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) ->
 pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
     let thread = ThreadState::current();
     if let Some(refusal) = Refusal::of(thread) {
+        if let Refusal::NoSwitch(_) = refusal {
+            teardown::note_refusal(thread);
+        }
         return Err(refusal.into_error(unsent(delivery)));
     }
     // Before the checks below, because these run code that may change their results (rule XD-5).
@@ -402,7 +405,7 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
 /// Returns the greenlet whose await prevents a switch to `live`, if there is one.
 fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     let locked = if live.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
-        live.await_locked_ancestor()
+        live.await_locked_below(thread.current_ptr())
     } else {
         None
     };
@@ -549,12 +552,14 @@ pub fn check_switch_allowed() -> Result<(), Error> {
     Refusal::of(thread).map_or(Ok(()), |refusal| Err(refusal.into_error(None)))
 }
 
-/// Returns the value of a refused delivery, for the error.
+/// Returns the content of a refused delivery, for the error. Drops nothing: in a greenlet that has
+/// ended, the destructor of a panic's payload must not run.
 fn unsent(delivery: Delivery) -> Option<Value> {
     match delivery.into_message() {
         Message::Value(value) => Some(value),
         Message::Error(error) => Some(Value::new(error)),
-        Message::Panic(_) | Message::ForcedUnwind => None,
+        Message::Panic(payload) => Some(Value::new(payload)),
+        Message::ForcedUnwind => None,
     }
 }
 

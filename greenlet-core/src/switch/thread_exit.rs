@@ -49,7 +49,8 @@ impl Drop for ExitGuard {
         // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents
         // captured.
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
-            unraisable::call(&report);
+            // No greenlet can be resumed any more, so none is forced to unwind.
+            let _is_forced = unraisable::call(report);
         }
         left.into_iter().for_each(release);
         thread.keep_last_stack(None);

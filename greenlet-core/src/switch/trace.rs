@@ -66,7 +66,8 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     if let Message::ForcedUnwind = message {
         // A failure of the tracer does not stop a forced unwind.
         if let Message::Error(error) = replacement {
-            unraisable::call(&Unraisable::of_error(thread::current_greenlet(), error));
+            // The message is an order to unwind already.
+            let _is_forced = unraisable::call(Unraisable::of_error(thread::current_greenlet(), error));
         }
         return message;
     }

@@ -7,13 +7,15 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
-use std::panic::Location;
+use std::mem;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::Arc;
 
 use anyhow::Error;
 use parking_lot::RwLock;
 
 use crate::node::handle::Greenlet;
+use crate::switch::unwind;
 
 /// An error or a panic that no greenlet can receive: Python's "unraisable exception".
 ///
@@ -191,28 +193,54 @@ static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
 ///
 /// Without a hook, each report is a line on standard error, as in Python.
 ///
-/// # Panics
-///
-/// The hook must not panic: destructors and the last frames of greenlets call it, where a panic
-/// aborts the process.
+/// A panic of the hook is caught and dropped: destructors and the last frames of greenlets call the
+/// hook, where a panic would abort the process. The panic hook has printed it then.
 pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
-    *HOOK.write() = Some(Arc::new(hook));
+    replace_hook(Some(Arc::new(hook)));
 }
 
 /// Removes the hook that [`set_unraisable_hook`] installed.
 pub fn take_unraisable_hook() {
-    *HOOK.write() = None;
+    replace_hook(None);
 }
 
-/// Passes a report to the hook.
-pub(crate) fn call(report: &Unraisable) {
-    let hook = HOOK.read().clone();
-    match hook {
-        // CAUTION: runs arbitrary user code.
-        Some(hook) => hook(report),
-        // `eprintln!` panics if standard error cannot be written to.
-        None => {
-            let _ = writeln!(io::stderr(), "greenlet: {report}");
+fn replace_hook(hook: Option<Hook>) {
+    let before = mem::replace(&mut *HOOK.write(), hook);
+    // CAUTION: runs arbitrary user code (destructors), so the lock is released.
+    drop(before);
+}
+
+/// Passes a report to the hook, and drops it. Nothing unwinds out of it. Returns `true` if the
+/// running greenlet must unwind by force, because a second stage of its end reached it meanwhile.
+pub(crate) fn call(report: Unraisable) -> bool {
+    // CAUTION: runs arbitrary user code.
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // The lock is released before the hook runs.
+        let hook = HOOK.read().clone();
+        match hook {
+            Some(hook) => hook(&report),
+            None => print(&report),
         }
-    }
+    }));
+    let is_forced = outcome.is_err_and(unwind::discard_payload);
+    is_forced | unwind::discard(report)
+}
+
+/// Writes a report as a line to standard error.
+fn print(report: &Unraisable) {
+    // First the text, since it comes from user code, and standard error is locked while it is
+    // written to.
+    let text = catch_unwind(AssertUnwindSafe(|| report.to_string()));
+    // `eprintln!` panics if standard error cannot be written to.
+    let _ = match text {
+        Ok(text) => writeln!(io::stderr(), "greenlet: {text}"),
+        Err(payload) => {
+            let label = report.greenlet.inner().label();
+            let _ = writeln!(
+                io::stderr(),
+                "greenlet: {label} was ended, and an error was ignored whose text cannot be shown, because its `Display` panicked"
+            );
+            std::panic::resume_unwind(payload) // into `call`
+        }
+    };
 }

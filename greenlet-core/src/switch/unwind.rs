@@ -172,6 +172,33 @@ pub fn is_end(payload: &(dyn Any + Send)) -> bool {
         || raised.is_some_and(|raised| GreenletExit::in_error(&raised.0).is_some())
 }
 
+/// Drops a value of a user. A panic of its destructor is dropped, too. Returns `true` if the running
+/// greenlet must unwind by force, because a second stage of its end reached the destructor.
+pub(crate) fn discard<T>(value: T) -> bool {
+    // CAUTION: runs arbitrary user code.
+    let outcome = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    outcome.is_err_and(discard_payload)
+}
+
+/// Returns `true` if the payload is that of [`force`].
+pub(crate) fn is_forced(payload: &(dyn Any + Send)) -> bool {
+    payload.is::<Forced>()
+}
+
+/// Drops a caught payload. Otherwise as [`discard`].
+pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> bool {
+    let is_forced = is_forced(&*payload);
+    // CAUTION: runs arbitrary user code.
+    match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        Ok(()) => is_forced,
+        Err(second) => {
+            let is_second_forced = self::is_forced(&*second);
+            std::mem::forget(second); // leaked, since its destructor could panic again
+            is_forced || is_second_forced
+        }
+    }
+}
+
 /// Unwinds the running greenlet to its first frame: the second stage of an exit.
 pub(crate) fn force() -> ! {
     resume_unwind(Box::new(Forced))

@@ -2,7 +2,7 @@
 //!
 //! To end a greenlet, the thread switches to it. That is impossible while a panic unwinds, and
 //! forbidden in a `no_switch` section. The end is queued here, and the next switch or the end of
-//! the section runs it.
+//! the section runs it. An end that would interrupt another one waits here, too.
 
 #![forbid(unsafe_code)]
 
@@ -12,12 +12,37 @@ use crate::node::handle::Greenlet;
 use crate::switch::teardown;
 use crate::thread::{ThreadState, flag};
 
-/// The end of a greenlet that had to wait.
-pub(crate) enum Deferred {
+/// Why a greenlet is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
     /// Its last handle was dropped.
-    HandleDropped(Greenlet),
+    HandleDropped,
     /// Its owner called `Greenlet::end`.
-    End(Greenlet),
+    Ended,
+}
+
+/// The end of a greenlet that had to wait.
+pub(crate) struct Deferred {
+    greenlet: Greenlet,
+    cause: Cause,
+}
+
+impl Deferred {
+    pub(crate) fn new(greenlet: &Greenlet, cause: Cause) -> Deferred {
+        Deferred {
+            greenlet: greenlet.clone(),
+            cause,
+        }
+    }
+
+    fn run(self) {
+        // CAUTION: runs arbitrary user code.
+        match self.cause {
+            // Ends the greenlet if nobody has made another handle since.
+            Cause::HandleDropped => drop(self.greenlet),
+            Cause::Ended => teardown::end_or_defer(&self.greenlet),
+        }
+    }
 }
 
 impl ThreadState {
@@ -32,26 +57,29 @@ impl ThreadState {
         self.raise_flag(flag::DEFERRED);
     }
 
-    /// Runs the deferred ends, if greenlets can be ended now.
+    /// Runs the deferred ends, if greenlets can be ended now. Each runs to its very end before the
+    /// next one begins: inside an end, this does nothing.
     pub(crate) fn run_deferred(&self) {
-        if !self.has_flag(flag::DEFERRED) || !self.can_end_greenlets() {
+        if !self.has_flag(flag::DEFERRED) || !self.can_end_greenlets() || teardown::is_in_an_end(self) {
             return;
         }
-        loop {
-            let mut deferred = self.deferred.borrow_mut();
-            let Some(next) = deferred.pop_front() else { break };
-            if deferred.is_empty() {
-                // Frees the memory: the thread state has no destructor.
-                *deferred = VecDeque::new();
-                self.lower_flag(flag::DEFERRED);
-            }
-            drop(deferred); // [not-borrowed]
+        while let Some(next) = self.next_deferred() {
             // CAUTION: runs arbitrary user code.
-            match next {
-                // Ends the greenlet if nobody has made another handle since.
-                Deferred::HandleDropped(greenlet) => drop(greenlet),
-                Deferred::End(greenlet) => teardown::end_or_defer(&greenlet),
-            }
+            next.run();
         }
+    }
+
+    /// Takes the first end that can run: the running greenlet cannot end itself.
+    fn next_deferred(&self) -> Option<Deferred> {
+        let mut deferred = self.deferred.borrow_mut(); // until the return [not-borrowed]
+        let is_current = |end: &Deferred| end.cause == Cause::Ended && self.is_current(end.greenlet.inner());
+        let first = deferred.iter().position(|end| !is_current(end))?;
+        let next = deferred.remove(first);
+        if deferred.is_empty() {
+            // Frees the memory: the thread state has no destructor.
+            *deferred = VecDeque::new();
+            self.lower_flag(flag::DEFERRED);
+        }
+        next
     }
 }

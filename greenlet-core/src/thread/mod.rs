@@ -47,7 +47,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use deferred::Deferred;
+pub(crate) use deferred::{Cause, Deferred};
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
 
@@ -92,6 +92,8 @@ pub(crate) struct ThreadState {
     await_locks: Cell<usize>,
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
     pub(crate) refusals: Cell<u32>,
+    /// How often a parent has changed, so that an end knows if its clean-up has changed any.
+    parent_changes: Cell<u64>,
     pub(crate) prefetcher: Prefetcher,
     pub(crate) exit_cache: ExitCache,
     /// `Some` while the thread is in the registry.
@@ -123,6 +125,7 @@ impl ThreadState {
             no_switch_frame: Cell::new(ptr::null()),
             await_locks: Cell::new(0),
             refusals: Cell::new(0),
+            parent_changes: Cell::new(0),
             prefetcher: Prefetcher::new(),
             exit_cache: ExitCache::none(),
             inbox: RefCell::new(None),
@@ -288,6 +291,13 @@ impl ThreadState {
         if node.status.set_await_lock(AwaitLock::Unlocked) == AwaitLock::LockedAndCounted {
             self.remove_await_lock();
         }
+    }
+
+    /// Counts a change of a parent. Returns how many there were.
+    pub(crate) fn count_parent_change(&self) -> u64 {
+        let changes = self.parent_changes.get() + 1;
+        self.parent_changes.set(changes);
+        changes
     }
 
     /// Iterates over all greenlets of the thread, in the order of their creation.
