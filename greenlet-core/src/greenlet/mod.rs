@@ -376,8 +376,6 @@ impl Greenlet {
     }
 }
 
-impl Greenlet {}
-
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
         self.inner.ptr_eq(&other.inner)
@@ -462,6 +460,25 @@ impl WeakGreenlet {
     /// ```
     pub fn upgrade(&self) -> Option<Greenlet> {
         self.inner.upgrade().map(Greenlet::from_inner)
+    }
+
+    /// Returns `true` if the greenlet has ended. Makes no handle, so no greenlet is ended by it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// let weak = child.downgrade();
+    /// assert!(!weak.is_dead());
+    /// child.switch::<()>(())?;
+    /// assert!(weak.is_dead());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn is_dead(&self) -> bool {
+        self.inner.is_dead()
     }
 }
 

@@ -99,7 +99,7 @@ fn run_deferred_before_end(thread: &ThreadState) {
         Message::ForcedUnwind | Message::Value(_) => return,
     };
     // The greenlet ends anyway, so an order to unwind changes nothing.
-    let _is_forced = unraisable::call(report);
+    let _ = unraisable::call(report);
 }
 
 fn nearest_live_ancestor(node: &InnerRc) -> InnerRc {

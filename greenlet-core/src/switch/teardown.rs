@@ -21,7 +21,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 
 use anyhow::Error;
@@ -115,7 +114,7 @@ fn end(greenlet: &Greenlet, cause: Cause) {
     let exit = thread.exit_cache.error(reason);
     let was_ender = thread::with_current_inner(|current| current.status.set_ender(true));
     let refusals = thread.refusals.replace(0);
-    let mut unwound = Unwound::default();
+    let mut unwound = unwind::Unwound::default();
     unwound.run(|| deliver_stage(greenlet, Message::Error(exit)));
     if node.status.hold() != Hold::None {
         // The first stage ran code that holds it suspended, and has not released it yet.
@@ -128,7 +127,7 @@ fn end(greenlet: &Greenlet, cause: Cause) {
         }
         if node.status.is_active() && !is_revived() {
             node.status.abandon();
-            unwound.is_forced |= unraisable::call(Unraisable::of_refusal(greenlet.clone()));
+            unwound.run(|| unraisable::call(Unraisable::of_refusal(greenlet.clone())));
         }
     }
     thread.refusals.set(refusals);
@@ -150,77 +149,33 @@ fn waits_for_current(node: &InnerRc) -> bool {
     })
 }
 
-/// What unwound the stages of an end.
-#[derive(Default)]
-struct Unwound {
-    /// A stage of the current greenlet's own end was delivered during this one.
-    is_forced: bool,
-    /// The first payload.
-    payload: Option<Box<dyn Any + Send>>,
-}
-
-impl Unwound {
-    /// Runs a stage, which returns `true` if the current greenlet itself must unwind by force.
-    #[inline]
-    fn run(&mut self, stage: impl FnOnce() -> bool) {
-        // CAUTION: runs arbitrary user code.
-        match catch_unwind(AssertUnwindSafe(stage)) {
-            Ok(is_forced) => self.is_forced |= is_forced,
-            Err(payload) => self.add(payload),
-        }
-    }
-
-    #[cold]
-    fn add(&mut self, payload: Box<dyn Any + Send>) {
-        let surplus = match &self.payload {
-            _ if unwind::is_forced(&*payload) => payload,
-            None => return self.payload = Some(payload),
-            Some(_) => payload,
-        };
-        self.is_forced |= unwind::discard_payload(surplus);
-    }
-
-    /// Continues the unwinding, if there was one.
-    #[inline]
-    fn resume(self) {
-        if self.is_forced || self.payload.is_some() {
-            self.resume_slow();
-        }
-    }
-
-    #[cold]
-    fn resume_slow(self) {
-        match self.payload {
-            Some(payload) if !self.is_forced => resume_unwind(payload),
-            payload => {
-                let _is_forced = unwind::discard(payload);
-                unwind::force()
-            }
-        }
-    }
-}
-
-/// Delivers one stage, with the current greenlet as the parent meanwhile. Returns `true` if the
-/// current greenlet itself must unwind by force.
+/// Delivers one stage, with the current greenlet as the parent meanwhile.
+///
+/// # Errors
+///
+/// Returns the payload of an end of the current greenlet itself.
 #[inline(always)] // see "Inlining" in `switch`
-fn deliver_stage(greenlet: &Greenlet, stage: Message) -> bool {
+fn deliver_stage(greenlet: &Greenlet, stage: Message) -> std::thread::Result<()> {
     let _meanwhile = TemporaryParent::new(greenlet.inner());
     ThreadState::current().release_await_lock(greenlet.inner());
     let back = switch::deliver_stage(greenlet.inner(), stage, Location::caller());
     let message = receive::open_unless_exit(back);
-    message.is_some_and(|message| report_discarded(greenlet, message))
+    message.map_or(Ok(()), |message| report_discarded(greenlet, message))
 }
 
-/// Reports a message that nobody can receive (rules DE-5, DE-6, DE-19). Returns `true` if it is the
-/// second stage of the current greenlet's own end.
+/// Reports a message that nobody can receive (rules DE-5, DE-6, DE-19).
+///
+/// # Errors
+///
+/// Returns the payload of an end of the current greenlet itself.
 #[cold]
 #[inline(never)]
-fn report_discarded(greenlet: &Greenlet, message: Message) -> bool {
+fn report_discarded(greenlet: &Greenlet, message: Message) -> std::thread::Result<()> {
     match message {
         Message::Value(value) => {
             // CAUTION: runs arbitrary user code, which may unwind.
             drop(value);
-            false
+            Ok(())
         }
         // The first stage of the current greenlet's own end, which waits for this one. The second
         // stage follows.
@@ -232,7 +187,8 @@ fn report_discarded(greenlet: &Greenlet, message: Message) -> bool {
         }
         Message::Error(error) => unraisable::call(Unraisable::of_error(greenlet.clone(), error)),
         Message::Panic(payload) => unraisable::call(Unraisable::of_panic(greenlet.clone(), payload)),
-        Message::ForcedUnwind => true,
+        // The second stage of the current greenlet's own end.
+        Message::ForcedUnwind => Err(unwind::forced()),
     }
 }
 

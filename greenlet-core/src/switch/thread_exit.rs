@@ -50,7 +50,7 @@ impl Drop for ExitGuard {
         // captured.
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
             // No greenlet can be resumed any more, so none is forced to unwind.
-            let _is_forced = unraisable::call(report);
+            let _ = unraisable::call(report);
         }
         left.into_iter().for_each(release);
         thread.keep_last_stack(None);

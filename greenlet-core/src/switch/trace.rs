@@ -67,7 +67,7 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
         // A failure of the tracer does not stop a forced unwind.
         if let Message::Error(error) = replacement {
             // The message is an order to unwind already.
-            let _is_forced = unraisable::call(Unraisable::of_error(thread::current_greenlet(), error));
+            let _ = unraisable::call(Unraisable::of_error(thread::current_greenlet(), error));
         }
         return message;
     }

@@ -210,9 +210,12 @@ fn replace_hook(hook: Option<Hook>) {
     drop(before);
 }
 
-/// Passes a report to the hook, and drops it. Nothing unwinds out of it. Returns `true` if the
-/// running greenlet must unwind by force, because a second stage of its end reached it meanwhile.
-pub(crate) fn call(report: Unraisable) -> bool {
+/// Passes a report to the hook, and drops it. Nothing unwinds out of it.
+///
+/// # Errors
+///
+/// Returns the payload of an end that reached the running greenlet meanwhile.
+pub(crate) fn call(report: Unraisable) -> std::thread::Result<()> {
     // CAUTION: runs arbitrary user code.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // The lock is released before the hook runs.
@@ -222,8 +225,8 @@ pub(crate) fn call(report: Unraisable) -> bool {
             None => print(&report),
         }
     }));
-    let is_forced = outcome.is_err_and(unwind::discard_payload);
-    is_forced | unwind::discard(report)
+    let outcome = outcome.or_else(unwind::discard_payload);
+    outcome.and(unwind::discard(report))
 }
 
 /// Writes a report as a line to standard error.

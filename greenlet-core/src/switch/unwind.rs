@@ -172,36 +172,102 @@ pub fn is_end(payload: &(dyn Any + Send)) -> bool {
         || raised.is_some_and(|raised| GreenletExit::in_error(&raised.0).is_some())
 }
 
-/// Drops a value of a user. A panic of its destructor is dropped, too. Returns `true` if the running
-/// greenlet must unwind by force, because a second stage of its end reached the destructor.
-pub(crate) fn discard<T>(value: T) -> bool {
+/// Drops a value of a user. A panic of its destructor is caught, and its payload dropped, too.
+///
+/// # Errors
+///
+/// Returns the payload of an [end](is_end) that reached the destructor: the caller must continue it.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::raw;
+///
+/// struct Bad;
+/// impl Drop for Bad {
+///     fn drop(&mut self) {
+///         panic!("in a destructor");
+///     }
+/// }
+/// assert!(raw::discard(Bad).is_ok());
+/// ```
+pub fn discard<T>(value: T) -> std::thread::Result<()> {
     // CAUTION: runs arbitrary user code.
-    let outcome = catch_unwind(AssertUnwindSafe(|| drop(value)));
-    outcome.is_err_and(discard_payload)
+    catch_unwind(AssertUnwindSafe(|| drop(value))).or_else(discard_payload)
 }
 
-/// Returns `true` if the payload is that of [`force`].
-pub(crate) fn is_forced(payload: &(dyn Any + Send)) -> bool {
-    payload.is::<Forced>()
-}
-
-/// Drops a caught payload. Otherwise as [`discard`].
-pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> bool {
-    let is_forced = is_forced(&*payload);
+/// Drops a caught payload, unless it is that of an end. Otherwise as [`discard`].
+///
+/// # Errors
+///
+/// As for [`discard`].
+pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> std::thread::Result<()> {
+    if is_end(&*payload) {
+        return Err(payload);
+    }
     // CAUTION: runs arbitrary user code.
     match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        Ok(()) => is_forced,
+        Err(second) if is_end(&*second) => Err(second),
         Err(second) => {
-            let is_second_forced = self::is_forced(&*second);
             std::mem::forget(second); // leaked, since its destructor could panic again
-            is_forced || is_second_forced
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Collects what unwinds several pieces of code that must all run.
+#[derive(Default)]
+pub(crate) struct Unwound(Option<Box<dyn Any + Send>>);
+
+impl Unwound {
+    /// Runs a piece of code, which may also return a payload.
+    #[inline]
+    pub(crate) fn run(&mut self, code: impl FnOnce() -> std::thread::Result<()>) {
+        // CAUTION: runs arbitrary user code.
+        let outcome = catch_unwind(AssertUnwindSafe(code)).and_then(|outcome| outcome);
+        if let Err(payload) = outcome {
+            self.add(payload);
+        }
+    }
+
+    /// Keeps the first payload, except that an end takes precedence over a panic.
+    #[cold]
+    fn add(&mut self, payload: Box<dyn Any + Send>) {
+        let Some(first) = self.0.take() else {
+            self.0 = Some(payload);
+            return;
+        };
+        let (kept, surplus) = if is_end(&*payload) && !is_end(&*first) {
+            (payload, first)
+        } else {
+            (first, payload)
+        };
+        self.0 = Some(kept);
+        if let Err(end) = discard_payload(surplus) {
+            // A raised exit may have contexts, whose destructors could panic.
+            std::mem::forget(self.0.replace(end));
+        }
+    }
+
+    /// Continues the unwinding, if there was one.
+    #[inline]
+    pub(crate) fn resume(self) {
+        if let Some(payload) = self.0 {
+            resume_unwind(payload);
         }
     }
 }
 
 /// Unwinds the running greenlet to its first frame: the second stage of an exit.
 pub(crate) fn force() -> ! {
-    resume_unwind(Box::new(Forced))
+    resume_unwind(forced())
+}
+
+/// Returns the payload of a forced unwinding.
+pub(crate) fn forced() -> Box<dyn Any + Send> {
+    Box::new(Forced)
 }
 
 /// Converts the payload of a greenlet that has unwound into the message for its parent.

@@ -106,7 +106,7 @@ fn a_deferred_end_runs_to_its_end_before_the_next_one_begins() {
         });
         defers(all.into());
         clean_up("main", &log); // its first switch runs what is deferred
-        let expected = ["a", "b", "c", "main"].map(|name| steps(name)).concat();
+        let expected = ["a", "b", "c", "main"].map(steps).concat();
         assert_eq!(log.take(), expected);
         assert_eq!(take_reports(), [""; 0]);
     }
