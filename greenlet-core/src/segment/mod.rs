@@ -56,10 +56,9 @@ use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::stack;
 use crate::stack::error::StackError;
-use crate::thread::{ThreadState, flag};
+use crate::thread::{ThreadState, flag, unwinding::InProgress};
 
-use header::Header;
-use header::Held;
+use header::{Header, Held};
 use words::{pack, unpack};
 pub(crate) use yielder::{NotYielded, Yielder, is_forced};
 
@@ -126,7 +125,10 @@ enum End<R> {
 }
 
 /// The payload of a forced unwind, which identifies its segment.
-struct Forced(*const Header);
+struct Forced(
+    *const Header,
+    #[expect(dead_code, reason = "it is dropped")] InProgress,
+);
 
 // SAFETY: the pointer is only compared, never dereferenced.
 unsafe impl Send for Forced {}

@@ -24,6 +24,7 @@ use crate::backend::{self, Words};
 use crate::payload::error::{SwitchForbidden, Unwinding};
 use crate::payload::value::Value;
 use crate::stack;
+use crate::thread::unwinding::{InProgress, Why};
 use crate::thread::{ThreadState, flag};
 
 /// Yields for a [`Segment`](super::Segment). The stack of the segment lives as long as a yielder.
@@ -187,7 +188,10 @@ fn give_up() -> ! {
 }
 
 fn force(held: &Held) -> ! {
-    resume_unwind(Box::new(Forced(held.place().as_ptr())))
+    resume_unwind(Box::new(Forced(
+        held.place().as_ptr(),
+        InProgress::begin(Why::Generator),
+    )))
 }
 
 /// Returns `true` if the payload is that of a forced unwinding of a body.

@@ -4,14 +4,18 @@
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use anyhow::Error;
+
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
+use crate::payload::value::Value;
 use crate::switch::envelope::Envelope;
 use crate::switch::unraisable::{self, Unraisable};
-use crate::switch::{StartError, Target, exit_to, into_target, start, unsent, unwind};
+use crate::switch::{self, StartError, Target, exit_to, into_target, start, unsent, unwind};
+use crate::thread::unwinding::abort_without_unwinding;
 use crate::thread::{ThreadState, flag};
 
 /// Ends the running greenlet with a value for its parent.
@@ -86,6 +90,37 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
     // SAFETY: the greenlet has ended, and its stack is the last stack. `into_target` checks that
     // the target is suspended, and nothing runs in between [ready-now].
     unsafe { exit_to(target, Payload::new(&mut envelope)) }
+}
+
+/// Ends the running greenlet with an error, and leaves its stack for good: with `panic = "abort"` it
+/// cannot be unwound.
+#[cold]
+pub(crate) fn leave_with_error(error: Error) -> ! {
+    let thread = ThreadState::current();
+    let node = thread.current_inner();
+    if node.status.is_main() {
+        abort_without_unwinding("the main greenlet cannot be left");
+    }
+    if switch::check_switch_allowed().is_err() {
+        abort_without_unwinding("the greenlet cannot be left here, because it may not switch");
+    }
+    let _ = unraisable::call(Unraisable::of_left_stack(Greenlet::from_inner(node.clone())));
+    let message = match unwind::exit_of(error) {
+        Ok(exit) => Message::Value(Value::new(exit)),
+        Err(message) => message,
+    };
+    leave_stack(thread, &node);
+    drop(node);
+    finish(Delivery::Message(message))
+}
+
+/// Leaves the stack of a greenlet that never runs again as it is.
+pub(crate) fn leave_stack(thread: &ThreadState, node: &Inner) {
+    // Values on the stack may borrow from these, so one count of each is leaked.
+    std::mem::forget(node.locals());
+    std::mem::forget(node.attachment().cloned());
+    node.stack.take(); // it has no destructor: the memory stays
+    thread.stacks.borrow().leak();
 }
 
 /// Runs deferred ends in the last frames of a greenlet. Nothing may unwind out of them.

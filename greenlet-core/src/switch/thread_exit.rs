@@ -9,6 +9,7 @@ use std::ptr;
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
+use crate::switch::finish;
 use crate::switch::teardown;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::thread::id::is_first_of_process;
@@ -79,11 +80,7 @@ impl Drop for ExitGuard {
 /// Marks a suspended greenlet as dead, without running any of its code [thread-exit].
 fn mark_dead(thread: &ThreadState, node: &Inner) {
     thread.release_await_lock(node);
-    // Values on the stack may borrow from these, so one count of each is leaked.
-    std::mem::forget(node.locals());
-    std::mem::forget(node.attachment().cloned());
-    node.stack.take(); // it has no destructor: the memory stays
-    thread.stacks.borrow().leak();
+    finish::leave_stack(thread, node);
     node.hidden_sp.set(ptr::null_mut());
     node.finish();
 }

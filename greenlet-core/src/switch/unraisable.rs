@@ -57,6 +57,8 @@ enum What {
     /// In a `RefCell`, so that a hook can take it.
     Panic(RefCell<Option<Box<dyn Any + Send>>>),
     RefusedToEnd,
+    /// The greenlet has ended, and its stack could not be unwound.
+    LeftStack,
     /// How many greenlets, and the text about them.
     LeftSuspended(usize, String),
 }
@@ -86,6 +88,14 @@ impl Unraisable {
             greenlet,
             generator: None,
             what: What::RefusedToEnd,
+        }
+    }
+
+    pub(crate) fn of_left_stack(greenlet: Greenlet) -> Unraisable {
+        Unraisable {
+            greenlet,
+            generator: None,
+            what: What::LeftStack,
         }
     }
 
@@ -158,8 +168,11 @@ impl Unraisable {
 
     /// Returns `true` if the greenlet, or the generator, caught the forced unwind of its stack and
     /// did not end. It stays suspended for ever, and its stack is leaked.
+    ///
+    /// With `panic = "abort"` no stack can be unwound: then this is also true of a greenlet that did
+    /// not return its exit, or that called [`raise`](crate::raise).
     pub fn is_refusal(&self) -> bool {
-        matches!(self.what, What::RefusedToEnd)
+        matches!(self.what, What::RefusedToEnd | What::LeftStack)
     }
 }
 
@@ -172,9 +185,19 @@ impl fmt::Display for Unraisable {
         match &self.what {
             What::Error(error) => write!(f, "{label} was ended, and this was ignored: {error:#}"),
             What::Panic(_) => write!(f, "{label} was ended, and a panic was ignored"),
+            What::RefusedToEnd if cfg!(panic = "abort") => write!(
+                f,
+                "{label} did not return its exit, and cannot be unwound, because the program is built with \
+                 `panic = \"abort\"`; it is left suspended, and its stack is leaked; return the `Err` of `switch`"
+            ),
             What::RefusedToEnd => write!(
                 f,
                 "{label} stopped its own end; it is left suspended, and its stack is leaked"
+            ),
+            What::LeftStack => write!(
+                f,
+                "{label} raised an error, and its stack cannot be unwound, because the program is built with \
+                 `panic = \"abort\"`; its stack is leaked; return the error instead"
             ),
             What::LeftSuspended(_, greenlets) => write!(
                 f,

@@ -16,13 +16,15 @@ use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::payload::value::Value;
 use crate::segment;
+use crate::switch::finish;
 use crate::thread::ThreadState;
+use crate::thread::unwinding::{InProgress, Why};
 
 /// The payload of [`raise`].
-struct Raised(Error);
+struct Raised(Error, #[expect(dead_code, reason = "it is dropped")] InProgress);
 
 /// The payload of [`force`].
-struct Forced;
+struct Forced(#[expect(dead_code, reason = "it is dropped")] InProgress);
 
 /// Ends the running greenlet with an error, from code that cannot return one. Return the error if
 /// you can.
@@ -34,6 +36,10 @@ struct Forced;
 /// Unwinds like a panic, without calling the panic hook. Catch it with [`catch`], and not with
 /// `std::panic::catch_unwind`, which cannot tell it from a panic. In the main greenlet it ends the thread. A destructor that switches
 /// or awaits meanwhile gets [`Unwinding`](crate::Unwinding).
+///
+/// With `panic = "abort"` nothing can be unwound. The greenlet ends with the error all the same, but
+/// its stack is left for good, with all that is on it, and that is reported. In the main greenlet, and
+/// in a `no_switch` section, the process is aborted with a message.
 ///
 /// # Examples
 ///
@@ -49,7 +55,15 @@ struct Forced;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn raise(error: impl Into<Error>) -> ! {
-    resume_unwind(Box::new(Raised(error.into())))
+    let error = error.into();
+    if cfg!(panic = "abort") {
+        finish::leave_with_error(error);
+    }
+    let why = match GreenletExit::in_error(&error) {
+        Some(_) => Why::RaisedExit,
+        None => Why::RaisedError,
+    };
+    resume_unwind(Box::new(Raised(error, InProgress::begin(why))))
 }
 
 /// Something that unwound a stack, and is not the end of the greenlet: see [`catch`].
@@ -267,7 +281,7 @@ pub(crate) fn force() -> ! {
 
 /// Returns the payload of a forced unwinding.
 pub(crate) fn forced() -> Box<dyn Any + Send> {
-    Box::new(Forced)
+    Box::new(Forced(InProgress::begin(Why::Forced)))
 }
 
 /// Converts the payload of a greenlet that has unwound into the message for its parent.

@@ -38,6 +38,7 @@ pub(crate) mod overflow;
 pub(crate) mod prefetch;
 mod stacks;
 pub(crate) mod tracer;
+pub(crate) mod unwinding;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -51,8 +52,7 @@ pub(crate) use deferred::{Cause, Deferred};
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
 
-use crate::backend::SavedContext;
-use crate::backend::asan;
+use crate::backend::{self, SavedContext, asan};
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::pool::NodePool;
@@ -92,6 +92,8 @@ pub(crate) struct ThreadState {
     await_locks: Cell<usize>,
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
     pub(crate) refusals: Cell<u32>,
+    /// Why the thread unwinds without a panic, if it does.
+    pub(crate) unwinding: Cell<Option<unwinding::Why>>,
     /// How often a parent has changed, so that an end knows if its clean-up has changed any.
     parent_changes: Cell<u64>,
     pub(crate) prefetcher: Prefetcher,
@@ -125,6 +127,7 @@ impl ThreadState {
             no_switch_frame: Cell::new(ptr::null()),
             await_locks: Cell::new(0),
             refusals: Cell::new(0),
+            unwinding: Cell::new(None),
             parent_changes: Cell::new(0),
             prefetcher: Prefetcher::new(),
             exit_cache: ExitCache::none(),
@@ -149,6 +152,7 @@ impl ThreadState {
     #[cold]
     #[inline(never)]
     fn set_up(&self) -> InnerRc {
+        backend::mark_copy();
         let is_alive = !self.has_flag(flag::EXITING) && thread_exit::install_guard();
         let main = self.create_main();
         self.main.set(main.as_ptr());
