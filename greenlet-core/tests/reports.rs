@@ -1,12 +1,18 @@
-//! Reports that nobody can receive, with hooks of the whole process: one test runs at a time.
+//! What belongs to the whole process: hooks for reports that nobody can receive, and requests to all
+//! threads. One test runs at a time.
 
 extern crate greenlet_core as greenlet;
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, anyhow};
-use greenlet::{Greenlet, getparent, set_unraisable_hook, take_unraisable_hook};
+use greenlet::{
+    Greenlet, getcurrent, getparent, run_on_all_threads, run_pending_broadcasts, set_unraisable_hook,
+    take_unraisable_hook,
+};
 
 /// Waits until no other test uses the hook.
 fn alone() -> MutexGuard<'static, ()> {
@@ -138,4 +144,61 @@ fn the_destructor_of_a_hook_may_report_and_install_hooks() {
         replaces();
     }
     take_unraisable_hook();
+}
+
+/// The destructors of what requests captured may ask and switch: each runs after the previous one.
+#[test]
+fn the_destructors_of_many_requests_do_not_run_inside_one_another() {
+    const COUNT: u32 = 20_000;
+    static DROPPED: AtomicU32 = AtomicU32::new(0);
+    static DEEPEST: AtomicU32 = AtomicU32::new(0);
+    thread_local!(static DEPTH: Cell<u32> = const { Cell::new(0) });
+    struct Switches;
+    impl Drop for Switches {
+        fn drop(&mut self) {
+            DEPTH.set(DEPTH.get() + 1);
+            DEEPEST.fetch_max(DEPTH.get(), Ordering::Relaxed);
+            drop(run_on_all_threads(|| ()));
+            Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap();
+            DEPTH.set(DEPTH.get() - 1);
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let _alone = alone();
+    std::thread::spawn(|| {
+        let _main = getcurrent();
+        for _ in 0..COUNT {
+            let switches = Switches;
+            drop(run_on_all_threads(move || {
+                let _ = &switches;
+            }));
+        }
+        run_pending_broadcasts();
+    })
+    .join()
+    .unwrap();
+    assert_eq!(DROPPED.load(Ordering::Relaxed), COUNT);
+    assert_eq!(DEEPEST.load(Ordering::Relaxed), 1);
+}
+
+// TE-1: a thread that ends drops the requests that it has not run. Their destructors may panic.
+#[test]
+fn the_end_of_a_thread_survives_the_destructors_of_its_requests() {
+    struct AlwaysPanics;
+    impl Drop for AlwaysPanics {
+        fn drop(&mut self) {
+            panic!("always");
+        }
+    }
+    let _alone = alone();
+    let thread = std::thread::spawn(|| {
+        let _main = getcurrent();
+        for _ in 0..2 {
+            let panics = AlwaysPanics;
+            drop(run_on_all_threads(move || {
+                let _ = &panics;
+            }));
+        }
+    });
+    thread.join().unwrap();
 }

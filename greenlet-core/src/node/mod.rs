@@ -194,6 +194,11 @@ impl Inner {
         self.parent.get().map(Greenlet::from_inner)
     }
 
+    /// Returns `true` if this greenlet, or an ancestor, is being ended.
+    pub(crate) fn is_in_an_end(&self) -> bool {
+        lineage(self).any(|node| node.status.is_ending())
+    }
+
     /// Returns `true` if `node` is this node or one of its ancestors.
     pub(crate) fn has_in_lineage(&self, node: &Inner) -> bool {
         lineage(self).any(|ancestor| ptr::eq(&raw const *ancestor, node))

@@ -57,7 +57,7 @@ fn suspended_parent(thread: &ThreadState, node: &Inner) -> Option<Target> {
 pub(crate) fn finish(delivery: Delivery) -> ! {
     let thread = ThreadState::current();
     // Now, because no user code may run between the greenlet's end and the delivery (rule UD-5).
-    run_deferred_before_end(thread);
+    run_deferred_quietly(thread);
     let node = thread.current_inner();
     node.finish();
     let mut delivery = delivery;
@@ -123,18 +123,20 @@ pub(crate) fn leave_stack(thread: &ThreadState, node: &Inner) {
     thread.stacks.borrow().leak();
 }
 
-/// Runs deferred ends in the last frames of a greenlet. Nothing may unwind out of them.
-fn run_deferred_before_end(thread: &ThreadState) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| thread.run_deferred()));
-    let Err(payload) = outcome else { return };
-    let greenlet = Greenlet::from_inner(thread.current_inner());
-    let report = match unwind::own_message(payload) {
-        Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
-        Message::Error(error) => Unraisable::of_error(greenlet, error),
-        Message::ForcedUnwind | Message::Value(_) => return,
-    };
-    // The greenlet ends anyway, so an order to unwind changes nothing.
-    let _ = unraisable::call(report);
+/// Runs deferred ends where nothing may unwind: in the last frames of a greenlet, and at the end of a
+/// thread.
+pub(crate) fn run_deferred_quietly(thread: &ThreadState) {
+    // Each round takes at least one end, and one that unwinds stops the others.
+    while let Err(payload) = catch_unwind(AssertUnwindSafe(|| thread.run_deferred())) {
+        let greenlet = Greenlet::from_inner(thread.current_inner());
+        let report = match unwind::own_message(payload) {
+            Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
+            Message::Error(error) => Unraisable::of_error(greenlet, error),
+            Message::ForcedUnwind | Message::Value(_) => continue,
+        };
+        // The greenlet ends anyway, so an order to unwind changes nothing.
+        let _ = unraisable::call(report);
+    }
 }
 
 fn nearest_live_ancestor(node: &InnerRc) -> InnerRc {

@@ -457,10 +457,9 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     if handle.inner().has_other_handles() {
         return back;
     }
-    let guard = DropGuard::new(Delivery::Message(open(back)));
+    let message = open(back);
     // CAUTION: runs arbitrary user code.
-    drop(handle);
-    Envelope::local(guard.into_inner().into_message())
+    Envelope::local(unwind::drop_holding(handle, message))
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
@@ -492,7 +491,8 @@ impl DropGuard {
 
 impl Drop for DropGuard {
     fn drop(&mut self) {
-        drop(self.0.take().map(Delivery::into_message));
+        // While something unwinds, where a second panic would abort.
+        let _ = unwind::discard(self.0.take().map(Delivery::into_message));
     }
 }
 

@@ -305,16 +305,11 @@ pub fn count_refusal() {
 /// Counts a refused switch, and returns `true`, if the running code belongs to a greenlet that is
 /// being ended.
 pub(crate) fn note_refusal(thread: &ThreadState) -> bool {
-    let is_counted = is_in_an_end(thread);
+    let is_counted = thread.current_inner().is_in_an_end();
     if is_counted {
         thread.refusals.set(thread.refusals.get().saturating_add(1));
     }
     is_counted
-}
-
-/// Returns `true` if the running code belongs to a greenlet that is being ended.
-pub(crate) fn is_in_an_end(thread: &ThreadState) -> bool {
-    lineage(&thread.current_inner()).any(|node| node.status.is_ending())
 }
 
 /// Switches to the greenlet that ends the running code, if that has ignored too many refusals. It

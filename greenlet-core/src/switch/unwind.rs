@@ -231,6 +231,32 @@ pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> std::thread::Resu
     }
 }
 
+/// Drops a value while a message is in transit, and returns the message.
+///
+/// # Panics
+///
+/// Continues what unwinds the destructor. The message is dropped where a second panic is caught. A
+/// forced unwinding takes precedence.
+#[inline]
+pub(crate) fn drop_holding<T>(value: T, message: Message) -> Message {
+    // CAUTION: runs arbitrary user code.
+    match catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        Ok(()) => message,
+        Err(payload) => drop_both(payload, message),
+    }
+}
+
+#[cold]
+fn drop_both(payload: Box<dyn Any + Send>, message: Message) -> ! {
+    let mut unwound = Unwound(Some(payload));
+    if let Message::ForcedUnwind = message {
+        unwound.add(forced());
+    }
+    unwound.run(|| discard(message));
+    unwound.resume();
+    unreachable!("something has unwound")
+}
+
 /// Collects what unwinds several pieces of code that must all run.
 #[derive(Default)]
 pub(crate) struct Unwound(Option<Box<dyn Any + Send>>);

@@ -60,7 +60,8 @@ impl ThreadState {
     /// Runs the deferred ends, if greenlets can be ended now. Each runs to its very end before the
     /// next one begins: inside an end, this does nothing.
     pub(crate) fn run_deferred(&self) {
-        if !self.has_flag(flag::DEFERRED) || !self.can_end_greenlets() || teardown::is_in_an_end(self) {
+        let can_run = || self.can_end_greenlets() && !self.current_inner().is_in_an_end();
+        if !self.has_flag(flag::DEFERRED) || !can_run() {
             return;
         }
         while let Some(next) = self.next_deferred() {

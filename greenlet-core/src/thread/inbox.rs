@@ -122,15 +122,16 @@ pub(crate) fn register(thread: &ThreadState) {
 }
 
 /// Removes the calling thread, which is about to end, from the registry. [registered-alive]
-pub(crate) fn unregister(thread: &ThreadState) {
-    let Some(inbox) = thread.inbox.take() else { return };
+/// Returns the requests that it has not run.
+pub(crate) fn unregister(thread: &ThreadState) -> VecDeque<Arc<Request>> {
+    let Some(inbox) = thread.inbox.take() else {
+        return VecDeque::new();
+    };
     REGISTRY.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
     // No thread can add to the inbox any more.
     let requests = std::mem::take(&mut *inbox.0.lock());
     requests.iter().for_each(|request| request.mark_done());
-    // CAUTION: runs arbitrary user code (destructors of what tasks captured), so the lock is
-    // released.
-    drop(requests);
+    requests
 }
 
 /// Runs the requests in the calling thread's inbox. Costs one look at a flag if there is none.

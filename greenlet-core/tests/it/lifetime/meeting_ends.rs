@@ -374,3 +374,82 @@ fn a_payload_is_never_dropped_in_a_dead_greenlet() {
     drop(error);
     assert_eq!(log.take(), ["main: true, alive: true"]);
 }
+
+/// A payload or value whose destructor panics, also during an unwinding.
+struct AlwaysPanics;
+
+impl Drop for AlwaysPanics {
+    fn drop(&mut self) {
+        panic!("always");
+    }
+}
+
+// What is in transit is dropped where a second panic is caught: when the origin's end unwinds, when a
+// deferred end unwinds, and when the tracer's destructor unwinds.
+#[test]
+fn a_value_in_transit_whose_destructor_panics_does_not_abort() {
+    catch_reports();
+    // The greenlet that switches has lost its last handle, and its end unwinds.
+    let receives = Greenlet::new(|(): ()| -> Result<()> {
+        let (origin, _drops) = sends(Acts(|| panic!("of the origin")));
+        let own = getcurrent();
+        let last = Greenlet::new(move |(): ()| {
+            let _origin = origin;
+            let _ = own.switch::<()>(AlwaysPanics);
+            getmain().switch::<()>(Acts(|| panic!("of the end")))
+        });
+        let weak = last.downgrade();
+        let running = weak.upgrade().unwrap();
+        drop(last);
+        let _ = running.switch_owned::<()>(());
+        Ok(())
+    });
+    let _ = catch_unwind(AssertUnwindSafe(|| receives.switch::<Value>(())));
+    // A deferred end unwinds before the switch, which had a value.
+    let (greenlet, _drops) = sends(Acts(|| panic!("of the deferred end")));
+    drop_in_a_panic(greenlet);
+    let target = Greenlet::new(|_: AlwaysPanics| Ok(()));
+    let panic = catch_unwind(AssertUnwindSafe(|| target.switch::<()>(AlwaysPanics))).unwrap_err();
+    assert_eq!(panic.downcast_ref(), Some(&"of the deferred end"));
+    // The tracer fails, and its destructor panics. So does that of the value.
+    let bad = AlwaysPanics;
+    greenlet::settrace(Some(greenlet::Tracer::new(move |_| {
+        let _ = &bad;
+        panic!("of the tracer")
+    })));
+    let sends = Greenlet::new(|(): ()| Ok(AlwaysPanics));
+    let failed = catch_unwind(AssertUnwindSafe(|| sends.switch::<AlwaysPanics>(())));
+    assert!(failed.is_err());
+    drop(greenlet::settrace(None));
+    take_reports();
+}
+
+// TE-1: the end of a thread catches what unwinds there.
+#[test]
+fn the_end_of_a_thread_survives_destructors_that_panic() {
+    for place in 0..4 {
+        let thread = std::thread::spawn(move || {
+            catch_reports();
+            let main = getcurrent();
+            match place {
+                0 => assert!(main.attach(Rc::new(AlwaysPanics))),
+                1 => {
+                    greenlet::greenlet_local!(static LOCAL: Option<AlwaysPanics> = None);
+                    LOCAL.set(Some(AlwaysPanics));
+                }
+                2 => {
+                    let bad = AlwaysPanics;
+                    greenlet::settrace(Some(greenlet::Tracer::new(move |_| {
+                        let _ = &bad;
+                        Ok(())
+                    })));
+                }
+                _ => {
+                    let two = [1, 2].map(|_| sends(Acts(|| panic!("of a deferred end"))).0);
+                    drop_in_a_panic(two);
+                }
+            }
+        });
+        thread.join().unwrap();
+    }
+}
