@@ -359,6 +359,9 @@ impl Member {
             Member::Greenlet(weak) => {
                 let Some(greenlet) = weak.upgrade() else { return };
                 greenlet.end();
+                // It may wait for the end of the greenlet that holds the scope, which cannot be over
+                // before the scope is.
+                raw::interrupt(&greenlet);
                 if greenlet.is_active() {
                     refuse(&format!("{greenlet:?} could not be ended"));
                 }

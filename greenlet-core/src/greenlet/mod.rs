@@ -275,7 +275,8 @@ impl Greenlet {
     /// What the greenlet returns is dropped. An error or a panic of its clean-up is reported to the
     /// [unraisable hook](crate::set_unraisable_hook). If the running greenlet may not switch,
     /// because of a panic or a [`no_switch`](crate::no_switch) section, the greenlet is ended as
-    /// soon as it may.
+    /// soon as it may. If the greenlet itself waits for the end that the caller is a part of, it is
+    /// ended after that: clean-up is not interrupted.
     ///
     /// # Examples
     ///

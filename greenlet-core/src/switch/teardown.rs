@@ -98,8 +98,39 @@ fn end(greenlet: &Greenlet, cause: Cause) {
     }
     if waits_for_current(node) {
         ThreadState::current().defer(Deferred::new(greenlet, cause));
-        return;
+    } else {
+        end_now(greenlet, cause);
     }
+}
+
+/// Ends an active greenlet that is neither current nor main, even if it waits for the end that the
+/// caller is a part of. For a caller that cannot return before. Does nothing while greenlets cannot
+/// be ended.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent, raw};
+///
+/// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+/// waiting.switch::<()>(())?;
+/// raw::interrupt(&waiting);
+/// assert!(waiting.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn interrupt(greenlet: &Greenlet) {
+    let (thread, node) = (ThreadState::current(), greenlet.inner());
+    let can_end = node.status.is_active() && !node.status.is_main() && !thread.is_current(node);
+    if can_end && node.status.hold() == Hold::None && thread.can_end_greenlets() {
+        // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
+        end_now(greenlet, Cause::Ended);
+    }
+}
+
+/// [`end`] of a greenlet that is not held.
+fn end_now(greenlet: &Greenlet, cause: Cause) {
+    let node = greenlet.inner();
     let (reason, detaches) = match cause {
         Cause::HandleDropped => (reason::ABANDONED, false),
         Cause::Ended => (reason::ENDED, true),
@@ -125,7 +156,9 @@ fn end(greenlet: &Greenlet, cause: Cause) {
             detach_current_branch(node);
             unwound.run(|| deliver_stage(greenlet, Message::ForcedUnwind));
         }
-        if node.status.is_active() && !is_revived() {
+        // A greenlet that ends the current one, which must unwind, does not refuse: it waits.
+        let waits = || unwound.is_end() && node.status.is_ender();
+        if node.status.is_active() && !is_revived() && !waits() {
             node.status.abandon();
             unwound.run(|| unraisable::call(Unraisable::of_refusal(greenlet.clone())));
         }

@@ -291,6 +291,11 @@ impl Unwound {
         }
     }
 
+    /// Returns `true` if an end of the running code is to continue.
+    pub(crate) fn is_end(&self) -> bool {
+        self.0.as_ref().is_some_and(|payload| is_end(&**payload))
+    }
+
     /// Continues the unwinding, if there was one.
     #[inline]
     pub(crate) fn resume(self) {

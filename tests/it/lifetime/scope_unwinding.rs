@@ -204,3 +204,33 @@ fn the_end_of_the_holder_takes_precedence_over_a_panic_of_a_member() {
     assert!(holder.is_dead());
     assert_eq!(*steps.borrow(), ["an end"]);
 }
+
+/// A greenlet of the scope ends the greenlet that holds the scope, and so has to end first.
+#[test]
+fn a_member_may_end_the_holder_of_its_scope() {
+    let ways: [fn(Greenlet); 2] = [|holder| holder.end(), |_| greenlet::end_suspended().unwrap()];
+    for ends in ways {
+        let log = Log::new();
+        let (inside, before) = (log.clone(), stacks_in_use());
+        let holder = Greenlet::new(move |(): ()| {
+            let log = inside;
+            let text = String::from("text");
+            scope(|s| {
+                let member = s.greenlet(|holder: Greenlet| -> Result<()> {
+                    let _watch = Watch {
+                        log: &log,
+                        looks_at: &text,
+                    };
+                    ends(holder);
+                    log.add("the member goes on");
+                    wait()
+                });
+                member.switch::<()>(greenlet::getcurrent())
+            })
+        });
+        let _ = holder.switch::<greenlet::Value>(());
+        assert!(holder.is_dead(), "{holder:?}");
+        assert_eq!(log.take(), ["still there: text"]);
+        assert_eq!(stacks_in_use(), before);
+    }
+}
