@@ -56,7 +56,7 @@ pub(crate) struct Inner {
     /// The parent. `None` for main alone.
     pub(crate) parent: ParentCell,
     /// The reference counts (gdb).
-    counts: Counts,
+    pub(crate) counts: Counts,
     /// What to prefetch when this greenlet is switched to. May be stale, even left by the previous
     /// greenlet in the slot.
     pub(crate) prefetch_hint: Cell<PrefetchHint>,
@@ -73,7 +73,7 @@ pub(crate) struct Inner {
     created_at: Cell<&'static Location<'static>>,
     slot: SlotLinks,
     /// (gdb)
-    extras: Extras,
+    pub(crate) extras: Extras,
     /// The greenlet's function, until it is started.
     pub(crate) closure: ClosureCell,
 }

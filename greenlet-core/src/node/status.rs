@@ -265,7 +265,7 @@ impl Status {
         self.replace(HAS_EXTRAS, HAS_EXTRAS);
     }
 
-    pub(super) fn has_extras(&self) -> bool {
+    pub(crate) fn has_extras(&self) -> bool {
         self.has(HAS_EXTRAS)
     }
 

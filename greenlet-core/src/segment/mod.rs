@@ -56,11 +56,11 @@ use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::stack;
 use crate::stack::error::StackError;
-use crate::thread::{ThreadState, flag, unwinding::InProgress};
+use crate::thread::{ThreadState, flag, unwinding::ForcedBody};
 
 use header::{Header, Held};
 use words::{pack, unpack};
-pub(crate) use yielder::{NotYielded, Yielder, is_forced};
+pub(crate) use yielder::{NotYielded, Yielder};
 
 /// The word of a step or final step whose data are a value.
 const VALUE: *const () = ptr::null();
@@ -123,15 +123,6 @@ enum End<R> {
     Error(Error),
     Unwound(Box<dyn Any + Send>),
 }
-
-/// The payload of a forced unwind, which identifies its segment.
-struct Forced(
-    *const Header,
-    #[expect(dead_code, reason = "it is dropped")] InProgress,
-);
-
-// SAFETY: the pointer is only compared, never dereferenced.
-unsafe impl Send for Forced {}
 
 impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// Creates a segment that will run `function` with the value of the first step.
@@ -521,8 +512,8 @@ fn unless_own_exit(error: Error) -> Option<Error> {
 
 /// Returns `true` if the payload is that of a forced unwind of this segment.
 fn is_for(payload: &(dyn Any + Send), header: Option<NonNull<Header>>) -> bool {
-    let forced = payload.downcast_ref::<Forced>();
-    forced.is_some_and(|forced| header.is_some_and(|header| ptr::eq(forced.0, header.as_ptr())))
+    let forced = payload.downcast_ref::<ForcedBody>();
+    forced.is_some_and(|forced| header.is_some_and(|header| forced.is_of(header.as_ptr().addr())))
 }
 
 #[inline]

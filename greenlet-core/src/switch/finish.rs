@@ -19,7 +19,7 @@ use crate::thread::unwinding::abort_without_unwinding;
 use crate::thread::{ThreadState, flag};
 
 /// Ends the running greenlet with a value for its parent.
-#[inline(always)] // a call costs 3 of the 225 instructions of create, run, end
+#[inline(always)] // a call costs 3 of the 200 instructions of create, run, end
 pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
     // SAFETY: the running greenlet counts itself [own-count], so its node lives.
@@ -41,13 +41,14 @@ pub(crate) fn finish_with_value(payload: Payload) -> ! {
 /// greenlet has ended.
 #[inline]
 fn suspended_parent(thread: &ThreadState, node: &Inner) -> Option<Target> {
-    if !node.has_handles() || !thread.allows_switch() {
+    if !node.has_handles() {
         return None;
     }
     // SAFETY: the link owns a handle of the parent [node-alive], and nothing has changed it since.
     let parent = unsafe { node.parent.as_ptr().as_ref() }?;
-    let is_suspended = !parent.context.sp.get().is_null();
-    is_suspended.then_some(Target(parent))
+    let sp = parent.context.sp.get();
+    let is_ready = thread.flags.allows(sp) || thread.allows_switch() && !sp.is_null();
+    is_ready.then_some(Target(parent))
 }
 
 /// Ends the running greenlet: delivers its outcome to the nearest ancestor that lives, which may

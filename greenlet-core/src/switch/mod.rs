@@ -29,6 +29,7 @@
 //!   the origin, unless it ends. The stack of one that ends is not reused before the target runs.
 
 pub(crate) mod backtrace_request;
+mod deferred;
 pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
@@ -187,26 +188,36 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     true
 }
 
-/// Starts a pending target on a stack from the thread's cache. Returns `false` if it is not
-/// pending, or if the slow path is needed.
-#[inline(never)] // keeps the frame out of `prepare_target`
+/// Starts a pending target on a stack that the thread has. Returns `false` if it is not pending, or
+/// if the slow path is needed.
+#[inline]
 fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
     let Some(vtable) = target.closure.vtable() else {
         return false;
     };
-    if !carried.is(vtable.takes) || !target.is_open_to_switches(ThreadState::current().current_ptr()) {
-        return false;
+    // A pending greenlet itself is never locked.
+    if carried.ptr_eq(vtable.takes) && target.parent.is_unlocked_main() {
+        if let Some(stack) = ThreadState::current().take_last_stack(target.stack_size()) {
+            return activate(target, vtable, stack);
+        }
     }
-    let Some(stack) = ThreadState::current().take_cached_stack(target.stack_size()) else {
-        return false;
-    };
-    activate(target, vtable, stack);
-    true
+    prepare_pending_slow(target, carried, vtable)
 }
 
-/// Makes a pending greenlet active, suspended at the start of its function, on `stack`.
+/// Starts a pending target with any parent, on any stack that the thread has.
+#[inline(never)] // keeps the frame out of `prepare_target`
+fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
+    carried.is(vtable.takes)
+        && target.is_open_to_switches(ThreadState::current().current_ptr())
+        && ThreadState::current()
+            .take_cached_stack(target.stack_size())
+            .is_some_and(|stack| activate(target, vtable, stack))
+}
+
+/// Makes a pending greenlet active, suspended at the start of its function, on `stack`. Returns
+/// `true`.
 #[inline]
-fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
+fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
     // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
     node.to_rc().into_raw();
     node.status.activate();
@@ -214,6 +225,7 @@ fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
     // it.
     unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
     node.stack.set(Some(stack));
+    true
 }
 
 // ---- other kinds of switches
@@ -345,11 +357,12 @@ pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result
         return Err(refusal.into_error(unsent(delivery)));
     }
     // Before the checks below, because these run code that may change their results (rule XD-5).
-    let guard = DropGuard::new(delivery);
-    inbox::run_requests(thread);
-    // CAUTION: runs arbitrary user code, which may unwind.
-    thread.run_deferred();
-    let delivery = match guard.into_inner() {
+    let code = || {
+        inbox::run_requests(thread);
+        // CAUTION: runs arbitrary user code, which may unwind.
+        thread.run_deferred();
+    };
+    let delivery = match unwind::run_holding(delivery, Delivery::into_message, code) {
         // A dead greenlet passes an exit up as a value (rule TH-8).
         // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it precedes
         // the look for a live target.
@@ -459,7 +472,7 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     }
     let message = open(back);
     // CAUTION: runs arbitrary user code.
-    Envelope::local(unwind::drop_holding(handle, message))
+    Envelope::local(unwind::run_holding(message, |message| message, || drop(handle)))
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
@@ -473,26 +486,6 @@ fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
     match delivery {
         Delivery::Payload(payload) => payload,
         Delivery::Message(message) => Envelope::local(message),
-    }
-}
-
-/// Owns a delivery while user code runs, and drops it if that unwinds.
-struct DropGuard(Option<Delivery>);
-
-impl DropGuard {
-    fn new(delivery: Delivery) -> DropGuard {
-        DropGuard(Some(delivery))
-    }
-
-    fn into_inner(mut self) -> Delivery {
-        self.0.take().expect("it is taken once")
-    }
-}
-
-impl Drop for DropGuard {
-    fn drop(&mut self) {
-        // While something unwinds, where a second panic would abort.
-        let _ = unwind::discard(self.0.take().map(Delivery::into_message));
     }
 }
 

@@ -36,13 +36,31 @@ use crate::switch;
 use crate::switch::receive;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
-use crate::thread::{self, Cause, Deferred, ThreadState, flag};
+use crate::thread::{self, Cause, ThreadState, flag};
+
+impl Greenlet {
+    /// Ends the greenlet if it is active and this is its last handle.
+    #[inline]
+    pub(crate) fn end_if_last_handle(&self) {
+        if self.inner().has_one_handle() {
+            // CAUTION: runs arbitrary user code.
+            last_handle_gone(self);
+        }
+    }
+}
+
+impl Drop for Greenlet {
+    #[inline]
+    fn drop(&mut self) {
+        self.end_if_last_handle();
+    }
+}
 
 /// Ends an active greenlet whose last handle is being dropped. If it cannot be ended now, it is
 /// ended later.
 #[cold]
 #[inline(never)]
-pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
+fn last_handle_gone(greenlet: &Greenlet) {
     let thread = ThreadState::current();
     let node = greenlet.inner();
     // Main ends with its thread.
@@ -57,7 +75,7 @@ pub(crate) fn last_handle_gone(greenlet: &Greenlet) {
     if thread.can_end_greenlets() {
         end(greenlet, Cause::HandleDropped);
     } else {
-        thread.defer(Deferred::new(greenlet, Cause::HandleDropped));
+        thread.defer(greenlet, Cause::HandleDropped);
     }
 }
 
@@ -77,7 +95,7 @@ pub(crate) fn end_or_defer(greenlet: &Greenlet) {
             // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
             end(greenlet, Cause::Ended);
         }
-        State::Active => thread.defer(Deferred::new(greenlet, Cause::Ended)),
+        State::Active => thread.defer(greenlet, Cause::Ended),
     }
 }
 
@@ -97,7 +115,7 @@ fn end(greenlet: &Greenlet, cause: Cause) {
         return;
     }
     if waits_for_current(node) {
-        ThreadState::current().defer(Deferred::new(greenlet, cause));
+        ThreadState::current().defer(greenlet, cause);
     } else {
         end_now(greenlet, cause);
     }

@@ -15,10 +15,9 @@ use anyhow::Error;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::payload::value::Value;
-use crate::segment;
 use crate::switch::finish;
 use crate::thread::ThreadState;
-use crate::thread::unwinding::{InProgress, Why};
+use crate::thread::unwinding::{ForcedBody, InProgress, Why};
 
 /// The payload of [`raise`].
 struct Raised(Error, #[expect(dead_code, reason = "it is dropped")] InProgress);
@@ -182,7 +181,7 @@ pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
 pub fn is_end(payload: &(dyn Any + Send)) -> bool {
     let raised = payload.downcast_ref::<Raised>();
     payload.is::<Forced>()
-        || segment::is_forced(payload)
+        || payload.is::<ForcedBody>()
         || raised.is_some_and(|raised| GreenletExit::in_error(&raised.0).is_some())
 }
 
@@ -231,18 +230,18 @@ pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> std::thread::Resu
     }
 }
 
-/// Drops a value while a message is in transit, and returns the message.
+/// Runs code of users while something is in transit, and returns that.
 ///
 /// # Panics
 ///
-/// Continues what unwinds the destructor. The message is dropped where a second panic is caught. A
-/// forced unwinding takes precedence.
+/// Continues what unwinds the code. What is in transit is then dropped where a second panic is
+/// caught, but a forced unwinding takes precedence.
 #[inline]
-pub(crate) fn drop_holding<T>(value: T, message: Message) -> Message {
+pub(crate) fn run_holding<T>(held: T, into_message: fn(T) -> Message, code: impl FnOnce()) -> T {
     // CAUTION: runs arbitrary user code.
-    match catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        Ok(()) => message,
-        Err(payload) => drop_both(payload, message),
+    match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(()) => held,
+        Err(payload) => drop_both(payload, into_message(held)),
     }
 }
 

@@ -72,6 +72,27 @@ impl Drop for InProgress {
     }
 }
 
+/// The payload of a forced unwinding of a generator's function.
+pub(crate) struct ForcedBody {
+    /// The address of the header of its segment, which is only compared.
+    header: usize,
+    _in_progress: InProgress,
+}
+
+impl ForcedBody {
+    pub(crate) fn begin(header: usize) -> ForcedBody {
+        ForcedBody {
+            header,
+            _in_progress: InProgress::begin(Why::Generator),
+        }
+    }
+
+    /// Returns `true` if the unwinding is of the segment with this header.
+    pub(crate) fn is_of(&self, header: usize) -> bool {
+        self.header == header
+    }
+}
+
 fn install_hook() {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

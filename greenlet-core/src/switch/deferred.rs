@@ -10,40 +10,7 @@ use std::collections::VecDeque;
 
 use crate::node::handle::Greenlet;
 use crate::switch::teardown;
-use crate::thread::{ThreadState, flag};
-
-/// Why a greenlet is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cause {
-    /// Its last handle was dropped.
-    HandleDropped,
-    /// Its owner called `Greenlet::end`.
-    Ended,
-}
-
-/// The end of a greenlet that had to wait.
-pub(crate) struct Deferred {
-    greenlet: Greenlet,
-    cause: Cause,
-}
-
-impl Deferred {
-    pub(crate) fn new(greenlet: &Greenlet, cause: Cause) -> Deferred {
-        Deferred {
-            greenlet: greenlet.clone(),
-            cause,
-        }
-    }
-
-    fn run(self) {
-        // CAUTION: runs arbitrary user code.
-        match self.cause {
-            // Ends the greenlet if nobody has made another handle since.
-            Cause::HandleDropped => drop(self.greenlet),
-            Cause::Ended => teardown::end_or_defer(&self.greenlet),
-        }
-    }
-}
+use crate::thread::{Cause, Deferred, ThreadState, flag};
 
 impl ThreadState {
     /// Returns `true` if a greenlet can be ended now.
@@ -52,8 +19,9 @@ impl ThreadState {
     }
 
     /// Queues an end for the next call of [`ThreadState::run_deferred`] that can run it.
-    pub(crate) fn defer(&self, end: Deferred) {
-        self.deferred.borrow_mut().push_back(end);
+    pub(crate) fn defer(&self, greenlet: &Greenlet, cause: Cause) {
+        let greenlet = greenlet.clone();
+        self.deferred.borrow_mut().push_back(Deferred { greenlet, cause });
         self.raise_flag(flag::DEFERRED);
     }
 
@@ -66,7 +34,11 @@ impl ThreadState {
         }
         while let Some(next) = self.next_deferred() {
             // CAUTION: runs arbitrary user code.
-            next.run();
+            match next.cause {
+                // Ends the greenlet if nobody has made another handle since.
+                Cause::HandleDropped => drop(next.greenlet),
+                Cause::Ended => teardown::end_or_defer(&next.greenlet),
+            }
         }
     }
 
