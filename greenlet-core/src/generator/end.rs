@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
-use std::ptr;
 
 use anyhow::Error;
 
@@ -13,7 +12,8 @@ use super::step::End;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::switch::unraisable::{self, Unraisable};
-use crate::switch::unwind;
+use crate::switch::unwind::{self, Unwound};
+use crate::thread::unwinding::ForcedBody;
 use crate::thread::{self, ThreadState, flag};
 
 /// How many yields are refused while a body is thrown an exit; the next ones unwind. While the
@@ -21,26 +21,20 @@ use crate::thread::{self, ThreadState, flag};
 const REFUSALS: u32 = 100;
 
 /// How often a body that is being ended is unwound by force.
-pub(super) const FORCES: u32 = 3;
-
-/// The payload of a forced unwind, which identifies its generator.
-pub(super) struct Forced(pub(super) *const Header);
-
-// SAFETY: the pointer is only compared, never dereferenced.
-unsafe impl Send for Forced {}
+pub(super) const FORCES: u32 = 1;
 
 /// Ends the body of a generator: throws an exit, and then unwinds it by force. Reports failures.
 /// Returns `false`, and does nothing, if the body runs or is in the middle of a switch.
 ///
 /// # Panics
 ///
-/// Unwinds if the running greenlet itself must unwind by force.
+/// Continues an end of the running greenlet that reached it meanwhile.
 pub(super) fn end<Y, S, R>(generator: &Generator<Y, S, R>) -> bool {
     let Some(created_at) = generator.created_at() else {
         return true;
     };
     let forces = if cfg!(panic = "unwind") { FORCES } else { 0 };
-    let mut is_forced = false;
+    let mut unwound = Unwound::default();
     let mut steps = 0;
     let is_over = loop {
         // After each step, because an item that it dropped may have made another one.
@@ -48,17 +42,17 @@ pub(super) fn end<Y, S, R>(generator: &Generator<Y, S, R>) -> bool {
             break generator.has_ended();
         }
         if steps > forces {
-            let consumer = thread::current_greenlet();
-            unraisable::call(&Unraisable::of_refusal(consumer).in_generator(created_at));
+            let refusal = Unraisable::of_refusal(thread::current_greenlet());
+            unwound.run(|| unraisable::call(refusal.in_generator(created_at)));
             break true;
         }
         if let Some(message) = advance(generator, steps > 0) {
-            is_forced |= report(message, created_at);
+            unwound.run(|| report(message, created_at));
         }
         steps += 1;
     };
-    if is_forced && !std::thread::panicking() {
-        unwind::force();
+    if !std::thread::panicking() {
+        unwound.resume();
     }
     is_over
 }
@@ -67,8 +61,8 @@ pub(super) fn end<Y, S, R>(generator: &Generator<Y, S, R>) -> bool {
 fn advance<Y, S, R>(generator: &Generator<Y, S, R>, by_force: bool) -> Option<Message> {
     let header = generator.header.get();
     let is_own = |payload: &(dyn Any + Send)| {
-        let forced = payload.downcast_ref::<Forced>();
-        forced.is_some_and(|forced| header.is_some_and(|header| ptr::eq(forced.0, header.as_ptr())))
+        let forced = payload.downcast_ref::<ForcedBody>();
+        forced.is_some_and(|forced| header.is_some_and(|header| forced.is_of(header.addr().get())))
     };
     // CAUTION: runs arbitrary user code, also the destructors of items.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -78,7 +72,7 @@ fn advance<Y, S, R>(generator: &Generator<Y, S, R>, by_force: bool) -> Option<Me
             generator.deliver_exit()
         };
         match step {
-            Err(End::Error(error)) if !error.is::<GreenletExit>() => Some(Message::Error(error)),
+            Err(End::Error(error)) if GreenletExit::in_error(&error).is_none() => Some(Message::Error(error)),
             Err(End::Unwound(payload)) if !is_own(&*payload) => Some(unwind::own_message(payload)),
             _ => {
                 generator.returned.take();
@@ -89,20 +83,22 @@ fn advance<Y, S, R>(generator: &Generator<Y, S, R>, by_force: bool) -> Option<Me
     outcome.unwrap_or_else(|payload| Some(unwind::own_message(payload)))
 }
 
-/// Reports a failure. Returns `true`, and reports nothing, if the running greenlet itself must
-/// unwind by force.
+/// Reports a failure.
+///
+/// # Errors
+///
+/// Returns the payload of an end of the running greenlet itself.
 #[cold]
 #[inline(never)]
-fn report(message: Message, created_at: &'static Location<'static>) -> bool {
+fn report(message: Message, created_at: &'static Location<'static>) -> std::thread::Result<()> {
     let consumer = thread::current_greenlet();
     let report = match message {
         Message::Panic(payload) => Unraisable::of_panic(consumer, payload),
         Message::Error(error) => Unraisable::of_error(consumer, error),
-        Message::ForcedUnwind => return true,
+        Message::ForcedUnwind => return Err(unwind::forced()),
         Message::Value(_) => unreachable!("no failure is a value"),
     };
-    unraisable::call(&report.in_generator(created_at));
-    false
+    unraisable::call(report.in_generator(created_at))
 }
 
 /// Returns the exit for a body that is closed, and limits the yields that it may try: see
@@ -119,7 +115,7 @@ pub(super) fn exit(header: &Header) -> Error {
 /// at the consumer is such an error.
 #[inline(never)] // keeps the code of its callers small
 pub(super) fn unless_own_exit(error: Error) -> Option<Error> {
-    let exit = error.downcast_ref::<GreenletExit>();
+    let exit = GreenletExit::in_error(&error);
     if exit.is_none_or(|exit| exit.reason() != Some(reason::CLOSED)) {
         return Some(error);
     }

@@ -17,7 +17,7 @@ use std::ptr;
 
 use anyhow::{Error, Result};
 
-use super::end::{FORCES, Forced};
+use super::end::FORCES;
 use super::error::{GeneratorError, Kind};
 use super::header::{Header, Held};
 use super::step::{UNWIND, VALUE};
@@ -28,6 +28,7 @@ use crate::payload::error::{SwitchForbidden, Unwinding};
 use crate::payload::value::Value;
 use crate::stack;
 use crate::thread::ThreadState;
+use crate::thread::unwinding::ForcedBody;
 
 /// Yields the items of a [`Generator`](crate::Generator), whose function receives it.
 ///
@@ -228,7 +229,7 @@ fn give_up() -> ! {
 }
 
 fn force(held: &Held) -> ! {
-    resume_unwind(Box::new(Forced(&raw const **held)))
+    resume_unwind(Box::new(ForcedBody::begin(ptr::from_ref(&**held).addr())))
 }
 
 impl<Y, S> Clone for Yielder<Y, S> {

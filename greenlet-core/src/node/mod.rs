@@ -205,6 +205,11 @@ impl Inner {
         self.parent.get().map(Greenlet::from_inner)
     }
 
+    /// Returns `true` if this greenlet, or an ancestor, is being ended.
+    pub(crate) fn is_in_an_end(&self) -> bool {
+        lineage(self).any(|node| node.status.is_ending())
+    }
+
     /// Returns `true` if `node` is this node or one of its ancestors.
     pub(crate) fn has_in_lineage(&self, node: &Inner) -> bool {
         lineage(self).any(|ancestor| ptr::eq(&raw const *ancestor, node))
@@ -213,6 +218,17 @@ impl Inner {
     /// The first of this node and its ancestors that is locked for an await, or held suspended.
     pub(crate) fn await_locked_ancestor(&self) -> Option<InnerRc> {
         lineage(self).find(|node| !node.status.is_unlocked())
+    }
+
+    /// As [`await_locked_ancestor`](Inner::await_locked_ancestor), up to the running greenlet
+    /// `current`, above which nothing is locked.
+    ///
+    /// Saves the search in deep nests: 20,000 greenlets that each start the next take milliseconds
+    /// instead of 16 seconds.
+    pub(crate) fn await_locked_below(&self, current: *const Inner) -> Option<InnerRc> {
+        lineage(self)
+            .take_while(|node| !ptr::eq(node.as_ptr(), current))
+            .find(|node| !node.status.is_unlocked())
     }
 
     /// The first of this node and its ancestors that is not dead. `None` once the thread has ended,

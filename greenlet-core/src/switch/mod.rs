@@ -54,7 +54,6 @@ use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::payload::error::{AwaitInProgress, SwitchForbidden, ThreadExiting, Unwinding};
-use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
@@ -243,15 +242,18 @@ fn switch_slow(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Err
     let thread = ThreadState::current();
     let mut delivery = Delivery::of(payload);
     if let Some(refusal) = Refusal::of(thread) {
+        if let Refusal::NoSwitch(_) = refusal {
+            teardown::note_refusal(thread);
+        }
         return Err(refusal.into_error(unsent(delivery)));
     }
     // Before the checks below, because this may change their results (rule XD-5).
     if thread.has_flag(flag::REMOTE_CALL | flag::DEFERRED) {
-        let message = delivery.into_message(); // dropped if the user code below unwinds
-        inbox::run_requests(thread);
-        // CAUTION: runs arbitrary user code, which may unwind.
-        thread.run_deferred();
-        delivery = Delivery::Message(message);
+        delivery = Delivery::Message(unwind::run_holding(delivery.into_message(), || {
+            inbox::run_requests(thread);
+            // CAUTION: runs arbitrary user code, which may unwind.
+            thread.run_deferred();
+        }));
     }
     if target.status.is_dead() {
         // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it precedes
@@ -305,7 +307,7 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
 /// Returns the greenlet whose await prevents a switch to `live`, if there is one.
 fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     let locked = if live.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
-        live.await_locked_ancestor()
+        live.await_locked_below(thread.current_ptr())
     } else {
         None
     };
@@ -359,8 +361,7 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     }
     let message = open(back);
     // CAUTION: runs arbitrary user code.
-    drop(handle);
-    Envelope::local(message)
+    Envelope::local(unwind::run_holding(message, || drop(handle)))
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
@@ -432,19 +433,21 @@ pub fn check_switch_allowed() -> Result<(), Error> {
     Refusal::of(thread).map_or(Ok(()), |refusal| Err(refusal.into_error(None)))
 }
 
-/// Returns the value of a refused delivery, for the error.
+/// Returns the content of a refused delivery, for the error. Drops nothing: in a greenlet that has
+/// ended, the destructor of a panic's payload must not run.
 fn unsent(delivery: Delivery) -> Option<Value> {
     match delivery.into_message() {
         Message::Value(value) => Some(value),
         Message::Error(error) => Some(Value::new(error)),
-        Message::Panic(_) | Message::ForcedUnwind => None,
+        Message::Panic(payload) => Some(Value::new(payload)),
+        Message::ForcedUnwind => None,
     }
 }
 
 /// Turns a thrown exit into a value: a dead greenlet passes it up so (rules TH-8, EX-2).
 fn exit_to_value(delivery: Delivery) -> Delivery {
     Delivery::Message(match delivery {
-        Delivery::Message(Message::Error(error)) => match error.downcast::<GreenletExit>() {
+        Delivery::Message(Message::Error(error)) => match unwind::take_exit(error) {
             Ok(exit) => Message::Value(Value::new(exit)),
             Err(error) => Message::Error(error),
         },

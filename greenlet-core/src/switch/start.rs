@@ -33,7 +33,10 @@ pub(super) fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
 #[inline(never)] // keeps the frame out of `prepare_target`
 fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
     carried.is(vtable.takes)
-        && (target.parent.is_unlocked_main() || target.await_locked_ancestor().is_none())
+        && (target.parent.is_unlocked_main()
+            || target
+                .await_locked_below(ThreadState::current().current_ptr())
+                .is_none())
         && ThreadState::current()
             .take_cached_stack(target.stack_size())
             .is_some_and(|stack| activate(target, vtable, stack))
