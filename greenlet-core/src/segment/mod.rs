@@ -61,7 +61,7 @@ use crate::thread::{ThreadState, flag};
 use header::Header;
 use header::Held;
 use words::{pack, unpack};
-pub(crate) use yielder::{NotYielded, Yielder};
+pub(crate) use yielder::{NotYielded, Yielder, is_forced};
 
 /// The word of a step or final step whose data are a value.
 const VALUE: *const () = ptr::null();
@@ -296,7 +296,9 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
                 self.deliver_exit()
             };
             match step {
-                Err(Some(End::Error(error))) if !error.is::<GreenletExit>() => Some(Failure::Error(error)),
+                Err(Some(End::Error(error))) if GreenletExit::in_error(&error).is_none() => {
+                    Some(Failure::Error(error))
+                }
                 Err(Some(End::Unwound(payload))) if !is_for(&*payload, header) => {
                     Some(Failure::Unwound(payload))
                 }
@@ -503,7 +505,7 @@ impl Drop for Closing {
 /// exit that was thrown at the consumer is such an error.
 #[inline(never)] // keeps the code of its callers small
 fn unless_own_exit(error: Error) -> Option<Error> {
-    let exit = error.downcast_ref::<GreenletExit>();
+    let exit = GreenletExit::in_error(&error);
     if exit.is_none_or(|exit| exit.reason() != Some(reason::CLOSED)) {
         return Some(error);
     }

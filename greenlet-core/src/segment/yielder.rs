@@ -7,7 +7,7 @@
 //! - in a `no_switch` section that began in the body, because the yield would leave it;
 //! - while a panic unwinds, because `std::thread::panicking` would be `true` in the consumer.
 
-use std::any::TypeId;
+use std::any::{Any, TypeId};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -188,6 +188,11 @@ fn give_up() -> ! {
 
 fn force(held: &Held) -> ! {
     resume_unwind(Box::new(Forced(held.place().as_ptr())))
+}
+
+/// Returns `true` if the payload is that of a forced unwinding of a body.
+pub(crate) fn is_forced(payload: &(dyn Any + Send)) -> bool {
+    payload.is::<Forced>()
 }
 
 impl<Y, S> Clone for Yielder<Y, S> {

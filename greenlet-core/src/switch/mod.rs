@@ -55,7 +55,6 @@ use crate::node::rc::InnerRc;
 use crate::payload::error::{
     AwaitInProgress, ParentError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
-use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
@@ -561,7 +560,7 @@ fn unsent(delivery: Delivery) -> Option<Value> {
 
 /// Turns an exit into a value, as at the end of a greenlet. Other errors stay errors (rule EX-2).
 fn exit_to_value(error: Error) -> Message {
-    match error.downcast::<GreenletExit>() {
+    match unwind::take_exit(error) {
         Ok(exit) => Message::Value(Value::new(exit)),
         Err(error) => Message::Error(error),
     }

@@ -7,6 +7,7 @@ mod finishing;
 mod last_handle;
 mod lifecycle_matrix;
 mod reentrancy;
+mod telling_ends;
 #[cfg(target_os = "linux")] // the order in which thread-locals are destroyed
 mod thread_end;
 mod threads;
