@@ -13,11 +13,39 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use crate::greenlet::Greenlet;
-pub use crate::greenlet::await_lock::{keep_suspended, lock_for_await, unlock};
+pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlock};
 use crate::payload::Payload;
 pub use crate::switch::teardown::count_refusal;
 use crate::switch::{self, receive};
-use crate::thread;
+use crate::thread::{self, Deferred, ThreadState};
+
+/// Calls `end`, which ends greenlets: now, or as soon as greenlets can be ended.
+///
+/// `Greenlet::end` waits in the same way while a panic unwinds, and in a `no_switch` section. Use
+/// this for an end with code around it.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent, no_switch, raw};
+///
+/// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+/// waiting.switch::<()>(())?;
+/// let ended = waiting.clone();
+/// no_switch(|| raw::end_or_defer(move || ended.end()));
+/// assert!(waiting.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn end_or_defer(end: impl FnOnce() + 'static) {
+    let thread = ThreadState::current();
+    if thread.can_end_greenlets() {
+        // CAUTION: runs arbitrary user code.
+        end();
+    } else {
+        thread.defer(Deferred::Owned(Box::new(end)));
+    }
+}
 
 /// Switches to the greenlet in `place` as [`Greenlet::switch`] does, without a handle of its own.
 ///

@@ -18,6 +18,8 @@ pub(crate) enum Deferred {
     HandleDropped(Greenlet),
     /// Its owner called `Greenlet::end`.
     End(Greenlet),
+    /// It belongs to code of the upper crate, which ends it.
+    Owned(Box<dyn FnOnce()>),
 }
 
 impl ThreadState {
@@ -51,6 +53,7 @@ impl ThreadState {
                 // Ends the greenlet if nobody has made another handle since.
                 Deferred::HandleDropped(greenlet) => drop(greenlet),
                 Deferred::End(greenlet) => teardown::end_or_defer(&greenlet),
+                Deferred::Owned(end) => end(),
             }
         }
     }

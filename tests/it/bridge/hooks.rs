@@ -115,13 +115,13 @@ fn the_watchdog_names_the_greenlet_and_the_lines_between_which_it_ran_too_long()
         .name("busy")
         .hooks(watchdog.hooks())
         .spawn(|| {
-            await_(async {});
+            await_(tokio::task::yield_now());
             let start = Instant::now();
             while start.elapsed() < Duration::from_millis(60) {
                 std::hint::spin_loop();
             }
-            await_(async {});
-            await_(async {});
+            await_(tokio::task::yield_now());
+            await_(tokio::task::yield_now());
         });
     futures::executor::block_on(spawned);
     drop(watchdog);

@@ -1,5 +1,6 @@
 //! The bridge between synchronous code and futures.
 
+mod cancel;
 mod executors;
 mod hooks;
 #[cfg(all(feature = "tokio", feature = "futures-io"))]

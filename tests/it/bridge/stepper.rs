@@ -87,7 +87,7 @@ fn a_drop_and_a_cancel_end_every_await_of_nested_greenlets() {
             try_await_(async {})
         }
     });
-    assert_eq!(awaits, 4);
+    assert_eq!(awaits, 5);
 }
 
 #[test]
