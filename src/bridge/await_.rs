@@ -1,5 +1,6 @@
 //! Awaits a future from synchronous code.
 
+use std::cell::Cell;
 use std::future::IntoFuture;
 use std::panic::Location;
 use std::pin::{Pin, pin};
@@ -200,8 +201,19 @@ fn wait_slow<F: Future>(
             "cannot await: the exit of a cancelled spawn unwinds this stack, because `await_` raised it; let \
              `try_await_` and `?` return it all the way up, so that destructors run without an unwinding",
         )),
-        Err(error) => Err(error),
+        Err(error) => {
+            if error.is::<GreenletExit>() {
+                EXITED_IN.set(Some(id));
+            }
+            Err(error)
+        }
     }
+}
+
+thread_local! {
+    /// The id of the greenlet below a function in which an await has last returned an exit.
+    /// While it is being ended, its parent is the greenlet that ends it, so it finds no driver.
+    static EXITED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 /// Returns the error of an await while the driver does not run, or of one without a driver.
@@ -215,6 +227,7 @@ fn refusal(phase: Option<Phase>) -> Error {
         Some(Phase::InPlace) => NoDriver::polled(),
         _ if Driver::is_polled_by_one() => NoDriver::polled(),
         Some(_) => NoDriver::idle(),
+        None if EXITED_IN.get() == Some(getcurrent().id()) => NoDriver::idle(),
         None => NoDriver::outside(),
     };
     refused.into()

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
@@ -51,7 +51,7 @@ where
     T: 'static,
     F: FnOnce() -> T + 'static,
 {
-    let spawned = greenlet_spawn(function);
+    let mut spawned = greenlet_spawn(function);
     if Driver::runs_here() {
         return await_(spawned);
     }
@@ -66,7 +66,6 @@ where
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.block_on(async {});
     }
-    let mut spawned = pin!(spawned);
     let parker = Parker::new();
     let unpark = Arc::new(Unpark {
         unparker: parker.unparker().clone(),
@@ -75,7 +74,7 @@ where
     let waker = Waker::from(Arc::clone(&unpark));
     let mut cx = Context::from_waker(&waker);
     loop {
-        if let Poll::Ready(output) = spawned.as_mut().poll(&mut cx) {
+        if let Poll::Ready(output) = Pin::new(&mut spawned).poll(&mut cx) {
             return output;
         }
         let wakers = Arc::strong_count(&unpark);
@@ -85,6 +84,7 @@ where
             let at = spawned
                 .awaits_at()
                 .unwrap_or_else(|| spawned.greenlet().created_at());
+            drop(spawned); // before the panic, which would delay its end
             panic!(
                 "`block_on_greenlet` would block this thread for ever: the function awaits, at {at}, a future that \
                  has kept no waker"

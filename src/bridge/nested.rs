@@ -95,8 +95,11 @@ fn wait_nested<F: Future>(
         task: Mutex::default(),
     });
     let waker = Waker::from(Arc::clone(&wakes));
+    let mut is_polled = false;
     loop {
-        let woken = poll_fn(|cx| wakes.poll_woken(cx));
+        // A future that wakes itself, to let other tasks run, must return to the executor.
+        let mut returns_first = std::mem::replace(&mut is_polled, true);
+        let woken = poll_fn(|cx| wakes.poll_woken(cx, std::mem::take(&mut returns_first)));
         wait(pin!(woken), unwinds, at)?;
         // CAUTION: runs arbitrary user code. It may await, so this greenlet may be suspended, and
         // the task may have another waker afterwards.
@@ -120,10 +123,17 @@ impl Wakes {
         std::mem::replace(&mut task, waker)
     }
 
-    fn poll_woken(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Returns `Pending` if it was not woken, and if it `returns_first`.
+    fn poll_woken(&self, cx: &mut Context<'_>, returns_first: bool) -> Poll<()> {
         // CAUTION: cloning and dropping a waker runs arbitrary user code, so no lock is held.
         let waker = cx.waker().clone();
         drop(self.exchange(Some(waker)));
+        if returns_first {
+            if self.is_woken.load(Ordering::SeqCst) {
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Pending;
+        }
         // Afterwards: a wake-up in between has found this waker.
         match self.is_woken.swap(false, Ordering::SeqCst) {
             true => Poll::Ready(()),

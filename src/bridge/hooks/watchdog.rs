@@ -181,7 +181,8 @@ impl Watchdog {
 
 impl fmt::Debug for Watchdog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Watchdog({:?})", self.shared.bound)
+        let watched = lock(&self.shared.watched).len();
+        write!(f, "Watchdog({:?}, {watched} watched)", self.shared.bound)
     }
 }
 

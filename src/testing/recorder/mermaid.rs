@@ -37,7 +37,11 @@ impl Recording {
         let ended: HashSet<&str> = of_kind(EventKind::End).map(Event::origin).collect();
         let mut diagram = String::from("sequenceDiagram\n");
         for (number, name) in names.iter().enumerate() {
-            let name = if name.is_empty() { "#34;#34;" } else { &escaped(name) };
+            let name = if name.is_empty() {
+                "#34;#34;"
+            } else {
+                &escaped(name)
+            };
             line(&mut diagram, format_args!("participant p{number} as {name}"));
         }
         for event in self.events() {

@@ -30,17 +30,22 @@ fn finish<T>(mut cancelled: SpawnResult<T>) -> anyhow::Result<T> {
 /// Returns `Pending` once.
 fn yields() -> impl Future<Output = ()> {
     let mut polls = 0;
-    poll_fn(move |_| {
+    poll_fn(move |cx| {
         polls += 1;
-        if polls == 1 { Poll::Pending } else { Poll::Ready(()) }
+        cx.waker().wake_by_ref();
+        if polls == 1 {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
     })
 }
 
-/// A worker whose jobs wait for ever, and that `guards` each of them.
-fn worker(jobs: &Rc<Cell<u32>>, guard: fn(fn()) -> bool) -> Spawn<()> {
+/// A worker with at most `most` jobs, which wait for ever. It `guards` each of them.
+fn worker(jobs: &Rc<Cell<u32>>, most: u32, guard: fn(fn()) -> bool) -> Spawn<()> {
     let jobs = jobs.clone();
     greenlet_spawn(move || {
-        while guard(|| await_(pending::<()>())) {
+        while jobs.get() < most && guard(|| await_(pending::<()>())) {
             jobs.set(jobs.get() + 1);
         }
     })
@@ -61,26 +66,46 @@ fn a_caught_unwinding_of_a_cancel_starts_again_at_the_next_await() {
     ];
     for guard in guards {
         let jobs = Rc::default();
-        let mut spawned = worker(&jobs, guard);
+        let mut spawned = worker(&jobs, 20, guard);
         assert!(poll(&mut spawned).is_pending());
-        assert!(finish(spawned.cancel()).unwrap_err().is::<GreenletExit>());
-        // It is not unwound for ever: then it is ended, and its stack is unwound by force.
-        assert!((2..500).contains(&jobs.get()), "{}", jobs.get());
+        let mut cancelled = spawned.cancel();
+        assert!(ready(poll(&mut cancelled)).is_ok());
+        assert_eq!(jobs.get(), 20);
     }
 }
 
 #[test]
-fn a_child_that_catches_the_unwinding_of_a_cancel_ends_too() {
-    let _no_leaks = NoLeaks::watch();
-    let mut spawned = greenlet_spawn(|| {
-        let child = Greenlet::new(|(): ()| {
-            while catch_unwind(|| await_(pending::<()>())).is_err() {}
-            Ok(())
-        });
-        let _ = child.switch::<()>(());
-    });
+fn a_cancel_of_a_function_that_catches_every_unwinding_is_reported() {
+    catch_reports();
+    let jobs = Rc::default();
+    let mut spawned = worker(&jobs, u32::MAX, |job| catch_unwind(job).is_err());
     assert!(poll(&mut spawned).is_pending());
-    assert!(finish(spawned.cancel()).is_ok());
+    assert!(finish(spawned.cancel()).unwrap_err().is::<GreenletExit>());
+    assert!((100..500).contains(&jobs.get()), "{}", jobs.get());
+    assert_eq!(take_reports().len(), 1);
+}
+
+#[test]
+fn an_await_in_the_clean_up_of_a_child_says_that_the_function_was_ended() {
+    let _no_leaks = NoLeaks::watch();
+    let log = Log::new();
+    let ends: [fn(Spawn<()>); 2] = [drop, |spawned| spawned.greenlet().clone().end()];
+    for end in ends {
+        let written = log.clone();
+        let mut spawned = greenlet_spawn(move || {
+            let child = Greenlet::new(move |(): ()| -> anyhow::Result<()> {
+                let exit = try_await_(pending::<()>());
+                let refused = try_await_(async {}).unwrap_err();
+                written.add(format!("{}", refused.to_string().contains("cancel()")));
+                await_(async {}); // unwinds
+                exit
+            });
+            let _ = child.switch::<()>(());
+        });
+        assert!(poll(&mut spawned).is_pending());
+        end(spawned);
+        assert_eq!(log.take(), ["true"]);
+    }
 }
 
 #[test]
@@ -88,7 +113,7 @@ fn catch_passes_the_end_of_a_worker_on() {
     for cancels in [false, true] {
         let _no_leaks = NoLeaks::watch();
         let jobs = Rc::default();
-        let mut spawned = worker(&jobs, |job| catch(job).is_err());
+        let mut spawned = worker(&jobs, u32::MAX, |job| catch(job).is_err());
         assert!(poll(&mut spawned).is_pending());
         if cancels {
             assert!(finish(spawned.cancel()).unwrap_err().is::<GreenletExit>());
@@ -145,7 +170,10 @@ fn an_await_in_a_destructor_says_that_an_exit_unwinds() {
     assert!(poll(&mut spawned).is_pending());
     drop(finish(spawned.cancel()));
     let said = log.take().concat();
-    assert!(said.starts_with("true cannot await: the exit of a cancelled spawn unwinds"), "{said}");
+    assert!(
+        said.starts_with("true cannot await: the exit of a cancelled spawn unwinds"),
+        "{said}"
+    );
     assert!(said.contains("`try_await_` and `?`"), "{said}");
 
     // A panic is no exit.
@@ -172,7 +200,10 @@ fn a_cancel_of_an_ended_function_is_an_error() {
     ended.greenlet().clone().end();
     assert!(catch_unwind(AssertUnwindSafe(|| poll(&mut ended))).is_err());
     let error = finish(returned.cancel()).unwrap_err();
-    assert!(error.is::<GreenletExit>() && error.to_string().contains("had ended"), "{error}");
+    assert!(
+        error.is::<GreenletExit>() && error.to_string().contains("had ended"),
+        "{error}"
+    );
     assert!(finish(panicked.cancel()).is_err());
     assert!(finish(ended.cancel()).is_err());
 }
@@ -344,7 +375,9 @@ fn a_message_that_a_nested_await_has_not_taken_is_not_lost_by_a_cancel() {
     let mut spawned = greenlet_spawn(move || {
         // A spawn was pending in an earlier await, and none is in this one.
         await_(greenlet_spawn(|| await_(yields())));
-        let waited = try_await_(poll_fn(|cx| futures::Stream::poll_next(Pin::new(&mut receiver), cx)));
+        let waited = try_await_(poll_fn(|cx| {
+            futures::Stream::poll_next(Pin::new(&mut receiver), cx)
+        }));
         put.set(Some(receiver));
         waited.is_err()
     });
