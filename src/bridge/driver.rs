@@ -212,6 +212,11 @@ impl Driver {
         }
     }
 
+    /// Returns `true` if a greenlet has posted a request.
+    pub(super) fn has_request(&self) -> bool {
+        self.request.get().is_some()
+    }
+
     /// Returns `true` if it is being polled, and one of its greenlets runs.
     pub(super) fn is_running(&self) -> bool {
         matches!(self.phase.get(), Phase::Running | Phase::Ending)
@@ -435,10 +440,8 @@ pub(super) enum Polled {
     Ready,
     /// The greenlet does not wait for a future any more.
     Withdrawn,
-    /// The greenlet was to be ended during the poll. The caller must end it.
-    ToEnd {
-        is_done: bool,
-    },
+    /// The greenlet was to be ended during the poll. The caller must end it and poll again.
+    ToEnd,
 }
 
 /// Polls the future of a slot. Returns `true` if it is done.
@@ -553,25 +556,13 @@ impl Driver {
             std::mem::forget(unwinding);
             is_done
         });
-        if is_to_end {
-            return Polled::ToEnd { is_done };
-        }
         match is_done {
+            _ if is_to_end => Polled::ToEnd,
             true => Polled::Ready,
             false => {
                 self.has_nested.set(HAS_PENDING.get());
                 Polled::Pending
             }
-        }
-    }
-
-    /// Returns what a poll has led to after which `waiter` was ended.
-    #[cold]
-    pub(super) fn after_end(&self, is_done: bool) -> Polled {
-        match self.request.get() {
-            None => Polled::Withdrawn,
-            Some(_) if is_done => Polled::Ready,
-            Some(_) => Polled::Pending, // it could not be ended
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
+use crate::thread::ThreadState;
 
 impl Greenlet {
     /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
@@ -86,7 +87,8 @@ impl Greenlet {
     ///   ends.
     /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`. The error owns the
     ///   value. Ask for a [`Value`] to accept any type. A greenlet that ended by exit sends a
-    ///   [`GreenletExit`].
+    ///   [`GreenletExit`]. A type without values, such as `!`, does not compile: in
+    ///   `child.switch(())?;` nothing says which type is meant.
     /// - The switch was refused: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that
     ///   takes another type, [`StackError`](crate::StackError),
     ///   [`AwaitInProgress`](crate::AwaitInProgress), [`Unwinding`](crate::Unwinding),
@@ -115,6 +117,7 @@ impl Greenlet {
     #[track_caller]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         switch::switch_to(&self.inner, &mut value, at)
@@ -148,6 +151,7 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         let payload = Payload::new(&mut value);
@@ -183,6 +187,7 @@ impl Greenlet {
     #[track_caller]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         let back = match switch::try_switch_to_parent(&self.inner, &mut value, at) {
@@ -228,6 +233,7 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let at = Location::caller();
         receive::receive(switch::throw(&self.inner, error.into(), at)?)
     }
@@ -274,7 +280,8 @@ impl Greenlet {
     /// What the greenlet returns is dropped. An error or a panic of its clean-up is reported to the
     /// [unraisable hook](crate::set_unraisable_hook). If the running greenlet may not switch,
     /// because of a panic or a [`no_switch`](crate::no_switch) section, the greenlet is ended as
-    /// soon as it may.
+    /// soon as it may. If the greenlet itself waits for the end that the caller is a part of, it is
+    /// ended after that: clean-up is not interrupted.
     ///
     /// # Examples
     ///
@@ -350,6 +357,7 @@ impl Greenlet {
         if parent.inner.await_locked_ancestor().is_some() || leaves_lock().is_some() {
             return Err(ParentError::AWAITING);
         }
+        ThreadState::current().count_parent_change();
         let before = self.inner.parent.replace(Some(parent.clone()));
         // CAUTION: runs arbitrary user code: it may end the old parent.
         drop(before);
@@ -373,8 +381,6 @@ impl Greenlet {
         }
     }
 }
-
-impl Greenlet {}
 
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
@@ -460,6 +466,25 @@ impl WeakGreenlet {
     /// ```
     pub fn upgrade(&self) -> Option<Greenlet> {
         self.inner.upgrade().map(Greenlet::from_inner)
+    }
+
+    /// Returns `true` if the greenlet has ended. Makes no handle, so no greenlet is ended by it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// let weak = child.downgrade();
+    /// assert!(!weak.is_dead());
+    /// child.switch::<()>(())?;
+    /// assert!(weak.is_dead());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn is_dead(&self) -> bool {
+        self.inner.is_dead()
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! [`switch_in`] and [`with_attached`] save a reference count on the path of an await.
 //! [`lock_for_await`], [`unlock`] and [`keep_suspended`] let the driver of an await decide alone
-//! when a greenlet is resumed. [`count_refusal`] keeps an end from waiting for ever.
+//! when a greenlet is resumed. [`count_refusal`] keeps an end from waiting for ever. [`discard`]
+//! drops a value where nothing may unwind. [`interrupt`] ends a greenlet for a scope that ends.
 
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
@@ -15,11 +16,19 @@ use anyhow::Result;
 use crate::greenlet::Greenlet;
 pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlock};
 use crate::payload::Payload;
-pub use crate::switch::teardown::count_refusal;
+pub use crate::switch::teardown::{count_refusal, interrupt};
+pub use crate::switch::unwind::discard;
 use crate::switch::{self, receive};
-use crate::thread::{self, Deferred, ThreadState};
+use crate::thread::{self, Cause, ThreadState};
 
-/// Calls `end`, which ends greenlets: now, or as soon as greenlets can be ended.
+/// Returns `true` if the running greenlet is the parent of `greenlet`. Counts no reference.
+#[inline]
+pub fn is_child_of_current(greenlet: &Greenlet) -> bool {
+    let current = ThreadState::current().current_ptr();
+    greenlet.inner().parent.is_at(current)
+}
+
+/// Calls `end`, which ends `greenlet`: now, or as soon as greenlets can be ended.
 ///
 /// `Greenlet::end` waits in the same way while a panic unwinds, and in a `no_switch` section. Use
 /// this for an end with code around it.
@@ -33,17 +42,17 @@ use crate::thread::{self, Deferred, ThreadState};
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
 /// waiting.switch::<()>(())?;
 /// let ended = waiting.clone();
-/// no_switch(|| raw::end_or_defer(move || ended.end()));
+/// no_switch(|| raw::end_or_defer(&waiting, move || ended.end()));
 /// assert!(waiting.is_dead());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-pub fn end_or_defer(end: impl FnOnce() + 'static) {
+pub fn end_or_defer(greenlet: &Greenlet, end: impl FnOnce() + 'static) {
     let thread = ThreadState::current();
     if thread.can_end_greenlets() {
         // CAUTION: runs arbitrary user code.
         end();
     } else {
-        thread.defer(Deferred::Owned(Box::new(end)));
+        thread.defer_by(greenlet, Cause::Ended, Some(Box::new(end)));
     }
 }
 

@@ -18,7 +18,7 @@ use crate::stack;
 pub(crate) type LocalValues = Rc<RefCell<Vec<(*const (), Rc<dyn Any>)>>>;
 
 #[repr(C)] // without padding, and in the order of the fields: `rc` replaces it as a whole
-pub(super) struct Extras {
+pub(crate) struct Extras {
     /// Boxed twice, so that it takes one word of the node (gdb).
     name: OnceCell<Box<Box<str>>>,
     /// `None` until the first variable is set.
@@ -28,7 +28,7 @@ pub(super) struct Extras {
 }
 
 impl Extras {
-    pub(super) const fn none() -> Extras {
+    pub(crate) const fn none() -> Extras {
         Extras {
             name: OnceCell::new(),
             locals: Cell::new(None),

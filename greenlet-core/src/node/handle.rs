@@ -1,9 +1,9 @@
-//! The handle of a greenlet. What a user can do with one is in `greenlet`.
+//! The handle of a greenlet. What a user can do with one is in `greenlet`. What its destructor does is
+//! in `switch/teardown.rs`, because it may end the greenlet.
 
 #![forbid(unsafe_code)]
 
 use crate::node::rc::InnerRc;
-use crate::switch::teardown;
 
 /// A greenlet: a coroutine with its own stack, which switches to other greenlets by name.
 ///
@@ -70,27 +70,11 @@ impl Greenlet {
         // The clone keeps the greenlet: the handle sees that it is not the last one.
         self.inner.clone()
     }
-
-    /// Ends the greenlet if it is active and this is its last handle.
-    #[inline]
-    pub(crate) fn end_if_last_handle(&self) {
-        if self.inner.has_one_handle() {
-            // CAUTION: runs arbitrary user code.
-            teardown::last_handle_gone(self);
-        }
-    }
 }
 
 impl Clone for Greenlet {
     #[inline]
     fn clone(&self) -> Greenlet {
         Greenlet::from_inner(self.inner.clone())
-    }
-}
-
-impl Drop for Greenlet {
-    #[inline]
-    fn drop(&mut self) {
-        self.end_if_last_handle();
     }
 }

@@ -1,5 +1,5 @@
-//! References to nodes, counted as by `std::rc::Rc`. They release a node when its last reference is
-//! dropped.
+//! References to nodes, counted as by `std::rc::Rc`. The drop of a reference, which may release the
+//! node, is in `thread/release.rs`.
 //!
 //! The counts are in the node itself, so a `&Inner` is enough to look at them, or to make another
 //! reference. `Rc` cannot be used: stable Rust has no way to allocate its memory from the pool.
@@ -26,16 +26,14 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::backend::abort::abort_because;
 use crate::node::Inner;
-use crate::node::extras::Extras;
 use crate::node::handle::Greenlet;
 use crate::node::status::Status;
-use crate::thread;
 
 /// The reference counts of a node. `strong` comes first (gdb).
 #[repr(C)]
-pub(super) struct Counts {
-    strong: Cell<u32>,
-    weak: Cell<u32>,
+pub(crate) struct Counts {
+    pub(crate) strong: Cell<u32>,
+    pub(crate) weak: Cell<u32>,
 }
 
 impl Counts {
@@ -113,7 +111,7 @@ impl Inner {
 }
 
 /// A counted reference to a node, like an `Rc`.
-pub(crate) struct InnerRc(NonNull<Inner>);
+pub(crate) struct InnerRc(pub(crate) NonNull<Inner>);
 
 impl InnerRc {
     /// Fills a free slot with a new node, and returns the first reference to it.
@@ -194,122 +192,21 @@ impl Clone for InnerRc {
     }
 }
 
-impl Drop for InnerRc {
-    #[inline]
-    fn drop(&mut self) {
-        let strong = &self.counts.strong;
-        strong.set(strong.get() - 1);
-        if strong.get() == 0 {
-            // SAFETY: this was the last reference.
-            unsafe { release(self.0) };
-        }
-    }
-}
-
-/// Releases a node: drops what it owns, and frees its slot if there is no weak reference either.
-///
-/// # Safety
-///
-/// - The strong count has just become 0.
-#[inline(never)]
-unsafe fn release(node: NonNull<Inner>) {
-    // The weak count of all strong references together. It is dropped last, also if a destructor
-    // panics.
-    let slot = InnerWeak(node);
-    thread::forget_node(slot.node());
-    if !slot.node().try_release_fast() {
-        // SAFETY: the strong count has just become 0, says the caller.
-        unsafe { release_slow(&slot) };
-    }
-}
-
-impl Inner {
-    /// Releases the node and returns `true` if it owns nothing but a handle of a parent that has
-    /// others.
-    ///
-    /// Most greenlets end like this. It runs no user code, and no destructor.
-    #[inline]
-    fn try_release_fast(&self) -> bool {
-        if !self.status.is_plain_dead() {
-            return false;
-        }
-        match self.parent.take() {
-            // More than this handle and the own count, so this drop only decrements the count.
-            Some(parent) if parent.inner().strong_count() > 2 => drop(parent),
-            parent => {
-                self.parent.init(parent);
-                return false;
-            }
-        }
-        true
-    }
-}
-
-/// Releases a node that may own anything.
-///
-/// # Safety
-///
-/// - As for [`release`].
-#[cold]
-#[inline(never)]
-unsafe fn release_slow(slot: &InnerWeak) {
-    // Dropped last, also if a destructor below panics.
-    let _parent = LastLink(slot.node().parent.take());
-    let extras = slot.node().status.has_extras().then(|| {
-        // SAFETY: `slot` keeps the memory [slot-kept].
-        let extras = unsafe { &raw mut (*slot.0.as_ptr()).extras };
-        // SAFETY: no reference to the node is left, so nobody has borrowed from the extras.
-        unsafe { extras.replace(Extras::none()) }
-    });
-    // CAUTION: runs arbitrary user code, if the greenlet was never started.
-    slot.node().closure.clear();
-    // CAUTION: runs arbitrary user code.
-    drop(extras);
-}
-
-/// The handle of the parent of a released node.
-struct LastLink(Option<Greenlet>);
-
-impl Drop for LastLink {
-    #[inline]
-    fn drop(&mut self) {
-        // CAUTION: runs arbitrary user code if it is the parent's last handle.
-        match self.0.take() {
-            Some(parent) if !parent.inner().has_other_handles() => release_with_ancestors(parent),
-            parent => drop(parent),
-        }
-    }
-}
-
-/// Drops a handle. Releases a long chain of parents without other handles in a loop: recursion
-/// would need a stack as deep as the chain is long.
-#[cold]
-#[inline(never)]
-fn release_with_ancestors(parent: Greenlet) {
-    let mut next = Some(parent);
-    while let Some(parent) = next {
-        // CAUTION: runs arbitrary user code: it may end the parent (rules PA-12, DE-23).
-        parent.end_if_last_handle();
-        let is_last = parent.inner().strong_count() == 1;
-        next = if is_last {
-            parent.inner().parent.take()
-        } else {
-            None
-        };
-        drop(parent);
-    }
-}
-
 /// A counted reference that does not keep the node, only its slot. Like a `Weak`.
 #[derive(Debug)]
-pub(crate) struct InnerWeak(NonNull<Inner>);
+pub(crate) struct InnerWeak(pub(crate) NonNull<Inner>);
 
 impl InnerWeak {
-    /// The node, perhaps released. Must not leave this file.
+    /// The node, perhaps released. Only for this file and `thread/release.rs`.
     #[inline]
-    fn node(&self) -> &Inner {
+    pub(crate) fn node(&self) -> &Inner {
         // SAFETY: this reference is counted [slot-kept].
         unsafe { self.0.as_ref() }
+    }
+
+    /// Returns `true` if the greenlet has ended, or the node is not in use any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.node().strong_count() == 0 || self.node().status.is_dead()
     }
 
     /// Returns a counted reference to the node, if it is still in use.
@@ -321,18 +218,5 @@ impl InnerWeak {
 impl Clone for InnerWeak {
     fn clone(&self) -> InnerWeak {
         self.node().downgrade()
-    }
-}
-
-impl Drop for InnerWeak {
-    #[inline]
-    fn drop(&mut self) {
-        let weak = &self.node().counts.weak;
-        weak.set(weak.get() - 1);
-        if weak.get() == 0 {
-            // SAFETY: this was the last reference to the slot. It belongs to the pool of this
-            // thread, because references are not `Send`.
-            unsafe { thread::free_slot(self.0) };
-        }
     }
 }

@@ -56,12 +56,11 @@ use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::stack;
 use crate::stack::error::StackError;
-use crate::thread::{ThreadState, flag};
+use crate::thread::{ThreadState, flag, unwinding::ForcedBody};
 
-use header::Header;
-use header::Held;
+use header::{Header, Held};
 use words::{pack, unpack};
-pub(crate) use yielder::{NotYielded, Yielder, is_forced};
+pub(crate) use yielder::{NotYielded, Yielder};
 
 /// The word of a step or final step whose data are a value.
 const VALUE: *const () = ptr::null();
@@ -80,7 +79,7 @@ const LARGEST_IN_PLACE: usize = 1024;
 const REFUSALS: u32 = 100;
 
 /// How often a body that is being ended is unwound by force.
-const FORCES: u32 = 3;
+const FORCES: u32 = 1;
 
 /// A body, on a stack of its own.
 ///
@@ -124,12 +123,6 @@ enum End<R> {
     Error(Error),
     Unwound(Box<dyn Any + Send>),
 }
-
-/// The payload of a forced unwind, which identifies its segment.
-struct Forced(*const Header);
-
-// SAFETY: the pointer is only compared, never dereferenced.
-unsafe impl Send for Forced {}
 
 impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// Creates a segment that will run `function` with the value of the first step.
@@ -519,8 +512,8 @@ fn unless_own_exit(error: Error) -> Option<Error> {
 
 /// Returns `true` if the payload is that of a forced unwind of this segment.
 fn is_for(payload: &(dyn Any + Send), header: Option<NonNull<Header>>) -> bool {
-    let forced = payload.downcast_ref::<Forced>();
-    forced.is_some_and(|forced| header.is_some_and(|header| ptr::eq(forced.0, header.as_ptr())))
+    let forced = payload.downcast_ref::<ForcedBody>();
+    forced.is_some_and(|forced| header.is_some_and(|header| forced.is_of(header.as_ptr().addr())))
 }
 
 #[inline]

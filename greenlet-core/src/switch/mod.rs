@@ -29,6 +29,7 @@
 //!   the origin, unless it ends. The stack of one that ends is not reused before the target runs.
 
 pub(crate) mod backtrace_request;
+mod deferred;
 pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
@@ -187,26 +188,36 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     true
 }
 
-/// Starts a pending target on a stack from the thread's cache. Returns `false` if it is not
-/// pending, or if the slow path is needed.
-#[inline(never)] // keeps the frame out of `prepare_target`
+/// Starts a pending target on a stack that the thread has. Returns `false` if it is not pending, or
+/// if the slow path is needed.
+#[inline]
 fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
     let Some(vtable) = target.closure.vtable() else {
         return false;
     };
-    if !carried.is(vtable.takes) || !target.is_open_to_switches() {
-        return false;
+    // A pending greenlet itself is never locked.
+    if carried.ptr_eq(vtable.takes) && target.parent.is_unlocked_main() {
+        if let Some(stack) = ThreadState::current().take_last_stack(target.stack_size()) {
+            return activate(target, vtable, stack);
+        }
     }
-    let Some(stack) = ThreadState::current().take_cached_stack(target.stack_size()) else {
-        return false;
-    };
-    activate(target, vtable, stack);
-    true
+    prepare_pending_slow(target, carried, vtable)
 }
 
-/// Makes a pending greenlet active, suspended at the start of its function, on `stack`.
+/// Starts a pending target with any parent, on any stack that the thread has.
+#[inline(never)] // keeps the frame out of `prepare_target`
+fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
+    carried.is(vtable.takes)
+        && target.is_open_to_switches(ThreadState::current().current_ptr())
+        && ThreadState::current()
+            .take_cached_stack(target.stack_size())
+            .is_some_and(|stack| activate(target, vtable, stack))
+}
+
+/// Makes a pending greenlet active, suspended at the start of its function, on `stack`. Returns
+/// `true`.
 #[inline]
-fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
+fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
     // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
     node.to_rc().into_raw();
     node.status.activate();
@@ -214,6 +225,7 @@ fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) {
     // it.
     unsafe { backend::init(stack.entry(), vtable.entry, &node.context) };
     node.stack.set(Some(stack));
+    true
 }
 
 // ---- other kinds of switches
@@ -339,14 +351,18 @@ pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) ->
 pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
     let thread = ThreadState::current();
     if let Some(refusal) = Refusal::of(thread) {
+        if let Refusal::NoSwitch(_) = refusal {
+            teardown::note_refusal(thread);
+        }
         return Err(refusal.into_error(unsent(delivery)));
     }
     // Before the checks below, because these run code that may change their results (rule XD-5).
-    let guard = DropGuard::new(delivery);
-    inbox::run_requests(thread);
-    // CAUTION: runs arbitrary user code, which may unwind.
-    thread.run_deferred();
-    let delivery = match guard.into_inner() {
+    let code = || {
+        inbox::run_requests(thread);
+        // CAUTION: runs arbitrary user code, which may unwind.
+        thread.run_deferred();
+    };
+    let delivery = match unwind::run_holding(delivery, Delivery::into_message, code) {
         // A dead greenlet passes an exit up as a value (rule TH-8).
         // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it precedes
         // the look for a live target.
@@ -402,7 +418,7 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
 /// Returns the greenlet whose await prevents a switch to `live`, if there is one.
 fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     let locked = if live.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
-        live.await_locked_ancestor()
+        live.await_locked_below(thread.current_ptr())
     } else {
         None
     };
@@ -454,10 +470,9 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     if handle.inner().has_other_handles() {
         return back;
     }
-    let guard = DropGuard::new(Delivery::Message(open(back)));
+    let message = open(back);
     // CAUTION: runs arbitrary user code.
-    drop(handle);
-    Envelope::local(guard.into_inner().into_message())
+    Envelope::local(unwind::run_holding(message, |message| message, || drop(handle)))
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
@@ -471,25 +486,6 @@ fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
     match delivery {
         Delivery::Payload(payload) => payload,
         Delivery::Message(message) => Envelope::local(message),
-    }
-}
-
-/// Owns a delivery while user code runs, and drops it if that unwinds.
-struct DropGuard(Option<Delivery>);
-
-impl DropGuard {
-    fn new(delivery: Delivery) -> DropGuard {
-        DropGuard(Some(delivery))
-    }
-
-    fn into_inner(mut self) -> Delivery {
-        self.0.take().expect("it is taken once")
-    }
-}
-
-impl Drop for DropGuard {
-    fn drop(&mut self) {
-        drop(self.0.take().map(Delivery::into_message));
     }
 }
 
@@ -549,12 +545,14 @@ pub fn check_switch_allowed() -> Result<(), Error> {
     Refusal::of(thread).map_or(Ok(()), |refusal| Err(refusal.into_error(None)))
 }
 
-/// Returns the value of a refused delivery, for the error.
+/// Returns the content of a refused delivery, for the error. Drops nothing: in a greenlet that has
+/// ended, the destructor of a panic's payload must not run.
 fn unsent(delivery: Delivery) -> Option<Value> {
     match delivery.into_message() {
         Message::Value(value) => Some(value),
         Message::Error(error) => Some(Value::new(error)),
-        Message::Panic(_) | Message::ForcedUnwind => None,
+        Message::Panic(payload) => Some(Value::new(payload)),
+        Message::ForcedUnwind => None,
     }
 }
 

@@ -30,29 +30,28 @@
 
 pub(crate) mod ages;
 pub(crate) mod create;
-mod deferred;
 mod flags;
 pub(crate) mod id;
 pub(crate) mod inbox;
 pub(crate) mod overflow;
 pub(crate) mod prefetch;
+mod release;
 mod stacks;
 pub(crate) mod tracer;
+pub(crate) mod unwinding;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::ManuallyDrop;
 use std::panic::Location;
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use deferred::Deferred;
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
 
-use crate::backend::SavedContext;
-use crate::backend::asan;
+use crate::backend::{self, SavedContext, asan};
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::pool::NodePool;
@@ -65,6 +64,23 @@ use crate::thread::inbox::Inbox;
 use crate::thread::prefetch::Prefetcher;
 use crate::thread::tracer::Tracer;
 
+/// Why a greenlet is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Its last handle was dropped.
+    HandleDropped,
+    /// Its owner called `Greenlet::end`.
+    Ended,
+}
+
+/// The end of a greenlet that has to wait: see `switch/deferred.rs`.
+pub(crate) struct Deferred {
+    pub(crate) greenlet: Greenlet,
+    pub(crate) cause: Cause,
+    /// What ends it, if its owner has code around the end.
+    pub(crate) by: Option<Box<dyn FnOnce()>>,
+}
+
 /// The state of one thread.
 pub(crate) struct ThreadState {
     /// [current-alive]. Read by tools/greenlet-gdb.py.
@@ -76,8 +92,8 @@ pub(crate) struct ThreadState {
     next_greenlet_id: Cell<u64>,
     /// The memory of all nodes of the thread. Read by tools/greenlet-gdb.py.
     pub(crate) pool: NodePool,
-    /// Empty exactly if `DEFERRED` is clear.
-    deferred: RefCell<VecDeque<Deferred>>,
+    /// The ends that wait. Empty exactly if `DEFERRED` is clear.
+    pub(crate) deferred: RefCell<VecDeque<Deferred>>,
     /// The stack of the greenlet that finished last.
     last_stack: Cell<Option<Stack>>,
     pub(crate) stacks: RefCell<StackCache>,
@@ -92,6 +108,10 @@ pub(crate) struct ThreadState {
     await_locks: Cell<usize>,
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
     pub(crate) refusals: Cell<u32>,
+    /// Why the thread unwinds without a panic, if it does.
+    pub(crate) unwinding: Cell<Option<unwinding::Why>>,
+    /// How often a parent has changed, so that an end knows if its clean-up has changed any.
+    parent_changes: Cell<u64>,
     pub(crate) prefetcher: Prefetcher,
     pub(crate) exit_cache: ExitCache,
     /// `Some` while the thread is in the registry.
@@ -123,6 +143,8 @@ impl ThreadState {
             no_switch_frame: Cell::new(ptr::null()),
             await_locks: Cell::new(0),
             refusals: Cell::new(0),
+            unwinding: Cell::new(None),
+            parent_changes: Cell::new(0),
             prefetcher: Prefetcher::new(),
             exit_cache: ExitCache::none(),
             inbox: RefCell::new(None),
@@ -146,6 +168,7 @@ impl ThreadState {
     #[cold]
     #[inline(never)]
     fn set_up(&self) -> InnerRc {
+        backend::mark_copy();
         let is_alive = !self.has_flag(flag::EXITING) && thread_exit::install_guard();
         let main = self.create_main();
         self.main.set(main.as_ptr());
@@ -253,20 +276,6 @@ impl ThreadState {
         id
     }
 
-    /// Removes what is kept about `node`, which is being dropped.
-    #[cold]
-    #[inline(never)]
-    fn forget(&self, node: &Inner) {
-        if node.status.is_main() {
-            self.main.set(ptr::null());
-            self.current.set(ptr::null());
-        }
-        if self.has_flag(flag::PREFETCH) {
-            self.prefetcher.forget(node);
-        }
-        self.forget_creation(node);
-    }
-
     /// Counts a lock that switches must search for: see `greenlet/await_lock.rs`.
     #[cold]
     pub(crate) fn add_await_lock(&self) {
@@ -290,6 +299,13 @@ impl ThreadState {
         }
     }
 
+    /// Counts a change of a parent. Returns how many there were.
+    pub(crate) fn count_parent_change(&self) -> u64 {
+        let changes = self.parent_changes.get() + 1;
+        self.parent_changes.set(changes);
+        changes
+    }
+
     /// Iterates over all greenlets of the thread, in the order of their creation.
     ///
     /// The handle of each is made only when the iterator reaches it. So dropping the last other
@@ -301,28 +317,6 @@ impl ThreadState {
             .into_iter()
             .filter_map(|(_, node)| node.upgrade().map(Greenlet::from_inner))
     }
-}
-
-/// Removes what the thread keeps about `node`, which is being dropped.
-#[inline]
-pub(crate) fn forget_node(node: &Inner) {
-    let thread = ThreadState::current();
-    // Saves a call for most nodes. `PREFETCH` is a flag, and a node whose creation was recorded is
-    // not plain. Main is dropped while `EXITING` is set.
-    if thread.has_any_flag() || !node.status.is_plain_dead() {
-        thread.forget(node);
-    }
-}
-
-/// Gives the slot of a node back to the pool of the thread.
-///
-/// # Safety
-///
-/// - As for [`NodePool::free`].
-#[inline]
-pub(crate) unsafe fn free_slot(slot: NonNull<Inner>) {
-    // SAFETY: the caller keeps the contract of `free`.
-    unsafe { ThreadState::current().pool.free(slot) };
 }
 
 /// Calls `look` with the current greenlet's node, without a reference to it.

@@ -1,8 +1,8 @@
 //! The stacks of one thread, from the warmest to the coldest.
 //!
 //! ```text
-//!   last stack   that of the greenlet that finished last
-//!   cache        free stacks of this thread                take_cached_stack: the last stack, then the cache
+//!   last stack   that of the greenlet that finished last   take_last_stack
+//!   cache        free stacks of this thread                take_cached_stack: after the last stack
 //!   pool         free stacks of all threads, with a lock   take_stack: after both
 //! ```
 //!
@@ -22,9 +22,12 @@ impl ThreadState {
     /// Replaces the last stack, and moves the previous one to the cache.
     #[inline]
     pub(crate) fn keep_last_stack(&self, stack: Option<Stack>) {
-        if let Some(previous) = self.last_stack.replace(stack) {
+        // First the previous one: the cache may allocate. An allocator that starts a greenlet must
+        // not find the stack that the thread still runs on.
+        if let Some(previous) = self.last_stack.take() {
             self.cache_stack(previous);
         }
+        self.last_stack.set(stack);
     }
 
     /// Returns `true` if there is a last stack.
@@ -33,21 +36,25 @@ impl ThreadState {
         self.peek_last_stack(|_| ()).is_some()
     }
 
-    /// Takes a stack that this thread has: the last stack if it has the size, or one of the cache.
+    /// Takes the last stack if it has the size.
     #[inline]
-    pub(crate) fn take_cached_stack(&self, size: usize) -> Option<Stack> {
-        match self.last_stack.take() {
+    pub(crate) fn take_last_stack(&self, size: usize) -> Option<Stack> {
+        let last = self.last_stack.take();
+        match last {
             Some(stack) if stack.has_size(size) => Some(stack),
-            other => self.take_cached_stack_slow(other, size),
+            other => {
+                self.last_stack.set(other);
+                None
+            }
         }
     }
 
-    #[inline(never)]
-    fn take_cached_stack_slow(&self, last: Option<Stack>, size: usize) -> Option<Stack> {
-        if let Some(stack) = last {
-            self.cache_stack(stack);
-        }
-        self.stacks.borrow_mut().take(size)
+    /// Takes a stack that this thread has: the last stack if it has the size, or one of the cache.
+    pub(crate) fn take_cached_stack(&self, size: usize) -> Option<Stack> {
+        self.take_last_stack(size).or_else(|| {
+            self.keep_last_stack(None);
+            self.stacks.borrow_mut().take(size)
+        })
     }
 
     /// Takes a stack, from the pool of all threads if this thread has none.

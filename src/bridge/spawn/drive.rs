@@ -159,19 +159,23 @@ impl<T: 'static> Drive<T> {
         self.driver.phase.set(Phase::Polling);
         let waiter = waiter.as_ref().unwrap_or(&self.root);
         let polled = self.driver.poll_request(waiter, cx);
-        let Polled::ToEnd { is_done } = polled else {
-            return polled;
-        };
-        let waiter = waiter.clone();
-        self.end_waiter(waiter, is_done)
+        match polled {
+            Polled::ToEnd => self.end_waiter(waiter.clone(), cx),
+            polled => polled,
+        }
     }
 
     /// Ends the greenlet that waits, as its awaited future has asked for.
     #[cold]
-    fn end_waiter(&mut self, waiter: Greenlet, is_done: bool) -> Polled {
+    fn end_waiter(&mut self, waiter: Greenlet, cx: &mut Context<'_>) -> Polled {
         self.driver.phase.set(Phase::Suspended);
         self.hooks.around_end(&self.root, || waiter.end());
-        self.driver.after_end(is_done)
+        if !self.driver.has_request() {
+            return Polled::Withdrawn;
+        }
+        // It could not be ended, and still waits.
+        cx.waker().wake_by_ref();
+        Polled::Pending
     }
 
     /// Throws an exit into the function, and lets it run until it waits or has ended. First does the
@@ -266,6 +270,10 @@ impl<T: 'static> Drive<T> {
                     }
                 }
             };
+            let polled = match polled {
+                Polled::ToEnd => self.end_waiter(waiter.as_ref().unwrap_or(&self.root).clone(), cx),
+                polled => polled,
+            };
             action = match polled {
                 Polled::Ready => Action::Resume(waiter),
                 Polled::Pending => {
@@ -276,7 +284,7 @@ impl<T: 'static> Drive<T> {
                     self.call_pending_hooks();
                     return pending;
                 }
-                Polled::Withdrawn | Polled::ToEnd { .. } => self.waiter_gone()?,
+                Polled::Withdrawn | Polled::ToEnd => self.waiter_gone()?,
             };
         }
     }
@@ -307,20 +315,15 @@ impl<T: 'static> Drive<T> {
             driver::count_stop(cx);
             return Polled::Pending;
         }
-        let waiter = waiter.unwrap_or(&self.root);
-        let polled = self.driver.poll_request(waiter, cx);
-        let Polled::ToEnd { is_done } = polled else {
-            return polled;
-        };
-        let waiter = waiter.clone();
-        self.end_waiter(waiter, is_done)
+        self.driver.poll_request(waiter.unwrap_or(&self.root), cx)
     }
 
     /// Resumes the function. Returns the message with which it leaves.
     #[inline]
     fn resume(&mut self, action: Action) -> Result<Event<T>> {
         raw::unlock(&self.root);
-        let hooks = self.hooks.run(&self.root, action.target());
+        let has_hooks = !self.hooks.is_empty();
+        let hooks = has_hooks.then(|| self.hooks.run(&self.root, action.target()));
         let running = self.driver.enter_running_or_ending();
         let event = match action {
             Action::Start => self.root.switch(()),
@@ -330,10 +333,12 @@ impl<T: 'static> Drive<T> {
             Action::Stray(error, last) => last.as_ref().unwrap_or(&self.root).throw(error),
         };
         drop(running);
-        hooks.end(match &event {
-            Ok(Event::Await(waiter)) => waiter.as_ref(),
-            _ => None,
-        });
+        if let Some(hooks) = hooks {
+            hooks.end(match &event {
+                Ok(Event::Await(waiter)) => waiter.as_ref(),
+                _ => None,
+            });
+        }
         event
     }
 
@@ -354,8 +359,7 @@ impl<T: 'static> Drive<T> {
     /// Makes the running greenlet the poller: the parent of the root, and the target of awaits.
     #[inline]
     fn bind(&self) -> Result<(), ParentError> {
-        let is_child = || self.root.parent().is_some_and(|parent| parent.is_current());
-        if self.is_bound_to(Greenlet::is_current) && is_child() {
+        if self.is_bound_to(Greenlet::is_current) && raw::is_child_of_current(&self.root) {
             return Ok(());
         }
         self.bind_to(getcurrent())
@@ -421,7 +425,7 @@ impl<T: 'static> Drive<T> {
         }
         let mut hooks = std::mem::take(&mut self.hooks);
         let driver = Rc::clone(&self.driver);
-        raw::end_or_defer(move || {
+        raw::end_or_defer(&self.root, move || {
             ended.push(root.clone());
             hooks.around_end(&root, || end_all(ended));
             driver.forget_waker();
