@@ -76,11 +76,13 @@
 // | `debug/` | trees and dumps of greenlets, and panic messages that name one |
 // | `scope` | greenlets that borrow |
 // | `testing/` | the recorder of switches, and a check for leaks |
+// | `text` | text that people read in one line |
 
 pub mod bridge;
 mod debug;
 mod scope;
 pub mod testing;
+mod text;
 
 pub use bridge::*;
 #[cfg(all(unix, feature = "signal"))]

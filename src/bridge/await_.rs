@@ -1,5 +1,6 @@
 //! Awaits a future from synchronous code.
 
+use std::cell::Cell;
 use std::future::IntoFuture;
 use std::panic::Location;
 use std::pin::{Pin, pin};
@@ -7,7 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use anyhow::{Error, Result};
-use greenlet_core::{getcurrent, raise, raw};
+use greenlet_core::{GreenletExit, Unwinding, getcurrent, raise, raw};
 
 use super::driver::{Driver, Phase, Slot};
 use super::error::NoDriver;
@@ -19,11 +20,15 @@ use super::error::NoDriver;
 /// thread runs other tasks. The future is pinned on the greenlet's stack, and may borrow from it.
 ///
 /// If the spawn is cancelled or dropped meanwhile, this does not return: the greenlet is unwound,
-/// and destructors run. Clean-up code that awaits uses [`try_await_`].
+/// and destructors run. If the function catches that, its next `await_` unwinds again: catch panics
+/// with [`catch`](crate::catch) instead, which lets an end pass. Clean-up code that awaits uses
+/// [`try_await_`].
 ///
 /// # Panics
 ///
 /// - Panics if there is no driver. The message names the place.
+/// - Panics in the poll of an awaited future: use [`await_nested`](crate::await_nested) for that
+///   future.
 /// - Panics with the panic of the future.
 ///
 /// Use [`try_await_`] inside a destructor. While a panic or a dropped spawn unwinds the stack, an
@@ -42,9 +47,9 @@ use super::error::NoDriver;
 /// assert_eq!(futures::executor::block_on(spawned), 6);
 /// ```
 #[track_caller]
-#[inline]
+#[inline(always)] // so that the future is not copied to this frame
 pub fn await_<F: IntoFuture>(future: F) -> F::Output {
-    match try_await_(future) {
+    match wait(pin!(future.into_future()), true, Location::caller()) {
         Ok(output) => output,
         Err(error) => refuse(error),
     }
@@ -52,17 +57,32 @@ pub fn await_<F: IntoFuture>(future: F) -> F::Output {
 
 #[track_caller]
 #[cold]
-fn refuse(error: Error) -> ! {
-    match error.downcast_ref::<NoDriver>() {
-        // A bug of the program.
-        Some(missing) if missing.is_outside() => panic!("{error}"),
+pub(super) fn refuse(error: Error) -> ! {
+    let missing = error.downcast_ref::<NoDriver>();
+    if missing.is_some_and(|missing| !missing.is_end()) {
+        panic!("{error}"); // a bug of the program
+    }
+    if std::thread::panicking() {
         // This call cannot return. A forced unwind out of the destructor would abort without a
         // message.
-        _ if std::thread::panicking() => {
-            panic!("{error}; it was awaited in a destructor, where only `try_await_` can return that")
+        panic!("{error}; it was awaited in a destructor, where only `try_await_` can return that");
+    }
+    // The end of the greenlet propagates.
+    match missing {
+        Some(missing) => raise(GreenletExit::with_reason(missing.to_string())),
+        None => {
+            note_raised(&error);
+            raise(error)
         }
-        // The end of the greenlet propagates.
-        _ => raise(error),
+    }
+}
+
+/// Notes in the driver that an exit unwinds the stack of this greenlet.
+fn note_raised(error: &Error) {
+    let current = getcurrent();
+    let driver = current.nearest_attached::<Driver>();
+    if let Some(driver) = driver.filter(|_| error.is::<GreenletExit>()) {
+        driver.raised_in.set(current.id());
     }
 }
 
@@ -73,8 +93,8 @@ fn refuse(error: Error) -> ! {
 /// - The error that is thrown at the greenlet while it waits: a
 ///   [`GreenletExit`](crate::GreenletExit) if the spawn is cancelled or dropped. Propagate it with
 ///   `?`, so that the function ends.
-/// - [`NoDriver`] outside of [`greenlet_spawn`](crate::greenlet_spawn), and in clean-up after the
-///   spawn was dropped.
+/// - [`NoDriver`] outside of [`greenlet_spawn`](crate::greenlet_spawn), in the poll of an awaited
+///   future, and in clean-up after the spawn was dropped.
 /// - The error of a refused switch: [`Unwinding`](crate::Unwinding) in a destructor during a panic,
 ///   [`SwitchForbidden`](crate::SwitchForbidden) in a `no_switch` section,
 ///   [`ThreadExiting`](crate::ThreadExiting).
@@ -98,10 +118,18 @@ fn refuse(error: Error) -> ! {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[track_caller]
-#[inline]
+#[inline(always)] // so that the future is not copied to this frame
 pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
-    let at = Location::caller();
-    let mut future = pin!(future.into_future());
+    wait(pin!(future.into_future()), false, Location::caller())
+}
+
+/// Awaits a pinned future. `unwinds` says that the caller is `await_`.
+#[inline]
+pub(super) fn wait<F: Future>(
+    mut future: Pin<&mut F>,
+    unwinds: bool,
+    at: &'static Location<'static>,
+) -> Result<F::Output> {
     // In most cases the root awaits. No handle of it or of its driver may be on this stack while it
     // waits: it would keep them.
     // SAFETY: the closure runs no user code: the future exists already, and is polled elsewhere.
@@ -112,7 +140,7 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
                 true => Step::PollHere(Rc::clone(driver)),
                 false => Step::Done(Slot::new(future.as_mut()).wait(driver, id, None, at)),
             },
-            _ => Step::Done(try_await_below(future.as_mut(), at)),
+            _ => Step::Done(wait_slow(future.as_mut(), unwinds, at)),
         })
     };
     let driver = match step {
@@ -132,7 +160,7 @@ pub fn try_await_<F: IntoFuture>(future: F) -> Result<F::Output> {
             Some(driver) if driver.phase.get() == Phase::Running => {
                 Slot::new(future).wait(driver, id, None, at)
             }
-            _ => try_await_below(future, at),
+            _ => wait_slow(future, unwinds, at),
         })
     }
 }
@@ -144,12 +172,16 @@ enum Step<T> {
     PollHere(Rc<Driver>),
 }
 
-/// Awaits in a greenlet below the root, or refuses.
+/// Awaits in a greenlet below the root or in a cancelled function, or refuses.
 #[cold]
-fn try_await_below<F: Future>(future: Pin<&mut F>, at: &'static Location<'static>) -> Result<F::Output> {
+fn wait_slow<F: Future>(
+    future: Pin<&mut F>,
+    unwinds: bool,
+    at: &'static Location<'static>,
+) -> Result<F::Output> {
     let current = getcurrent();
     let driver = match current.nearest_attached::<Driver>() {
-        Some(driver) if driver.phase.get() == Phase::Running => driver,
+        Some(driver) if driver.is_running() => driver,
         other => {
             let phase = other.map(|driver| driver.phase.get());
             drop(current);
@@ -157,7 +189,31 @@ fn try_await_below<F: Future>(future: Pin<&mut F>, at: &'static Location<'static
         }
     };
     let id = current.id();
-    Slot::new(future).wait(&driver, id, Some(current), at)
+    let is_root = current.attached::<Driver>().is_some();
+    let waiter = Some(current).filter(|_| !is_root);
+    let was_unwound = driver.phase.get() == Phase::Ending && driver.raised_in.get() == id;
+    if unwinds && was_unwound && !std::thread::panicking() {
+        return Err(driver.exit_again(waiter, at)); // the function has caught that unwinding
+    }
+    match Slot::new(future).wait(&driver, id, waiter, at) {
+        Ok(output) => Ok(output),
+        Err(error) if was_unwound && error.is::<Unwinding>() => Err(error.context(
+            "cannot await: the exit of a cancelled spawn unwinds this stack, because `await_` raised it; let \
+             `try_await_` and `?` return it all the way up, so that destructors run without an unwinding",
+        )),
+        Err(error) => {
+            if error.is::<GreenletExit>() {
+                EXITED_IN.set(Some(id));
+            }
+            Err(error)
+        }
+    }
+}
+
+thread_local! {
+    /// The id of the greenlet below a function in which an await has last returned an exit.
+    /// While it is being ended, its parent is the greenlet that ends it, so it finds no driver.
+    static EXITED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 /// Returns the error of an await while the driver does not run, or of one without a driver.
@@ -166,8 +222,13 @@ fn try_await_below<F: Future>(future: Pin<&mut F>, at: &'static Location<'static
 #[cold]
 fn refusal(phase: Option<Phase>) -> Error {
     raw::count_refusal();
-    match phase {
-        Some(Phase::Over) => NoDriver::over().into(),
-        _ => NoDriver::outside().into(),
-    }
+    let refused = match phase {
+        Some(Phase::Over) => NoDriver::over(),
+        Some(Phase::InPlace) => NoDriver::polled(),
+        _ if Driver::is_polled_by_one() => NoDriver::polled(),
+        Some(_) => NoDriver::idle(),
+        None if EXITED_IN.get() == Some(getcurrent().id()) => NoDriver::idle(),
+        None => NoDriver::outside(),
+    };
+    refused.into()
 }

@@ -28,25 +28,37 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::ptr;
 use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
-use greenlet_core::{Greenlet, check_switch_allowed, raw};
+use greenlet_core::{Greenlet, GreenletExit, check_switch_allowed, getcurrent, greenlets, is_end, raw};
 
 /// What a driver is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// None of its greenlets runs: it was not polled yet, it waits, or it polls a future.
+    /// None of its greenlets runs, and it is not being polled.
     Suspended,
     /// It is being polled, and one of its greenlets runs.
     Running,
-    /// The root polls its own future in place. No greenlet can post a request meanwhile.
+    /// The same, and the spawn was cancelled.
+    Ending,
+    /// It is being polled, and has control. No greenlet can post a request meanwhile.
     Polling,
+    /// The root polls its own future in place. No greenlet can post a request meanwhile.
+    InPlace,
     /// The function has ended, or the driver was dropped.
     Over,
 }
+
+/// The reason of the exit that a cancel throws.
+pub(super) const CANCELLED: &str = "the spawn was cancelled";
+
+/// How often `await_` unwinds a cancelled function that catches the exit.
+const REFUSALS: u32 = 100;
 
 /// The part of a driver that is attached to its root greenlet, where `await_` finds it.
 #[derive(Debug)]
@@ -71,6 +83,104 @@ pub(super) struct Driver {
     waker: RefCell<Option<Waker>>,
     /// Set if the posted future was polled in place just before, with the waker of this poll.
     pub(super) is_polled: Cell<bool>,
+    /// Set if a spawn was pending in the last poll of the awaited future.
+    pub(super) has_nested: Cell<bool>,
+    /// Set when the spawn has been cancelled.
+    pub(super) is_cancelled: Cell<bool>,
+    /// How many awaits [`Driver::exit_again`] has refused.
+    refused: Cell<u32>,
+    /// The id of the greenlet whose stack an `await_` has unwound last with an exit, or 0.
+    pub(super) raised_in: Cell<u64>,
+}
+
+thread_local! {
+    /// Set when the poll of a spawn returns `Pending`: see `Driver::has_nested`.
+    static HAS_PENDING: Cell<bool> = const { Cell::new(false) };
+}
+
+thread_local! {
+    /// While a cancelled spawn polls what it awaits: the address of the waker of that poll. Spawns
+    /// that are polled with it cancel themselves. One with another waker belongs to another task.
+    static CANCELLED_TASK: Cell<Option<NonZeroUsize>> = const { Cell::new(None) };
+    /// How many polls of such spawns have found that their clean-up still waits.
+    static BUSY_CLEAN_UPS: Cell<u64> = const { Cell::new(0) };
+    /// How many awaits have stopped before their first poll, for tests. `None`: they do not stop.
+    static STOPS: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+fn task_of(cx: &Context<'_>) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(ptr::from_ref(cx.waker()).addr())
+}
+
+/// Polls the future of a cancelled spawn by `poll`, with spawns in that future cancelled. Returns
+/// `true` if the clean-up of one still waits.
+#[cold]
+pub(super) fn cancel_nested(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Polled) -> bool {
+    let before = BUSY_CLEAN_UPS.get();
+    let _restored = Restored(CANCELLED_TASK.replace(task_of(cx)));
+    poll(cx) == Polled::Pending && BUSY_CLEAN_UPS.get() != before
+}
+
+/// Returns `true` if the running poll belongs to a cancelled spawn, which waits for the clean-up.
+#[inline]
+pub(super) fn is_cancelled_from_outside(cx: &Context<'_>) -> bool {
+    CANCELLED_TASK.get().is_some_and(|task| task_of(cx) == Some(task))
+}
+
+/// Runs `clean_up`, in which polls of spawns are ordinary ones. If `waits` returns `true` for the
+/// result, the clean-up still waits.
+#[cold]
+pub(super) fn clean_up_nested<T>(clean_up: impl FnOnce() -> T, waits: impl FnOnce(&T) -> bool) -> T {
+    let restored = Restored(CANCELLED_TASK.take());
+    // CAUTION: runs arbitrary user code.
+    let result = clean_up();
+    drop(restored);
+    if waits(&result) {
+        BUSY_CLEAN_UPS.set(BUSY_CLEAN_UPS.get().wrapping_add(1));
+    }
+    result
+}
+
+struct Restored(Option<NonZeroUsize>);
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        CANCELLED_TASK.set(self.0);
+    }
+}
+
+/// Runs `step`, in which every await of every spawn stops before its first poll. Returns how many
+/// have stopped.
+pub(super) fn with_stops<T>(step: impl FnOnce() -> T) -> (T, u64) {
+    struct Reset(Option<u64>);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            STOPS.set(self.0);
+        }
+    }
+    let _reset = Reset(STOPS.replace(Some(0)));
+    let value = step();
+    (value, STOPS.get().unwrap_or_default())
+}
+
+/// Returns `true` while a step of [`with_stops`] runs.
+#[inline]
+pub(super) fn has_stops() -> bool {
+    STOPS.get().is_some()
+}
+
+/// Counts a stop of [`with_stops`].
+pub(super) fn count_stop(cx: &Context<'_>) {
+    if let Some(stops) = STOPS.get() {
+        STOPS.set(Some(stops + 1));
+        cx.waker().wake_by_ref(); // an outer future may poll this one only then
+    }
+}
+
+/// Notes that the poll of a spawn returns `Pending`.
+#[inline]
+pub(super) fn note_pending_spawn() {
+    HAS_PENDING.set(true);
 }
 
 impl Driver {
@@ -87,7 +197,80 @@ impl Driver {
             in_place: Cell::new(false),
             waker: RefCell::new(None),
             is_polled: Cell::new(false),
+            has_nested: Cell::new(false),
+            is_cancelled: Cell::new(false),
+            refused: Cell::new(0),
+            raised_in: Cell::new(0),
         }
+    }
+
+    /// Returns the phase in which its greenlets run.
+    pub(super) fn running_phase(&self) -> Phase {
+        match self.is_cancelled.get() {
+            true => Phase::Ending,
+            false => Phase::Running,
+        }
+    }
+
+    /// Returns `true` if a greenlet has posted a request.
+    pub(super) fn has_request(&self) -> bool {
+        self.request.get().is_some()
+    }
+
+    /// Returns `true` if it is being polled, and one of its greenlets runs.
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.phase.get(), Phase::Running | Phase::Ending)
+    }
+
+    /// Returns the exit of a cancel for an `await_` whose function has caught it before.
+    ///
+    /// If the function catches it again and again, this switches to the driver, which ends the
+    /// function. `at` is the place of the `await_`.
+    #[cold]
+    pub(super) fn exit_again(
+        &self,
+        waiter: Option<Greenlet>,
+        at: &'static Location<'static>,
+    ) -> anyhow::Error {
+        self.refused.set(self.refused.get().saturating_add(1));
+        if self.gives_up() {
+            self.phase.set(Phase::Suspended);
+            // Without a request. The driver ends the function.
+            match (self.leave)(self, waiter, at) {
+                Ok(Err(thrown)) => return thrown,
+                // Refused, or resumed in another way.
+                Ok(Ok(Ready)) | Err(_) if self.phase.get() == Phase::Suspended => {
+                    self.phase.set(Phase::Ending);
+                }
+                _ => {}
+            }
+        }
+        GreenletExit::with_reason(CANCELLED).into()
+    }
+
+    /// Returns `true` if the function has caught the exit of a cancel too often.
+    pub(super) fn gives_up(&self) -> bool {
+        self.refused.get() > REFUSALS
+    }
+
+    /// Returns `true` if the running code belongs to a spawned function, and can await.
+    pub(super) fn runs_here() -> bool {
+        let driver = getcurrent().nearest_attached::<Driver>();
+        driver.is_some_and(|driver| driver.is_running())
+    }
+
+    /// Returns `true` if the running code is in the poll of a future that a spawned function of
+    /// this thread awaits.
+    #[cold]
+    pub(super) fn is_polled_by_one() -> bool {
+        let alive = greenlets().into_iter().filter(|greenlet| !greenlet.is_dead());
+        let drivers = alive.filter_map(|root| root.attached::<Driver>());
+        let polling: Vec<u64> = drivers
+            .filter(|driver| driver.phase.get() == Phase::Polling)
+            .filter_map(|driver| Some(driver.poller.try_borrow().ok()?.as_ref()?.id()))
+            .collect();
+        let mut lineage = std::iter::successors(Some(getcurrent()), Greenlet::parent);
+        !polling.is_empty() && lineage.any(|greenlet| polling.contains(&greenlet.id()))
     }
 
     /// Starts the phase in which one of the driver's greenlets runs. It ends when the guard is
@@ -97,9 +280,19 @@ impl Driver {
     /// polled any more.
     #[inline]
     pub(super) fn enter_running(&self) -> Running<'_> {
+        self.enter(Phase::Running)
+    }
+
+    /// Does the same for a spawn that may have been cancelled.
+    pub(super) fn enter_running_or_ending(&self) -> Running<'_> {
+        self.enter(self.running_phase())
+    }
+
+    #[inline(always)] // `phase` is mostly a constant
+    fn enter(&self, phase: Phase) -> Running<'_> {
         self.request.set(None);
         self.is_polled.set(false);
-        self.phase.set(Phase::Running);
+        self.phase.set(phase);
         Running(self)
     }
 
@@ -145,23 +338,25 @@ impl Driver {
     #[inline]
     pub(super) fn poll_in_place<F: Future>(&self, future: Pin<&mut F>) -> Result<Poll<F::Output>> {
         let waker = self.waker.borrow();
-        let Some(waker) = &*waker else {
+        let Some(waker) = waker.as_ref().filter(|_| STOPS.get().is_none()) else {
             return Ok(Poll::Pending);
         };
         check_switch_allowed()?;
         // An await inside of this poll must find no driver, as in every other poll.
-        self.phase.set(Phase::Polling);
+        self.phase.set(Phase::InPlace);
         let polling = Polling(self);
         self.awaits.set(self.awaits.get() + 1); // also if the poll panics
+        HAS_PENDING.set(false);
         // CAUTION: runs arbitrary user code.
         let polled = future.poll(&mut Context::from_waker(waker));
         // If the poll has switched away, its wake-up may already have fired and been lost: poll
         // once more.
-        let has_stayed = self.phase.get() == Phase::Polling;
+        let has_stayed = self.phase.get() == Phase::InPlace;
         drop(polling);
         if polled.is_pending() {
             self.awaits.set(self.awaits.get() - 1); // the driver counts it when it is posted
             self.is_polled.set(has_stayed);
+            self.has_nested.set(HAS_PENDING.get());
         }
         Ok(polled)
     }
@@ -174,20 +369,20 @@ struct Polling<'a>(&'a Driver);
 impl Drop for Polling<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.0.phase.get() == Phase::Polling {
+        if self.0.phase.get() == Phase::InPlace {
             self.0.phase.set(Phase::Running);
         }
     }
 }
 
-/// Ends `Phase::Running`, also if a panic unwinds. Greenlets that the function leaves behind then
-/// find no driver.
+/// Ends `Phase::Running` when the driver has control again, also if a panic unwinds. Greenlets that
+/// the function leaves behind then find no driver.
 pub(super) struct Running<'a>(&'a Driver);
 
 impl Drop for Running<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.0.phase.set(Phase::Suspended);
+        self.0.phase.set(Phase::Polling);
     }
 }
 
@@ -245,6 +440,8 @@ pub(super) enum Polled {
     Ready,
     /// The greenlet does not wait for a future any more.
     Withdrawn,
+    /// The greenlet was to be ended during the poll. The caller must end it and poll again.
+    ToEnd,
 }
 
 /// Polls the future of a slot. Returns `true` if it is done.
@@ -260,6 +457,8 @@ unsafe fn poll_slot<F: Future>(slot: *mut (), cx: &mut Context<'_>) -> bool {
     slot.outcome = match polled {
         Ok(Poll::Pending) => return false,
         Ok(Poll::Ready(output)) => Some(Ok(output)),
+        // The end of the greenlet that polls.
+        Err(payload) if is_end(&*payload) => resume_unwind(payload),
         Err(payload) => Some(Err(payload)),
     };
     true
@@ -286,21 +485,21 @@ impl<'a, F: Future> Slot<'a, F> {
         waiter: Option<Greenlet>,
         at: &'static Location<'static>,
     ) -> Result<F::Output> {
-        debug_assert_eq!(driver.phase.get(), Phase::Running);
+        debug_assert!(driver.is_running());
         let slot = (&raw mut self).cast();
         driver.request.set(Some(Request {
             slot,
             poll: poll_slot::<F>,
             posted_by: id,
         }));
-        driver.phase.set(Phase::Suspended); // [kept]
+        driver.phase.set(Phase::Polling); // [kept]
         let posted = Posted { driver, slot };
         let left = (driver.leave)(driver, waiter, at);
         drop(posted); // [posted]
         let Ready = match left {
             Ok(resumed) => resumed?,
             Err(refused) => {
-                driver.phase.set(Phase::Running); // as it was before the post
+                driver.phase.set(driver.running_phase()); // as it was before the post
                 driver.is_polled.set(false);
                 return Err(refused);
             }
@@ -347,16 +546,33 @@ impl Driver {
         if request.posted_by != waiter.id() {
             return Polled::Withdrawn; // [kept]
         }
-        let is_done = raw::keep_suspended(waiter, || {
+        HAS_PENDING.set(false);
+        let (is_done, is_to_end) = raw::hold(waiter, || {
+            let unwinding = Unwound(self);
             // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
             // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
             // call; [one-thread] it is on this thread.
-            unsafe { (request.poll)(request.slot, cx) }
+            let is_done = unsafe { (request.poll)(request.slot, cx) };
+            std::mem::forget(unwinding);
+            is_done
         });
-        match self.request.get() {
-            None => Polled::Withdrawn,
-            Some(_) if is_done => Polled::Ready,
-            Some(_) => Polled::Pending,
+        match is_done {
+            _ if is_to_end => Polled::ToEnd,
+            true => Polled::Ready,
+            false => {
+                self.has_nested.set(HAS_PENDING.get());
+                Polled::Pending
+            }
         }
+    }
+}
+
+/// Ends `Phase::Polling` if the end of the poller unwinds the poll.
+struct Unwound<'a>(&'a Driver);
+
+impl Drop for Unwound<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        self.0.phase.set(Phase::Suspended);
     }
 }

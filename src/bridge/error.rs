@@ -22,6 +22,8 @@ pub struct NoDriver {
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Outside,
+    Polled,
+    Idle,
     Over,
 }
 
@@ -30,19 +32,39 @@ impl NoDriver {
         NoDriver { kind: Kind::Outside }
     }
 
+    pub(super) fn polled() -> NoDriver {
+        NoDriver { kind: Kind::Polled }
+    }
+
+    pub(super) fn idle() -> NoDriver {
+        NoDriver { kind: Kind::Idle }
+    }
+
     pub(super) fn over() -> NoDriver {
         NoDriver { kind: Kind::Over }
     }
 
     /// Returns `true` if the code that awaits does not run inside
-    /// [`greenlet_spawn`](crate::greenlet_spawn). The poll of an awaited future counts as outside.
+    /// [`greenlet_spawn`](crate::greenlet_spawn): no function that runs on this thread was spawned.
     pub fn is_outside(&self) -> bool {
         matches!(self.kind, Kind::Outside)
+    }
+
+    /// Returns `true` if the code that awaits runs in the poll of a future that a spawned function
+    /// awaits. It can await if the function awaits that future with
+    /// [`await_nested`](crate::await_nested).
+    pub fn is_polled(&self) -> bool {
+        matches!(self.kind, Kind::Polled)
     }
 
     /// Returns `true` if there was a driver, but it was dropped or its function has returned.
     pub fn is_over(&self) -> bool {
         matches!(self.kind, Kind::Over)
+    }
+
+    /// Returns `true` if the function is being ended. `await_` then unwinds.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self.kind, Kind::Over | Kind::Idle)
     }
 }
 
@@ -50,8 +72,17 @@ impl fmt::Display for NoDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::Outside => {
-                "cannot await here: this code does not run inside `greenlet_spawn`; spawn it, or use \
-                 `block_on_greenlet` to block this thread"
+                "cannot await here: no function of `greenlet_spawn` runs on this thread now; spawn this code, or \
+                 use `block_on_greenlet` to block the thread. Code of a spawned function that is handed to \
+                 another thread cannot await there"
+            }
+            Kind::Polled => {
+                "cannot await here: this code runs in the poll of a future that a spawned function awaits; await \
+                 that future with `await_nested`, or call this code by `greenlet_spawn(..).await`"
+            }
+            Kind::Idle => {
+                "cannot await here: the spawned function is not being polled, because its greenlet was ended or \
+                 resumed from outside; end it with `cancel()`, so that its clean-up can await"
             }
             Kind::Over => {
                 "cannot await any more: the `greenlet_spawn` future was dropped or has returned; to let \

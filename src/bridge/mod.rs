@@ -45,6 +45,7 @@ mod driver;
 mod error;
 mod hooks;
 mod io;
+mod nested;
 #[cfg(feature = "tokio")]
 mod pool;
 mod spawn;
@@ -62,6 +63,7 @@ pub use io::AwaitFailed;
 pub use io::FuturesIo;
 #[cfg(feature = "tokio")]
 pub use io::TokioIo;
+pub use nested::{await_nested, try_await_nested};
 #[cfg(feature = "tokio")]
 pub use pool::{PinnedPool, Pooled};
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};

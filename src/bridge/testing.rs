@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use anyhow::Result;
 
+use super::driver::with_stops;
 use super::spawn::{Spawn, SpawnResult, greenlet_spawn};
 use crate::testing::leaks::assert_no_leaks;
 
@@ -262,13 +263,16 @@ enum End {
     Cancel,
 }
 
-/// Steps to the `nth` await. Returns `true` if the function has returned before.
+/// Steps to the `nth` await, those of nested spawns included. Returns `true` if the function has
+/// returned before.
 fn reach<T>(stepper: &mut Stepper<T>, nth: u64) -> bool {
     let mut found = 0;
     while found < nth {
         let wakes = stepper.wakes();
-        match stepper.step() {
-            Step::Awaits { nth, .. } => found = nth,
+        let (step, stops) = with_stops(|| stepper.step());
+        found += stops;
+        match step {
+            Step::Awaits { .. } => {}
             Step::Pending => assert!(
                 stepper.wakes() > wakes,
                 "await number {found} is not ready and has not called its waker; without an executor it never will"

@@ -155,19 +155,31 @@ impl fmt::Display for Dump {
     }
 }
 
+/// Removes the hashes of crates: `std[e28293b1aa0f68bd]::panic` is `std::panic`.
+fn without_hashes(function: &str) -> String {
+    let mut pieces = function.split('[');
+    let mut kept = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        kept.push_str(piece.split_once(']').map_or(piece, |(_, after)| after));
+    }
+    kept
+}
+
 /// Removes the frames of the library and of the runtime below and above the user's frames.
 ///
 /// It parses the text that the standard library prints, whose format may change. A text in another
 /// format is returned unchanged.
 fn without_ours(backtrace: &str) -> String {
-    const OURS: [&str; 7] = [
+    const OURS: [&str; 9] = [
         "greenlet_core::",
+        "greenlet::bridge::",
+        "greenlet::scope::",
         "std::backtrace",
         "std::panic",
         "core::ops::function",
         "core::panic",
+        "core::future::",
         "__rust_try",
-        "catch_unwind",
     ];
     // A frame is a line with a number, and the lines after it (`at file:line`).
     let mut frames: Vec<String> = Vec::new();
@@ -181,7 +193,13 @@ fn without_ours(backtrace: &str) -> String {
             _ => frames.push(format!("{line}\n")),
         }
     }
-    let is_ours = |frame: &String| OURS.iter().any(|name| frame.contains(name));
+    // A function of the user may have a type of ours as its parameter.
+    let is_ours = |frame: &String| {
+        let line = frame.lines().next().unwrap_or_default();
+        let function = line.split_once(": ").map_or(line, |(_, function)| function);
+        let function = without_hashes(function.trim_start_matches('<'));
+        OURS.iter().any(|name| function.starts_with(name)) || function.contains("catch_unwind")
+    };
     // A greenlet's first frames are those of the core's `first_frame.rs`. Main's are those of its
     // thread.
     let is_first = |frame: &String| {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use greenlet_core::{Greenlet, StackUsage, State, greenlets};
 
+use crate::text::one_line;
+
 /// Captures all greenlets of this thread as a tree. Each is below its parent, with its name, its
 /// state, the line where it is suspended, the stack that it uses, and the line where it was created.
 ///
@@ -105,10 +107,10 @@ impl Status {
     }
 }
 
-/// Returns the name of a greenlet, or its number if it has none.
+/// Returns the name of a greenlet for a line of text, or its number if it has none.
 pub(super) fn name_of(greenlet: &Greenlet) -> String {
     match greenlet.name() {
-        Some(name) => name.to_owned(),
+        Some(name) => one_line(name).into_owned(),
         None => format!("#{}", greenlet.id()),
     }
 }

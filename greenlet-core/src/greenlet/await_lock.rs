@@ -122,6 +122,18 @@ pub fn unlock(greenlet: &Greenlet) {
 /// ```
 #[inline]
 pub fn keep_suspended<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> T {
+    let (value, is_to_end) = hold(greenlet, during);
+    if is_to_end {
+        // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
+        greenlet.end();
+    }
+    value
+}
+
+/// Does what [`keep_suspended`] does, except that the caller must end the greenlet if the second
+/// value is `true`. If `during` unwinds, this ends it.
+#[inline]
+pub fn hold<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> (T, bool) {
     let inner = greenlet.inner();
     assert!(
         inner.status.hold() == Hold::None,
@@ -144,20 +156,24 @@ pub fn keep_suspended<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> T {
     if is_counted {
         ThreadState::current().add_await_lock();
     }
-    let _release = Release { greenlet, is_counted };
+    let release = Release { greenlet, is_counted };
     // CAUTION: runs arbitrary user code.
-    during()
+    let value = during();
+    let is_to_end = release.release();
+    std::mem::forget(release);
+    (value, is_to_end)
 }
 
-/// Ends a hold when it is dropped.
+/// Ends a hold when it is dropped, for an unwinding.
 struct Release<'a> {
     greenlet: &'a Greenlet,
     is_counted: bool,
 }
 
-impl Drop for Release<'_> {
-    #[inline]
-    fn drop(&mut self) {
+impl Release<'_> {
+    /// Ends the hold. Returns `true` if the greenlet was to be ended meanwhile.
+    #[inline(always)] // on the path of an await
+    fn release(&self) -> bool {
         let inner = self.greenlet.inner();
         let hold = inner.status.set_hold(Hold::None);
         if inner.status.await_lock() == AwaitLock::Unlocked {
@@ -166,7 +182,14 @@ impl Drop for Release<'_> {
         if self.is_counted {
             ThreadState::current().remove_await_lock();
         }
-        if hold == Hold::HeldThenEnd {
+        hold == Hold::HeldThenEnd
+    }
+}
+
+impl Drop for Release<'_> {
+    #[cold]
+    fn drop(&mut self) {
+        if self.release() {
             // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
             self.greenlet.end();
         }

@@ -13,12 +13,47 @@ use std::rc::Rc;
 use anyhow::Result;
 
 use crate::greenlet::Greenlet;
-pub use crate::greenlet::await_lock::{keep_suspended, lock_for_await, unlock};
+pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlock};
 use crate::payload::Payload;
 pub use crate::switch::teardown::{count_refusal, interrupt};
 pub use crate::switch::unwind::discard;
 use crate::switch::{self, receive};
-use crate::thread;
+use crate::thread::{self, Cause, ThreadState};
+
+/// Returns `true` if the running greenlet is the parent of `greenlet`. Counts no reference.
+#[inline]
+pub fn is_child_of_current(greenlet: &Greenlet) -> bool {
+    let current = ThreadState::current().current_ptr();
+    greenlet.inner().parent.is_at(current)
+}
+
+/// Calls `end`, which ends `greenlet`: now, or as soon as greenlets can be ended.
+///
+/// `Greenlet::end` waits in the same way while a panic unwinds, and in a `no_switch` section. Use
+/// this for an end with code around it.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent, no_switch, raw};
+///
+/// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+/// waiting.switch::<()>(())?;
+/// let ended = waiting.clone();
+/// no_switch(|| raw::end_or_defer(&waiting, move || ended.end()));
+/// assert!(waiting.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn end_or_defer(greenlet: &Greenlet, end: impl FnOnce() + 'static) {
+    let thread = ThreadState::current();
+    if thread.can_end_greenlets() {
+        // CAUTION: runs arbitrary user code.
+        end();
+    } else {
+        thread.defer_by(greenlet, Cause::Ended, Some(Box::new(end)));
+    }
+}
 
 /// Switches to the greenlet in `place` as [`Greenlet::switch`] does, without a handle of its own.
 ///

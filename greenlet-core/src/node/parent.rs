@@ -52,6 +52,12 @@ impl ParentCell {
         self.peek().cloned()
     }
 
+    /// Returns `true` if the parent is at this address.
+    #[inline]
+    pub(crate) fn is_at(&self, address: *const Inner) -> bool {
+        self.peek().is_some_and(|parent| parent.as_ptr() == address)
+    }
+
     /// The reference in the cell. Must not leave this file.
     #[inline]
     fn peek(&self) -> Option<&InnerRc> {

@@ -20,8 +20,14 @@ impl ThreadState {
 
     /// Queues an end for the next call of [`ThreadState::run_deferred`] that can run it.
     pub(crate) fn defer(&self, greenlet: &Greenlet, cause: Cause) {
+        self.defer_by(greenlet, cause, None);
+    }
+
+    /// Queues an end that `by` carries out, if there is one.
+    pub(crate) fn defer_by(&self, greenlet: &Greenlet, cause: Cause, by: Option<Box<dyn FnOnce()>>) {
         let greenlet = greenlet.clone();
-        self.deferred.borrow_mut().push_back(Deferred { greenlet, cause });
+        let end = Deferred { greenlet, cause, by };
+        self.deferred.borrow_mut().push_back(end);
         self.raise_flag(flag::DEFERRED);
     }
 
@@ -34,10 +40,11 @@ impl ThreadState {
         }
         while let Some(next) = self.next_deferred() {
             // CAUTION: runs arbitrary user code.
-            match next.cause {
+            match (next.by, next.cause) {
+                (Some(end), _) => end(),
                 // Ends the greenlet if nobody has made another handle since.
-                Cause::HandleDropped => drop(next.greenlet),
-                Cause::Ended => teardown::end_or_defer(&next.greenlet),
+                (None, Cause::HandleDropped) => drop(next.greenlet),
+                (None, Cause::Ended) => teardown::end_or_defer(&next.greenlet),
             }
         }
     }

@@ -118,6 +118,8 @@ fn end(greenlet: &Greenlet, cause: Cause) {
         ThreadState::current().defer(greenlet, cause);
     } else {
         end_now(greenlet, cause);
+        // Those that have waited for this end. Does nothing inside another one.
+        ThreadState::current().run_deferred();
     }
 }
 

@@ -72,6 +72,8 @@ pub(crate) enum Cause {
 pub(crate) struct Deferred {
     pub(crate) greenlet: Greenlet,
     pub(crate) cause: Cause,
+    /// What ends it, if its owner has code around the end.
+    pub(crate) by: Option<Box<dyn FnOnce()>>,
 }
 
 /// The state of one thread.

@@ -10,6 +10,7 @@ pub mod watchdog;
 pub use spans::SpanHooks;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use greenlet_core::Greenlet;
 
@@ -22,10 +23,14 @@ use greenlet_core::Greenlet;
 /// left: by an await, by its end or by a panic. Several hooks nest: the first to be resumed is the
 /// last to be suspended.
 ///
+/// All code of the function runs between the two, destructors included, also if its end had to wait
+/// for the end of a panic or of a `no_switch` section. Only [`Greenlet::end`], called on the
+/// function's greenlet while it waits, ends it outside of its hooks.
+///
 /// The hooks get the greenlet that is resumed, or that awaits: the function's own, or one that the
 /// function has created. [`suspended_at`](Greenlet::suspended_at) returns the place where it awaits.
 ///
-/// Hooks must not panic.
+/// A hook that panics is not called again. The panic propagates out of the poll.
 ///
 /// # Examples
 ///
@@ -59,17 +64,24 @@ pub trait SpawnHooks {
 
     /// Runs after `greenlet` was suspended or has ended.
     fn suspend(&mut self, greenlet: &Greenlet);
+
+    /// Runs after `suspend`, when the awaited future is pending: the executor runs other tasks now.
+    /// An await of a ready future suspends and resumes the function without this.
+    fn pending(&mut self, greenlet: &Greenlet) {
+        let _ = greenlet;
+    }
 }
 
 /// The hooks of one spawned function.
 #[derive(Default)]
 pub(super) struct Hooks {
-    all: Vec<Box<dyn SpawnHooks>>,
+    /// `None` while a hook runs, and after it has panicked.
+    all: Vec<Option<Box<dyn SpawnHooks>>>,
 }
 
 impl Hooks {
     pub(super) fn add(&mut self, hooks: impl SpawnHooks + 'static) {
-        self.all.push(Box::new(hooks));
+        self.all.push(Some(Box::new(hooks)));
     }
 
     #[inline]
@@ -77,27 +89,37 @@ impl Hooks {
         self.all.is_empty()
     }
 
-    #[inline]
-    fn resume(&mut self, greenlet: &Greenlet) {
-        for hooks in &mut self.all {
+    /// Calls one hook, unless it has panicked before.
+    fn call(&mut self, index: usize, call: impl FnOnce(&mut dyn SpawnHooks)) {
+        if let Some(mut hooks) = self.all[index].take() {
             // CAUTION: runs arbitrary user code.
-            hooks.resume(greenlet);
-        }
-    }
-
-    #[inline]
-    fn suspend(&mut self, greenlet: &Greenlet) {
-        for hooks in self.all.iter_mut().rev() {
-            // CAUTION: runs arbitrary user code.
-            hooks.suspend(greenlet);
+            call(&mut *hooks);
+            self.all[index] = Some(hooks);
         }
     }
 
     /// Calls `resume`. The returned guard calls `suspend`, also if a panic unwinds.
     #[inline]
     pub(super) fn run<'a>(&'a mut self, root: &'a Greenlet, resumed: Option<&Greenlet>) -> Resumed<'a> {
-        self.resume(resumed.unwrap_or(root));
-        Resumed { root, hooks: self }
+        let count = self.all.len();
+        let mut run = Resumed {
+            root,
+            hooks: self,
+            resumed: 0,
+        };
+        for index in 0..count {
+            run.hooks
+                .call(index, |hooks| hooks.resume(resumed.unwrap_or(root)));
+            run.resumed += 1;
+        }
+        run
+    }
+
+    /// Calls `pending`.
+    pub(super) fn pending(&mut self, greenlet: &Greenlet) {
+        for index in (0..self.all.len()).rev() {
+            self.call(index, |hooks| hooks.pending(greenlet));
+        }
     }
 
     /// Calls the hooks around `end`, which ends the function.
@@ -119,20 +141,40 @@ impl fmt::Debug for Hooks {
 pub(super) struct Resumed<'a> {
     root: &'a Greenlet,
     hooks: &'a mut Hooks,
+    /// How many hooks are to be suspended.
+    resumed: usize,
 }
 
 impl Resumed<'_> {
     /// Ends the run. `left` is the greenlet that awaits; `None` is the root.
     #[inline]
-    pub(super) fn end(self, left: Option<&Greenlet>) {
-        self.hooks.suspend(left.unwrap_or(self.root));
-        std::mem::forget(self);
+    pub(super) fn end(mut self, left: Option<&Greenlet>) {
+        // If a hook panics, the drop suspends the others.
+        while self.resumed > 0 {
+            self.suspend_last(left);
+        }
+    }
+
+    fn suspend_last(&mut self, left: Option<&Greenlet>) {
+        self.resumed -= 1;
+        let greenlet = left.unwrap_or(self.root);
+        self.hooks.call(self.resumed, |hooks| hooks.suspend(greenlet));
     }
 }
 
 impl Drop for Resumed<'_> {
     fn drop(&mut self) {
-        // The function has panicked, or it was ended.
-        self.hooks.suspend(self.root);
+        // The function or a hook has panicked, or the function was ended. If a hook panics now, the
+        // others are suspended all the same.
+        let mut panic = None;
+        while self.resumed > 0 {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.suspend_last(None))) {
+                std::mem::forget(panic.replace(payload)); // its destructor could panic, too
+            }
+        }
+        match panic {
+            Some(payload) if !std::thread::panicking() => resume_unwind(payload),
+            second => std::mem::forget(second),
+        }
     }
 }

@@ -36,9 +36,11 @@ pub struct SpanHooks {
     span: Span,
     /// The current span of the task that polls.
     outer: Option<Id>,
-    /// The spans that the function has entered, innermost first.
+    /// Set while the hooks have entered `span`. They do not enter a span that is current anyway.
+    is_inside: bool,
+    /// The spans that the function has entered, innermost first. One that it has entered twice is
+    /// here twice.
     entered: Vec<Id>,
-    is_started: bool,
 }
 
 impl SpanHooks {
@@ -48,11 +50,40 @@ impl SpanHooks {
         SpanHooks {
             span,
             outer: None,
+            is_inside: false,
             entered: Vec::new(),
-            is_started: false,
         }
     }
+
+    /// Exits what the function has entered inside of `base`, and remembers it.
+    fn leave_down_to(&mut self, base: Option<&Id>, dispatch: &Dispatch) {
+        while let Some(span) = current(dispatch) {
+            if Some(&span) == base || Some(&span) == self.outer.as_ref() {
+                return;
+            }
+            if !self.exit_all(&span, dispatch) {
+                return;
+            }
+        }
+    }
+
+    /// Exits a span as often as the function has entered it in succession. Returns `false` if the
+    /// subscriber knows the current span, but does not exit it.
+    fn exit_all(&mut self, span: &Id, dispatch: &Dispatch) -> bool {
+        for exits in 1..=MAX_ENTRIES {
+            dispatch.exit(span);
+            if current(dispatch).as_ref() != Some(span) {
+                self.entered.extend((0..exits).map(|_| span.clone()));
+                return true;
+            }
+        }
+        self.entered.push(span.clone());
+        false
+    }
 }
+
+/// How often a span may be entered inside of itself.
+const MAX_ENTRIES: usize = 64;
 
 fn current(dispatch: &Dispatch) -> Option<Id> {
     dispatch.current_span().id().cloned()
@@ -62,8 +93,14 @@ impl SpawnHooks for SpanHooks {
     fn resume(&mut self, _: &Greenlet) {
         dispatcher::get_default(|dispatch| {
             self.outer = current(dispatch);
-            if !std::mem::replace(&mut self.is_started, true) {
-                self.entered.extend(self.span.id());
+            self.is_inside = false;
+            if let Some(span) = self.span.id().filter(|span| self.outer.as_ref() != Some(span)) {
+                dispatch.enter(&span);
+                self.is_inside = current(dispatch).as_ref() == Some(&span);
+                if !self.is_inside {
+                    // It is entered further outside already, or the subscriber has no current span.
+                    dispatch.exit(&span);
+                }
             }
             for span in self.entered.drain(..).rev() {
                 dispatch.enter(&span);
@@ -73,15 +110,12 @@ impl SpawnHooks for SpanHooks {
 
     fn suspend(&mut self, _: &Greenlet) {
         dispatcher::get_default(|dispatch| {
-            let mut innermost = current(dispatch);
-            while innermost != self.outer {
-                let Some(span) = innermost else { break };
-                dispatch.exit(&span);
-                innermost = current(dispatch);
-                let is_left = innermost.as_ref() != Some(&span);
-                self.entered.push(span);
-                if !is_left {
-                    break; // this subscriber knows the current span, but does not exit it
+            let own = self.span.id().filter(|_| self.is_inside);
+            self.leave_down_to(own.as_ref(), dispatch);
+            if let Some(own) = own.filter(|own| current(dispatch).as_ref() == Some(own)) {
+                // The function may have entered the same span once more: one entry is the hooks'.
+                if self.exit_all(&own, dispatch) {
+                    self.entered.pop();
                 }
             }
         });

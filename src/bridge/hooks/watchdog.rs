@@ -2,8 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fmt;
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,8 +19,11 @@ use super::SpawnHooks;
 ///
 /// Such a function blocks all other tasks of its thread: it calls blocking code, computes for long,
 /// or hangs. The watchdog checks on its own thread, so it also reports a function that never
-/// returns. When the function awaits or ends after all, the watchdog reports it once more, with the
-/// time and the place.
+/// returns. When the function returns to its executor or ends after all, the watchdog reports it
+/// once more, with the time and the place. An await of a future that is ready does not return to
+/// the executor: a function that awaits nothing else blocks its thread, too.
+///
+/// A report that panics is lost, and the watchdog continues.
 ///
 /// Each watched function costs two locks and two clock reads per await. The watchdog's thread ends
 /// with the last clone of the watchdog and the last watched function.
@@ -49,7 +53,8 @@ pub struct Watchdog {
 
 struct Shared {
     bound: Duration,
-    watched: Mutex<Vec<Weak<Watched>>>,
+    /// By the addresses of their contents. The hooks of a function remove it.
+    watched: Mutex<HashMap<usize, Arc<Watched>>>,
     report: Box<dyn Fn(&Overrun) + Send + Sync>,
     unparker: Unparker,
 }
@@ -65,6 +70,7 @@ struct Watched {
 struct Running {
     since: Instant,
     after: Option<&'static Location<'static>>,
+    ready_awaits: u64,
     is_reported: bool,
 }
 
@@ -89,10 +95,12 @@ pub struct Overrun {
     pub greenlet: String,
     /// Where the greenlet was created.
     pub created_at: &'static Location<'static>,
-    /// Where it last awaited. `None` if it has not awaited yet.
+    /// Where it last waited. `None` if it has not waited yet.
     pub after: Option<&'static Location<'static>>,
     /// How long it has been running since then.
     pub time: Duration,
+    /// How many futures it has awaited since then. All were ready, so no other task ran.
+    pub ready_awaits: u64,
     /// How the run has stopped. `None` if the function is still running.
     pub stop: Option<Stop>,
 }
@@ -101,7 +109,7 @@ pub struct Overrun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stop {
-    /// The function awaits, at this place.
+    /// The function waits for a future, at this place.
     Await(&'static Location<'static>),
     /// The function has ended.
     End,
@@ -116,7 +124,11 @@ impl fmt::Display for Overrun {
         } else {
             "has been running"
         })?;
-        write!(f, " for {time:?} without awaiting, since ")?;
+        write!(f, " for {time:?} without ")?;
+        match self.ready_awaits {
+            0 => f.write_str("awaiting, since ")?,
+            ready => write!(f, "waiting ({ready} awaits of ready futures), since ")?,
+        }
         match self.after {
             Some(place) => write!(f, "its await at {place}")?,
             None => f.write_str("its start")?,
@@ -169,7 +181,8 @@ impl Watchdog {
 
 impl fmt::Debug for Watchdog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Watchdog({:?})", self.shared.bound)
+        let watched = lock(&self.shared.watched).len();
+        write!(f, "Watchdog({:?}, {watched} watched)", self.shared.bound)
     }
 }
 
@@ -182,11 +195,7 @@ impl Drop for Shared {
 /// The body of the watchdog's thread.
 fn watch(parker: &Parker, shared: &Weak<Shared>) {
     while let Some(strong) = shared.upgrade() {
-        let mut all = Vec::new();
-        lock(&strong.watched).retain(|watched| {
-            all.extend(watched.upgrade());
-            watched.strong_count() > 0
-        });
+        let all: Vec<Arc<Watched>> = lock(&strong.watched).values().cloned().collect();
         for watched in all {
             watched.check(&strong);
         }
@@ -213,20 +222,39 @@ impl Watched {
     }
 
     fn report(&self, shared: &Shared, running: Running, stop: Option<Stop>) {
-        // CAUTION: runs arbitrary user code.
-        (shared.report)(&Overrun {
+        let overrun = Overrun {
             greenlet: self.greenlet.clone(),
             created_at: self.created_at,
             after: running.after,
             time: running.since.elapsed(),
+            ready_awaits: running.ready_awaits,
             stop,
-        });
+        };
+        // The panic hook has reported a panic.
+        let reported = catch_unwind(AssertUnwindSafe(|| {
+            // CAUTION: runs arbitrary user code.
+            (shared.report)(&overrun);
+        }));
+        reported.unwrap_or_else(std::mem::forget); // its destructor could panic, too
     }
 }
 
 struct WatchdogHooks {
     shared: Arc<Shared>,
     watched: Option<Arc<Watched>>,
+}
+
+impl WatchdogHooks {
+    /// Ends the run, and reports it if it was too long.
+    fn stop(&self, stop: Stop) {
+        let Some(watched) = &self.watched else { return };
+        let Some(running) = lock(&watched.running).take() else {
+            return;
+        };
+        if running.since.elapsed() > self.shared.bound {
+            watched.report(&self.shared, running, Some(stop));
+        }
+    }
 }
 
 impl SpawnHooks for WatchdogHooks {
@@ -240,24 +268,38 @@ impl SpawnHooks for WatchdogHooks {
                 created_at: greenlet.created_at(),
                 running: Mutex::default(),
             });
-            lock(&self.shared.watched).push(Arc::downgrade(&watched));
+            lock(&self.shared.watched).insert(Arc::as_ptr(&watched).addr(), Arc::clone(&watched));
             watched
         });
-        *lock(&watched.running) = Some(Running {
-            since: Instant::now(),
-            after: greenlet.suspended_at(),
-            is_reported: false,
-        });
+        let mut running = lock(&watched.running);
+        match &mut *running {
+            Some(running) => running.ready_awaits += 1,
+            None => {
+                *running = Some(Running {
+                    since: Instant::now(),
+                    after: greenlet.suspended_at(),
+                    ready_awaits: 0,
+                    is_reported: false,
+                });
+            }
+        }
     }
 
     fn suspend(&mut self, greenlet: &Greenlet) {
-        let Some(watched) = &self.watched else { return };
-        let Some(running) = lock(&watched.running).take() else {
-            return;
-        };
-        if running.since.elapsed() > self.shared.bound {
-            let stop = greenlet.suspended_at().map_or(Stop::End, Stop::Await);
-            watched.report(&self.shared, running, Some(stop));
+        if greenlet.suspended_at().is_none() {
+            self.stop(Stop::End);
+        }
+    }
+
+    fn pending(&mut self, greenlet: &Greenlet) {
+        self.stop(greenlet.suspended_at().map_or(Stop::End, Stop::Await));
+    }
+}
+
+impl Drop for WatchdogHooks {
+    fn drop(&mut self) {
+        if let Some(watched) = &self.watched {
+            lock(&self.shared.watched).remove(&Arc::as_ptr(watched).addr());
         }
     }
 }

@@ -1,13 +1,16 @@
 //! `std::io` traits over the asynchronous I/O of `futures-io`.
 
+#![forbid(unsafe_code)]
+
 use std::future::poll_fn;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 
 use futures_io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite};
 
 use super::flatten;
+use super::lend::lend;
 use crate::bridge::try_await_;
 
 /// Implements the traits of `std::io` for the asynchronous I/O of `futures-io` (smol, async-std),

@@ -4,8 +4,6 @@
 //! A parser or a writer that takes `impl Read` or `impl Write` then works with an asynchronous
 //! connection: each call that would block awaits instead.
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 use std::io;
 
@@ -40,22 +38,19 @@ macro_rules! common {
         impl<T: AsyncBufRead + Unpin> BufRead for $adapter<T> {
             #[track_caller]
             fn fill_buf(&mut self) -> io::Result<&[u8]> {
-                let is_at_end = flatten(try_await_(poll_fn(|cx| {
-                    Pin::new(&mut self.0)
-                        .poll_fill_buf(cx)
-                        .map_ok(<[u8]>::is_empty)
-                })))?;
-                if is_at_end {
-                    return Ok(&[]);
-                }
-                // The first poll could not return the borrowed buffer. The data is still buffered,
-                // so this one is ready.
-                match Pin::new(&mut self.0).poll_fill_buf(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Ready(filled) => filled,
-                    Poll::Pending => Err(io::Error::other(
-                        "the `AsyncBufRead` has lost buffered data that was not consumed: this is a bug of its implementation",
-                    )),
-                }
+                let mut reader = Some(&mut self.0);
+                flatten(try_await_(poll_fn(move |cx| {
+                    let lent = reader
+                        .take()
+                        .expect("polled again after a panic or its end");
+                    match lend(lent, |reader| Pin::new(reader).poll_fill_buf(cx)) {
+                        Ok(filled) => Poll::Ready(filled),
+                        Err(back) => {
+                            reader = Some(back);
+                            Poll::Pending
+                        }
+                    }
+                })))
             }
 
             fn consume(&mut self, amount: usize) {
@@ -90,6 +85,8 @@ macro_rules! common {
 
 #[cfg(feature = "futures-io")]
 mod futures;
+#[cfg(any(feature = "tokio", feature = "futures-io"))]
+mod lend;
 #[cfg(feature = "tokio")]
 mod tokio;
 

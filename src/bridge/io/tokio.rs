@@ -1,13 +1,16 @@
 //! `std::io` traits over tokio's asynchronous I/O.
 
+#![forbid(unsafe_code)]
+
 use std::future::poll_fn;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Poll, ready};
 
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 use super::flatten;
+use super::lend::lend;
 use crate::bridge::try_await_;
 
 /// Implements the traits of `std::io` for tokio's asynchronous I/O, for use in a spawned function.

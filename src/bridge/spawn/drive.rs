@@ -10,11 +10,11 @@ use std::task::{Context, Poll};
 
 use anyhow::{Error, Result};
 use greenlet_core::{
-    Builder, Greenlet, GreenletExit, ParentError, TypeMismatch, WeakGreenlet, check_switch_allowed,
-    getcurrent, getmain, raw,
+    AwaitInProgress, Builder, Greenlet, GreenletExit, ParentError, SwitchForbidden, ThreadExiting,
+    TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raw,
 };
 
-use crate::bridge::driver::{Driver, Event, Phase, Polled, Ready};
+use crate::bridge::driver::{self, CANCELLED, Driver, Event, Phase, Polled, Ready};
 use crate::bridge::error::StrayMessage;
 use crate::bridge::hooks::Hooks;
 
@@ -26,6 +26,10 @@ pub(super) struct Drive<T: 'static> {
     result: PhantomData<fn() -> T>,
     require_await: bool,
     hooks: Hooks,
+    /// Set if there are no hooks and the spawn was not cancelled.
+    is_plain: bool,
+    /// Set if the function has ended because an outer spawn was cancelled.
+    pub(super) is_ended_from_outside: bool,
     /// The greenlets that waited when the spawn was cancelled. They are ended after the function.
     cancelled: Vec<Greenlet>,
 }
@@ -84,7 +88,9 @@ impl<T: 'static> Drive<T> {
             driver,
             result: PhantomData,
             require_await,
+            is_plain: hooks.is_empty(),
             hooks,
+            is_ended_from_outside: false,
             cancelled: Vec::new(),
         }
     }
@@ -115,42 +121,103 @@ impl<T: 'static> Drive<T> {
     #[inline]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
         check_switch_allowed()?; // refuse before anything has changed
+        if driver::is_cancelled_from_outside(cx) {
+            return self.clean_up_nested(cx);
+        }
+        if driver::has_stops() {
+            self.driver.stops.set(true);
+        }
         let action = match &self.stage {
             Stage::New => Action::Start,
+            Stage::Over if self.is_ended_from_outside => return Poll::Ready(Err(cancelled())),
             Stage::Over => panic!("a spawned function was polled after it had ended"),
-            Stage::Waiting(waiter) => {
-                let polled = self
-                    .driver
-                    .poll_request(waiter.as_ref().unwrap_or(&self.root), cx);
-                if polled == Polled::Pending {
-                    return Poll::Pending;
-                }
-                match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Waiting(_) => match self.poll_waiter(cx) {
+                Polled::Pending => return self.pending(),
+                polled => match std::mem::replace(&mut self.stage, Stage::Over) {
                     Stage::Waiting(waiter) if polled == Polled::Ready => Action::Resume(waiter),
                     _ => self.waiter_gone()?,
-                }
-            }
+                },
+            },
         };
         self.run(action, cx)
     }
 
-    /// Throws an exit into the function, and lets it run until it waits or has ended.
+    /// Returns `Pending` to the executor.
+    #[inline]
+    fn pending(&self) -> Poll<Result<T>> {
+        self.driver.phase.set(Phase::Suspended);
+        driver::note_pending_spawn();
+        Poll::Pending
+    }
+
+    /// Polls the future that the function waits for.
+    #[inline]
+    fn poll_waiter(&mut self, cx: &mut Context<'_>) -> Polled {
+        let Stage::Waiting(waiter) = &self.stage else {
+            return Polled::Withdrawn;
+        };
+        self.driver.phase.set(Phase::Polling);
+        let waiter = waiter.as_ref().unwrap_or(&self.root);
+        let polled = self.driver.poll_request(waiter, cx);
+        match polled {
+            Polled::ToEnd => self.end_waiter(waiter.clone(), cx),
+            polled => polled,
+        }
+    }
+
+    /// Ends the greenlet that waits, as its awaited future has asked for.
+    #[cold]
+    fn end_waiter(&mut self, waiter: Greenlet, cx: &mut Context<'_>) -> Polled {
+        self.driver.phase.set(Phase::Suspended);
+        self.hooks.around_end(&self.root, || waiter.end());
+        if !self.driver.has_request() {
+            return Polled::Withdrawn;
+        }
+        // It could not be ended, and still waits.
+        cx.waker().wake_by_ref();
+        Polled::Pending
+    }
+
+    /// Throws an exit into the function, and lets it run until it waits or has ended. First does the
+    /// same to the spawns that the function awaits, until they have ended.
     pub(super) fn cancel(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        let exit = GreenletExit::with_reason("the spawn was cancelled");
+        if self.driver.is_cancelled.get() {
+            return self.poll(cx);
+        }
         match self.stage {
-            Stage::Over => panic!("a spawned function was cancelled after it had ended"),
+            Stage::Over => Poll::Ready(Err(GreenletExit::with_reason(
+                "the spawned function had ended before it was cancelled",
+            )
+            .into())),
             Stage::New => {
-                self.stage = Stage::Over;
-                self.shut_down();
-                // CAUTION: runs arbitrary user code: drops the function unrun.
-                self.root.end();
-                Poll::Ready(Err(exit.into()))
+                self.driver.is_cancelled.set(true);
+                self.end_function();
+                Poll::Ready(Err(cancelled()))
             }
             Stage::Waiting(_) => {
+                let has_nested = self.driver.has_nested.get();
+                if has_nested && driver::cancel_nested(cx, |cx| self.poll_waiter(cx)) {
+                    return self.pending();
+                }
+                self.driver.is_cancelled.set(true);
+                self.driver.in_place.set(false);
+                self.is_plain = false;
                 self.cancelled = self.lineage_of_waiter();
-                self.run(Action::Cancel(exit), cx)
+                self.run(Action::Cancel(GreenletExit::with_reason(CANCELLED)), cx)
             }
         }
+    }
+
+    /// Cancels the function, because the spawn that awaits this one was cancelled, or polls its
+    /// clean-up.
+    #[cold]
+    fn clean_up_nested(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        if self.is_ended_from_outside {
+            return Poll::Ready(Err(cancelled()));
+        }
+        let polled = driver::clean_up_nested(|| self.cancel(cx), Poll::is_pending);
+        self.is_ended_from_outside = matches!(polled, Poll::Ready(Err(_)));
+        polled
     }
 
     /// Resumes the function, again and again, until it waits for a pending future or has ended.
@@ -161,7 +228,9 @@ impl<T: 'static> Drive<T> {
     fn run(&mut self, mut action: Action, cx: &mut Context<'_>) -> Poll<Result<T>> {
         // The stage that remains if a panic propagates out of a switch.
         self.stage = Stage::Over;
-        self.bind()?; // fails if the poller is a descendant of a root that has not started
+        // Fails if the poller is a descendant of a root that has not started, or if the root was
+        // moved below a greenlet that awaits.
+        self.bind()?;
         self.driver.keep_waker(cx.waker());
         loop {
             // The greenlet that gets the error of a stray message.
@@ -170,14 +239,14 @@ impl<T: 'static> Drive<T> {
                 _ => None,
             };
             let mut event = match action {
-                Action::Resume(None) if self.hooks.is_empty() => self.resume_root(),
+                Action::Resume(None) if self.is_plain => self.resume_root(),
                 action => self.resume(action),
             };
             let (waiter, polled) = loop {
                 match event {
                     Ok(Event::Await(None)) => {
-                        let polled = self.poll_first(&self.root, cx);
-                        if polled != Polled::Ready || !self.hooks.is_empty() {
+                        let polled = self.poll_first(None, cx);
+                        if polled != Polled::Ready || !self.is_plain {
                             break (None, polled);
                         }
                         // Without building an action: an await of a ready future takes 22 ns
@@ -189,7 +258,7 @@ impl<T: 'static> Drive<T> {
                         // The poll keeps only the waiter suspended. The lock keeps other code out
                         // of the root.
                         raw::lock_for_await(&self.root);
-                        let polled = self.poll_first(&waiter, cx);
+                        let polled = self.poll_first(Some(&waiter), cx);
                         break (Some(waiter), polled);
                     }
                     Ok(Event::Done(output)) if self.root.is_dead() => {
@@ -201,15 +270,21 @@ impl<T: 'static> Drive<T> {
                     }
                 }
             };
+            let polled = match polled {
+                Polled::ToEnd => self.end_waiter(waiter.as_ref().unwrap_or(&self.root).clone(), cx),
+                polled => polled,
+            };
             action = match polled {
                 Polled::Ready => Action::Resume(waiter),
                 Polled::Pending => {
                     raw::lock_for_await(&self.root);
                     self.stage = Stage::Waiting(waiter);
                     self.unbind();
-                    return Poll::Pending;
+                    let pending = self.pending();
+                    self.call_pending_hooks();
+                    return pending;
                 }
-                Polled::Withdrawn => self.waiter_gone()?,
+                Polled::Withdrawn | Polled::ToEnd => self.waiter_gone()?,
             };
         }
     }
@@ -225,22 +300,31 @@ impl<T: 'static> Drive<T> {
         event
     }
 
-    /// Polls a future for the first time. `waiter` has just posted it.
     #[inline]
-    fn poll_first(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+    fn call_pending_hooks(&mut self) {
+        if let (Stage::Waiting(waiter), false) = (&self.stage, self.hooks.is_empty()) {
+            self.hooks.pending(waiter.as_ref().unwrap_or(&self.root));
+        }
+    }
+
+    /// Polls a future for the first time. `waiter` has just posted it; `None` is the root.
+    #[inline]
+    fn poll_first(&mut self, waiter: Option<&Greenlet>, cx: &mut Context<'_>) -> Polled {
         self.driver.awaits.set(self.driver.awaits.get() + 1);
         if self.driver.stops.get() || self.driver.is_polled.take() {
+            driver::count_stop(cx);
             return Polled::Pending;
         }
-        self.driver.poll_request(waiter, cx)
+        self.driver.poll_request(waiter.unwrap_or(&self.root), cx)
     }
 
     /// Resumes the function. Returns the message with which it leaves.
     #[inline]
     fn resume(&mut self, action: Action) -> Result<Event<T>> {
         raw::unlock(&self.root);
-        let hooks = self.hooks.run(&self.root, action.target());
-        let running = self.driver.enter_running();
+        let has_hooks = !self.hooks.is_empty();
+        let hooks = has_hooks.then(|| self.hooks.run(&self.root, action.target()));
+        let running = self.driver.enter_running_or_ending();
         let event = match action {
             Action::Start => self.root.switch(()),
             Action::Resume(None) => self.root.switch(Ready),
@@ -249,10 +333,12 @@ impl<T: 'static> Drive<T> {
             Action::Stray(error, last) => last.as_ref().unwrap_or(&self.root).throw(error),
         };
         drop(running);
-        hooks.end(match &event {
-            Ok(Event::Await(waiter)) => waiter.as_ref(),
-            _ => None,
-        });
+        if let Some(hooks) = hooks {
+            hooks.end(match &event {
+                Ok(Event::Await(waiter)) => waiter.as_ref(),
+                _ => None,
+            });
+        }
         event
     }
 
@@ -273,7 +359,7 @@ impl<T: 'static> Drive<T> {
     /// Makes the running greenlet the poller: the parent of the root, and the target of awaits.
     #[inline]
     fn bind(&self) -> Result<(), ParentError> {
-        if self.is_bound_to(Greenlet::is_current) {
+        if self.is_bound_to(Greenlet::is_current) && raw::is_child_of_current(&self.root) {
             return Ok(());
         }
         self.bind_to(getcurrent())
@@ -318,10 +404,32 @@ impl<T: 'static> Drive<T> {
 
     #[cold]
     fn end_cancelled_slow(&mut self) {
-        for greenlet in std::mem::take(&mut self.cancelled) {
+        let cancelled = std::mem::take(&mut self.cancelled);
+        self.hooks.around_end(&self.root, || end_all(cancelled));
+    }
+
+    /// Ends the function, or lets it end as soon as that is possible. Its hooks run around the end.
+    #[cold]
+    fn end_function(&mut self) {
+        self.driver.phase.set(Phase::Over);
+        // First the greenlet that waits, then its ancestors up to the root.
+        let mut ended = self.lineage_of_waiter();
+        ended.append(&mut self.cancelled);
+        self.stage = Stage::Over;
+        let root = self.root.clone();
+        if ended.is_empty() && self.hooks.is_empty() {
             // CAUTION: runs arbitrary user code.
-            greenlet.end();
+            root.end();
+            self.driver.forget_waker();
+            return;
         }
+        let mut hooks = std::mem::take(&mut self.hooks);
+        let driver = Rc::clone(&self.driver);
+        raw::end_or_defer(&self.root, move || {
+            ended.push(root.clone());
+            hooks.around_end(&root, || end_all(ended));
+            driver.forget_waker();
+        });
     }
 
     /// Handles a message that is neither an await nor the end of the function.
@@ -332,7 +440,11 @@ impl<T: 'static> Drive<T> {
             Err(error) => error,
         };
         if self.root.is_active() {
-            return Ok(stray(&error, last));
+            if !is_refusal(&error) {
+                return Ok(stray(&error, last));
+            }
+            self.end_function();
+            return Err(error);
         }
         // The function has died without a result, or could not be started.
         self.shut_down();
@@ -342,6 +454,10 @@ impl<T: 'static> Drive<T> {
     /// Handles a waiter that does not wait any more, because it was ended from outside.
     #[cold]
     fn waiter_gone(&mut self) -> Result<Action> {
+        if self.driver.gives_up() {
+            self.end_function();
+            return Err(cancelled());
+        }
         if self.root.is_active() {
             let error = StrayMessage::new("the greenlet that waited was ended from outside".into());
             return Ok(Action::Stray(error.into(), None));
@@ -363,6 +479,25 @@ impl<T: 'static> Drive<T> {
         }
         output
     }
+}
+
+fn end_all(greenlets: Vec<Greenlet>) {
+    for greenlet in greenlets {
+        // CAUTION: runs arbitrary user code.
+        greenlet.end();
+    }
+}
+
+fn cancelled() -> Error {
+    GreenletExit::with_reason(CANCELLED).into()
+}
+
+/// Returns `true` if a switch to the function was refused: nothing has been delivered to it.
+fn is_refusal(error: &Error) -> bool {
+    error.is::<AwaitInProgress>()
+        || error.is::<SwitchForbidden>()
+        || error.is::<Unwinding>()
+        || error.is::<ThreadExiting>()
 }
 
 /// Returns the error with which the root has ended.
@@ -397,26 +532,16 @@ fn stray(error: &Error, last: Option<WeakGreenlet>) -> Action {
 
 impl<T: 'static> Drop for Drive<T> {
     fn drop(&mut self) {
-        let is_over = self.driver.phase.replace(Phase::Over) == Phase::Over;
-        self.end_cancelled();
-        if is_over {
+        if self.driver.phase.get() == Phase::Over {
             return;
         }
         if self.root.is_dead() {
+            self.driver.phase.set(Phase::Over);
+            self.end_cancelled();
             self.driver.forget_waker();
             return;
         }
-        // First the greenlet that waits, then its ancestors up to the root.
-        let lineage = self.lineage_of_waiter();
-        self.stage = Stage::Over;
-        self.hooks.around_end(&self.root, || {
-            for greenlet in lineage {
-                // CAUTION: runs arbitrary user code.
-                greenlet.end();
-            }
-            self.root.end();
-        });
-        self.driver.forget_waker();
+        self.end_function();
     }
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Error, Result};
 use greenlet_core::{Greenlet, check_switch_allowed};
 
 use super::drive::Drive;
+use crate::bridge::driver;
 
 /// The future of a spawned function: see [`greenlet_spawn`](crate::greenlet_spawn).
 ///
@@ -126,6 +127,17 @@ impl<T: 'static> Spawn<T> {
         self.drive.stop_at_awaits(stops);
     }
 
+    /// Ends the poll of a function that has no output.
+    #[cold]
+    fn ended_without_output(&self, error: &Error, cx: &Context<'_>) -> Poll<T> {
+        if self.drive.is_ended_from_outside && driver::is_cancelled_from_outside(cx) {
+            return Poll::Pending; // the spawn that polls this one drops it next
+        }
+        panic!(
+            "a spawned function was ended before it returned: {error:#}; `into_result()` returns this as an error"
+        );
+    }
+
     /// Returns the number of awaits.
     pub(in crate::bridge) fn awaits(&self) -> u64 {
         self.drive.awaits()
@@ -142,17 +154,13 @@ impl<T: 'static> Future for Spawn<T> {
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        match self.get_mut().drive.poll(cx) {
+        let this = self.get_mut();
+        match this.drive.poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(output)) => Poll::Ready(output),
-            Poll::Ready(Err(error)) => ended_without_output(&error),
+            Poll::Ready(Err(error)) => this.ended_without_output(&error, cx),
         }
     }
-}
-
-#[cold]
-fn ended_without_output(error: &Error) -> ! {
-    panic!("a spawned function was ended before it returned: {error:#}")
 }
 
 // The awaited future is pinned on the greenlet's stack, and not in here.
@@ -172,7 +180,7 @@ impl<T: 'static> fmt::Debug for Spawn<T> {
 #[must_use = "futures do nothing unless polled"]
 pub struct SpawnResult<T: 'static> {
     drive: Drive<T>,
-    /// Set until the exit has been thrown.
+    /// Set if polling it cancels the function.
     cancels: bool,
 }
 
@@ -181,10 +189,9 @@ impl<T: 'static> Future for SpawnResult<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         check_switch_allowed()?; // if refused, the next poll cancels
-        if std::mem::take(&mut self.cancels) {
-            self.drive.cancel(cx)
-        } else {
-            self.drive.poll(cx)
+        match self.cancels {
+            true => self.drive.cancel(cx),
+            false => self.drive.poll(cx),
         }
     }
 }

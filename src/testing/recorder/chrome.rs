@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ impl Recording {
     /// ```
     pub fn to_chrome_trace(&self) -> String {
         let names = self.names();
-        let number = |name: &str| names.iter().position(|other| *other == name).unwrap_or(0) + 1;
+        let numbers: HashMap<&str, usize> = (1..).zip(&names).map(|(number, name)| (*name, number)).collect();
+        let number = |name: &str| numbers.get(name).copied().unwrap_or(1);
         let mut trace = Trace::new();
         trace.add(format_args!(
             r#""ph":"M","name":"process_name","pid":1,"args":{{"name":"greenlets"}}"#

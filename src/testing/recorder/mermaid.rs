@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
-use super::{EventKind, Recording};
+use super::{Event, EventKind, Recording};
+use crate::text::one_line;
 
 impl Recording {
     /// Returns the recording as a [Mermaid](https://mermaid.js.org) sequence diagram. GitHub and
@@ -28,13 +30,19 @@ impl Recording {
     /// ```
     pub fn to_mermaid(&self) -> String {
         let names = self.names();
-        let number = |name: &str| names.iter().position(|other| *other == name).unwrap_or(0);
+        let numbers: HashMap<&str, usize> = (0..).zip(&names).map(|(number, name)| (*name, number)).collect();
+        let number = |name: &str| numbers.get(name).copied().unwrap_or(0);
+        let of_kind = |kind: EventKind| self.events().iter().filter(move |event| event.kind() == kind);
+        let started: HashSet<&str> = of_kind(EventKind::Start).map(Event::target).collect();
+        let ended: HashSet<&str> = of_kind(EventKind::End).map(Event::origin).collect();
         let mut diagram = String::from("sequenceDiagram\n");
         for (number, name) in names.iter().enumerate() {
-            line(
-                &mut diagram,
-                format_args!("participant p{number} as {}", escaped(name)),
-            );
+            let name = if name.is_empty() {
+                "#34;#34;"
+            } else {
+                &escaped(name)
+            };
+            line(&mut diagram, format_args!("participant p{number} as {name}"));
         }
         for event in self.events() {
             let (origin, target) = (number(event.origin()), number(event.target()));
@@ -57,31 +65,19 @@ impl Recording {
             }
             match event.kind() {
                 EventKind::Start => line(&mut diagram, format_args!("activate p{target}")),
-                EventKind::End if self.has_start_of(event.origin()) => {
+                EventKind::End if started.contains(event.origin()) => {
                     line(&mut diagram, format_args!("deactivate p{origin}"));
                 }
                 _ => {}
             }
         }
         // Mermaid does not draw a bar without an end.
-        let has_ended = |name: &str| {
-            self.events()
-                .iter()
-                .any(|event| event.kind() == EventKind::End && event.origin() == name)
-        };
         for (number, name) in names.iter().enumerate() {
-            if self.has_start_of(name) && !has_ended(name) {
+            if started.contains(name) && !ended.contains(name) {
                 line(&mut diagram, format_args!("deactivate p{number}"));
             }
         }
         diagram
-    }
-
-    /// Returns `true` if the recording has the start of the greenlet.
-    fn has_start_of(&self, name: &str) -> bool {
-        self.events()
-            .iter()
-            .any(|event| event.kind() == EventKind::Start && event.target() == name)
     }
 }
 
@@ -93,15 +89,18 @@ pub(super) fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
-/// Replaces the characters of Mermaid's syntax by entities.
+/// Returns the text for a line of Mermaid. Characters of its syntax, and those that do not print,
+/// become entities or escapes.
 fn escaped(text: &str) -> String {
+    if text == "end" {
+        return "#101;nd".into(); // a keyword
+    }
     let mut escaped = String::new();
-    for character in text.chars() {
+    for character in one_line(text).chars() {
         match character {
             '#' | ';' | '<' | '>' | '"' | '%' | '{' | '}' => {
                 write!(escaped, "#{};", u32::from(character)).expect("writing to a String cannot fail");
             }
-            '\n' | '\r' => escaped.push(' '),
             other => escaped.push(other),
         }
     }

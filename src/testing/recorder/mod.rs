@@ -42,6 +42,8 @@ use std::time::{Duration, Instant};
 
 use greenlet_core::{Greenlet, TraceEvent, TraceKind, Tracer, getcurrent, settrace};
 
+use crate::text::one_line;
+
 mod chrome;
 mod diff;
 mod mermaid;
@@ -72,20 +74,28 @@ pub fn record<T>(run: impl FnOnce() -> T) -> (T, Recording) {
 /// recording.assert_eq(&["note main: got 1"]);
 /// ```
 pub fn note(text: impl Into<String>) {
-    let Some(log) = ACTIVE.with_borrow(|active| active.last().cloned()) else {
-        return;
-    };
-    log.borrow_mut().note(&getcurrent(), text.into());
+    let text = text.into();
+    // There is no recording once the thread-locals of the thread are being destroyed.
+    let log = ACTIVE.try_with(|active| active.borrow().last().map(|active| Rc::clone(&active.log)));
+    if let Ok(Some(log)) = log {
+        log.borrow_mut().note(&getcurrent(), text);
+    }
 }
 
 thread_local! {
     /// The active recordings, the innermost last.
-    static ACTIVE: RefCell<Vec<Rc<RefCell<Log>>>> = const { RefCell::new(Vec::new()) };
+    static ACTIVE: RefCell<Vec<Active>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Active {
+    log: Rc<RefCell<Log>>,
+    /// The tracer that was installed when it started.
+    before: Option<Tracer>,
 }
 
 /// An active recording, for code where the closure of [`record`] does not fit.
 ///
-/// Recorders nest. Finish them in the opposite order. The innermost one gets the events.
+/// Recorders nest. The one that was started last gets the events. They may finish in any order.
 ///
 /// # Examples
 ///
@@ -102,7 +112,6 @@ thread_local! {
 #[must_use = "a recorder that is dropped at once records nothing"]
 pub struct Recorder {
     log: Rc<RefCell<Log>>,
-    before: Option<Tracer>,
 }
 
 impl Recorder {
@@ -110,12 +119,16 @@ impl Recorder {
     pub fn start() -> Recorder {
         let log = Rc::new(RefCell::new(Log::new()));
         let written = Rc::clone(&log);
-        ACTIVE.with_borrow_mut(|active| active.push(Rc::clone(&log)));
         let before = settrace(Some(Tracer::new(move |event| {
             written.borrow_mut().transfer(event);
             Ok(())
         })));
-        Recorder { log, before }
+        let active = Active {
+            log: Rc::clone(&log),
+            before,
+        };
+        ACTIVE.with_borrow_mut(|all| all.push(active));
+        Recorder { log }
     }
 
     /// Stops recording, and returns the recording.
@@ -132,8 +145,22 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        settrace(self.before.take());
-        ACTIVE.with_borrow_mut(|active| active.retain(|log| !Rc::ptr_eq(log, &self.log)));
+        let removed = ACTIVE.try_with(|active| {
+            let mut active = active.borrow_mut();
+            let index = active
+                .iter()
+                .position(|other| Rc::ptr_eq(&other.log, &self.log))?;
+            let mut removed = active.remove(index);
+            match active.get_mut(index) {
+                None => Some((Some(removed), None)),
+                // A later recorder records. It restores what this one would restore now.
+                Some(next) => Some((None, std::mem::replace(&mut next.before, removed.before.take()))),
+            }
+        });
+        // CAUTION: dropping a tracer runs arbitrary user code.
+        if let Ok(Some((Some(innermost), _))) = removed {
+            settrace(innermost.before);
+        }
     }
 }
 
@@ -334,8 +361,9 @@ impl fmt::Display for Event {
         let Event {
             kind, origin, target, ..
         } = self;
+        let (origin, target) = (one_line(origin), one_line(target));
         if let Some(text) = &self.text {
-            return write!(f, "{} {origin}: {text}", kind.as_str());
+            return write!(f, "{} {origin}: {}", kind.as_str(), one_line(text));
         }
         write!(f, "{} {origin} -> {target}", kind.as_str())?;
         if self.is_throw && *kind != EventKind::Throw {

@@ -169,3 +169,89 @@ fn async_files_support_lines_and_seeks() {
     assert_eq!(lines, ["two", "three"]);
     assert_eq!((rest.as_str(), after), ("c", 1));
 }
+
+/// A reader whose every second poll is pending, as `futures-test`'s `InterleavePending`.
+struct EverySecond {
+    data: &'static [u8],
+    polls: u32,
+}
+
+impl EverySecond {
+    fn new(data: &'static [u8]) -> EverySecond {
+        EverySecond { data, polls: 0 }
+    }
+
+    fn fill(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<&[u8]>> {
+        self.polls += 1;
+        if self.polls % 2 == 1 {
+            cx.waker().wake_by_ref();
+            return std::task::Poll::Pending;
+        }
+        std::task::Poll::Ready(Ok(self.data))
+    }
+}
+
+impl futures::io::AsyncRead for EverySecond {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut [u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        unreachable!("`fill_buf` does not read")
+    }
+}
+
+impl futures::io::AsyncBufRead for EverySecond {
+    fn poll_fill_buf(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<&[u8]>> {
+        self.get_mut().fill(cx)
+    }
+
+    fn consume(self: std::pin::Pin<&mut Self>, amount: usize) {
+        let data = &mut self.get_mut().data;
+        *data = &data[amount..];
+    }
+}
+
+impl tokio::io::AsyncRead for EverySecond {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        unreachable!("`fill_buf` does not read")
+    }
+}
+
+impl tokio::io::AsyncBufRead for EverySecond {
+    fn poll_fill_buf(
+        self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<&[u8]>> {
+        self.get_mut().fill(cx)
+    }
+
+    fn consume(self: std::pin::Pin<&mut Self>, amount: usize) {
+        futures::io::AsyncBufRead::consume(self, amount);
+    }
+}
+
+#[test]
+fn a_buffer_is_lent_by_the_poll_that_is_ready() {
+    let lines = |reader: &mut dyn io::BufRead| {
+        let lines: io::Result<Vec<String>> = io::BufRead::lines(reader).collect();
+        lines.unwrap()
+    };
+    let mut in_futures = FuturesIo::new(EverySecond::new(b"ab\ncd\n"));
+    let mut in_tokio = TokioIo::new(EverySecond::new(b"ab\ncd\n"));
+    let spawned = greenlet_spawn(move || {
+        let both = [lines(&mut in_futures), lines(&mut in_tokio)];
+        // Two polls for the data, and two for its end.
+        (both, in_futures.get_ref().polls, in_tokio.get_ref().polls)
+    });
+    let (both, in_futures, in_tokio) = on_tokio(spawned);
+    assert_eq!(both, [["ab", "cd"], ["ab", "cd"]]);
+    assert_eq!((in_futures, in_tokio), (6, 6));
+}

@@ -101,10 +101,10 @@ fn generators_and_scopes_inside_of_a_spawned_function_await() {
 fn the_nearest_driver_serves_a_greenlet_below() {
     let _no_leaks = NoLeaks::watch();
     let mut outer = greenlet_spawn(|| {
-        let polled_in = greenlet::block_on_greenlet(|| {
+        let polled_in = futures::executor::block_on(greenlet_spawn(|| {
             let child = Greenlet::new(|(): ()| Ok(await_(async { getcurrent().id() })));
             child.switch::<u64>(()).unwrap()
-        });
+        }));
         // The outer function polls the inner driver, which polls its future on that stack.
         polled_in == getcurrent().id()
     });
@@ -118,7 +118,8 @@ fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
     let future = handle.future();
     let mut outer = greenlet_spawn(move || {
         let sibling = Greenlet::new(move |(): ()| Ok(await_(future)));
-        greenlet::block_on_greenlet(move || sibling.switch::<u32>(()).unwrap_or(0))
+        let inner = greenlet_spawn(move || sibling.switch::<u32>(()).unwrap_or(0));
+        futures::executor::block_on(inner)
     });
     // The sibling switches to the outer driver. The inner poll stays on the stack of the outer
     // greenlet.

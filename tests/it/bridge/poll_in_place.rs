@@ -123,7 +123,7 @@ fn an_await_inside_a_poll_in_place_is_refused() {
             let child = Greenlet::new(|(): ()| Ok(try_await_(async {}).unwrap_err().is::<NoDriver>()));
             child.switch::<bool>(()).unwrap()
         });
-        inner.is_outside() && below
+        inner.is_polled() && below
     });
     assert!(ready(poll(&mut spawned)));
 }

@@ -296,7 +296,7 @@ fn an_await_inside_the_poll_of_an_awaited_future_is_refused() {
                 .unwrap_err()
                 .downcast::<NoDriver>()
                 .unwrap()
-                .is_outside()
+                .is_polled()
         })
     });
     assert!(ready(poll(&mut spawned)));

@@ -87,7 +87,7 @@ fn a_drop_and_a_cancel_end_every_await_of_nested_greenlets() {
             try_await_(async {})
         }
     });
-    assert_eq!(awaits, 4);
+    assert_eq!(awaits, 5);
 }
 
 #[test]
@@ -117,4 +117,37 @@ fn a_cancel_polls_the_clean_up() {
     assert!(stepper.cancel().unwrap());
     let mut spawned = greenlet_spawn(|| ());
     assert!(poll(&mut spawned).is_ready());
+}
+
+#[test]
+fn a_leak_in_a_nested_spawn_is_found() {
+    for wrapped in [false, true] {
+        let caught = catch_unwind(|| {
+            end_at_each_await(|witnesses| {
+                let witnesses = witnesses.clone();
+                move || {
+                    let inner = greenlet_spawn(move || {
+                        for n in 0..4 {
+                            let witness = witnesses.make();
+                            if try_await_(async {}).is_err() {
+                                if n == 2 {
+                                    std::mem::forget(witness);
+                                }
+                                return;
+                            }
+                        }
+                    });
+                    if wrapped {
+                        // A future that polls another one only when that has called its waker.
+                        let all: futures::stream::FuturesUnordered<_> = [inner].into_iter().collect();
+                        let _ = try_await_(futures::StreamExt::collect::<Vec<()>>(all));
+                    } else {
+                        let _ = try_await_(inner);
+                    }
+                }
+            })
+        });
+        let payload = caught.unwrap_err();
+        assert!(payload.downcast_ref::<String>().unwrap().contains("witnesses"));
+    }
 }

@@ -457,3 +457,134 @@ fn a_leaked_greenlet_is_named() {
     );
     greenlet::end_suspended().unwrap();
 }
+
+#[test]
+fn recorders_finish_in_any_order() {
+    let switch = || {
+        let child = Greenlet::new(|(): ()| Ok(()));
+        child.switch::<()>(()).unwrap();
+    };
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        assert!(greenlet::gettrace().is_none());
+        let mut recorders = [(); 3].map(|()| Some(Recorder::start()));
+        let mut events = [0; 3];
+        for (round, index) in order.into_iter().enumerate() {
+            switch();
+            note("a note");
+            // The one that was started last, of those that are left, gets the events.
+            let last = recorders.iter().rposition(Option::is_some).unwrap();
+            let recording = recorders[index].take().unwrap().finish();
+            events[index] = recording.events().len();
+            if index == last {
+                assert!(events[index] >= 3, "{order:?}, round {round}");
+            }
+        }
+        assert_eq!(events.iter().sum::<usize>(), 9, "{order:?}: {events:?}");
+        assert!(greenlet::gettrace().is_none(), "{order:?}");
+    }
+}
+
+#[test]
+fn a_note_in_a_destructor_at_the_end_of_a_thread_does_nothing() {
+    struct Notes;
+    impl Drop for Notes {
+        fn drop(&mut self) {
+            note("dropped");
+        }
+    }
+    thread_local!(static LATE: std::cell::RefCell<Option<Notes>> = const { std::cell::RefCell::new(None) });
+    for first in [true, false] {
+        let thread = std::thread::spawn(move || {
+            // Thread-locals are destroyed newest first: once before the recorder's own, once after.
+            if first {
+                LATE.with_borrow_mut(|late| *late = Some(Notes));
+            }
+            drop(Recorder::start().finish());
+            note("without a recording");
+            LATE.with_borrow_mut(|late| *late = Some(Notes));
+        });
+        assert!(thread.join().is_ok());
+    }
+}
+
+#[test]
+fn any_name_fits_into_one_line_of_each_view() {
+    let names = [
+        "new\nline",
+        "carriage\rreturn",
+        "nul\0",
+        "\u{1b}[31m",
+        "\u{2028}",
+        "\u{202e}",
+        "\u{85}",
+        "end",
+        "",
+    ];
+    let (_, recording) = record(|| {
+        for name in names {
+            let child = Greenlet::builder().name(name).build(|(): ()| Ok(()));
+            child.switch::<()>(()).unwrap();
+            note(name);
+        }
+    });
+    let has_control = |text: &str| text.lines().any(|line| line.contains(char::is_control));
+    let text = recording.to_string();
+    assert_eq!(text.lines().count(), recording.events().len());
+    assert!(!has_control(&text), "{text}");
+    let diagram = recording.to_mermaid();
+    assert!(!has_control(&diagram), "{diagram}");
+    let participants: Vec<&str> = diagram
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("participant "))
+        .collect();
+    assert_eq!(participants.len(), names.len() + 1);
+    for participant in participants {
+        let (_, name) = participant.split_once(" as ").unwrap();
+        assert!(!name.is_empty() && name != "end", "{participant:?}");
+    }
+    // The trace keeps the names, in its own escapes.
+    let trace: serde_json::Value = serde_json::from_str(&recording.to_chrome_trace()).unwrap();
+    assert!(names.iter().all(|name| {
+        trace["traceEvents"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|event| event["name"] == "thread_name" && event["args"]["name"] == *name)
+    }));
+    assert_eq!(recording.names()[1], names[0]);
+    // A tree has a line for each greenlet.
+    let kept: Vec<Greenlet> = names
+        .iter()
+        .map(|name| Greenlet::builder().name(*name).build(|(): ()| Ok(())))
+        .collect();
+    let tree = greenlet::tree();
+    assert_eq!(tree.to_string().lines().count(), kept.len() + 1);
+    assert!(!has_control(&tree.to_string()));
+    assert!(!has_control(&tree.to_dot()));
+}
+
+#[test]
+fn diagrams_take_linear_time() {
+    let of = |greenlets: usize| {
+        let (_, recording) = record(|| {
+            for _ in 0..greenlets {
+                let child = Greenlet::new(|(): ()| Ok(()));
+                child.switch::<()>(()).unwrap();
+            }
+        });
+        // The best of some runs: other work on the machine only adds to one.
+        (0..3)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                std::hint::black_box((recording.to_mermaid(), recording.to_chrome_trace()));
+                start.elapsed()
+            })
+            .min()
+            .unwrap()
+    };
+    let (few, many) = (of(500), of(8_000));
+    assert!(
+        many < few * 16 * 5,
+        "{few:?} for 500 greenlets, {many:?} for 8,000"
+    );
+}
