@@ -327,7 +327,7 @@ fn new_greenlet(body: Body, drop: &Body, parent: Option<Greenlet>) -> Greenlet {
     let greenlet = builder.build(move |first: Token| {
         let active = world().activate("greenlet");
         let result = activation(&active, first, &body);
-        drop(capture);
+        std::mem::drop(capture);
         result
     });
     world().register(&greenlet);
@@ -502,7 +502,7 @@ fn new_generator(body: Body, drop: &Body) -> Gen {
             ..Context::new("a generator", Some(active.0))
         };
         let result = finish(run(&body, &context));
-        drop(capture);
+        std::mem::drop(capture);
         result
     });
     Gen { generator: Rc::new(generator), stepped }
