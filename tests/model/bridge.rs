@@ -247,7 +247,9 @@ impl Counted {
             fail(format_args!("hooks are resumed ({is_resume}) for a second time"));
         }
         if hooked.calls.get() == 1 {
+            let has_panicked = hooked.has_panicked.replace(true);
             run_callback("a hook", &self.body);
+            hooked.has_panicked.set(has_panicked);
         }
         if self.panics_at == Some(hooked.calls.get()) && !panicking() {
             hooked.has_panicked.set(true);

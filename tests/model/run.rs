@@ -337,6 +337,7 @@ fn new_greenlet(body: Body, drop: &Body, parent: Option<Greenlet>) -> Greenlet {
 /// Runs the function of a greenlet.
 fn activation(active: &crate::world::Active, first: Token, body: &Body) -> Result<Token> {
     world().check_current("a greenlet");
+    world().check_startable(getcurrent().id());
     world().arrive(first.id(), getcurrent().id());
     drop(first);
     finish(run(body, &Context::new("a greenlet", Some(active.0))))
@@ -389,14 +390,13 @@ fn transfer(world: &'static World, target: Greenlet, how: Transfer) -> Result<()
         }
         Transfer::Kill => {
             disturb(world);
-            let pending = (target.state() == State::Pending).then(|| target.downgrade());
+            let pending = (target.state() == State::Pending).then(|| target.id());
+            pending.inspect(|id| world.set_startable(*id, false));
             let result = target.kill();
-            drop(target);
-            if let Some(pending) = pending.and_then(|weak| weak.upgrade()) {
-                if result.is_ok() && pending.is_active() && !world.may_live(&pending) {
-                    fail(format_args!("{pending:?} was killed before it started"));
-                }
+            if let (Some(id), true) = (pending, target.state() == State::Pending) {
+                world.set_startable(id, true); // refused
             }
+            drop(target);
             receive(world, None, getcurrent().id(), result)
         }
     }
@@ -475,6 +475,9 @@ pub(crate) fn end(world: &World, greenlet: &Greenlet) {
         world.may_defer.set(true);
     }
     let is_kept = greenlet.is_main() || greenlet.is_current();
+    if greenlet.state() == State::Pending {
+        world.set_startable(greenlet.id(), false);
+    }
     greenlet.end();
     if !is_kept && !greenlet.is_dead() && !world.may_live(greenlet) {
         fail(format_args!("{greenlet:?} is alive after `end`"));

@@ -74,6 +74,8 @@ pub(crate) struct World {
     known: RefCell<HashMap<u64, WeakGreenlet>>,
     /// The greenlets whose future their driver polls.
     held: RefCell<HashSet<u64>>,
+    /// The greenlets that were ended before they started.
+    ended_pending: RefCell<HashSet<u64>>,
     /// The greenlets that have refused to end.
     refused: RefCell<HashSet<u64>>,
     /// The number of generators that have not ended.
@@ -135,6 +137,7 @@ impl World {
             activations: RefCell::default(),
             known: RefCell::default(),
             held: RefCell::default(),
+            ended_pending: RefCell::default(),
             refused: RefCell::default(),
             with_stacks: Cell::new(0),
             fuel: Cell::new(FUEL),
@@ -196,6 +199,17 @@ impl World {
     fn is_known_dead(&self, id: u64) -> bool {
         let weak = self.known.borrow().get(&id).cloned();
         weak.is_some_and(|weak| weak.upgrade().is_none_or(|greenlet| greenlet.is_dead()))
+    }
+
+    pub(crate) fn set_startable(&self, id: u64, may_start: bool) {
+        let mut ended = self.ended_pending.borrow_mut();
+        if may_start { ended.remove(&id) } else { ended.insert(id) };
+    }
+
+    pub(crate) fn check_startable(&self, id: u64) {
+        if self.ended_pending.borrow().contains(&id) {
+            fail(format_args!("greenlet {id} starts after its end"));
+        }
     }
 
     pub(crate) fn hold(&self, id: u64) {
@@ -295,6 +309,11 @@ impl World {
     /// Receives a report of the library. Does not panic.
     pub(crate) fn report(&self, report: &Unraisable) {
         if report.is_refusal() {
+            // Of two greenlets that end each other, one is left.
+            let is_mutual = !getcurrent().is_main();
+            if is_mutual {
+                self.may_leave.set(true);
+            }
             if !self.may_leave.get() {
                 fail(format_args!("refused to end, although nothing catches the unwinding: {report}"));
             }
