@@ -121,6 +121,9 @@ fn run_child(arguments: &[String]) -> Outcome {
         return Outcome::Passed(steps);
     }
     seeds.reverse();
+    // A failed check names its seed.
+    let named = errors.split("FAILED seed ").nth(1).and_then(|text| text.split(':').next()?.parse().ok());
+    seeds.splice(0..0, named);
     Outcome::Failed(Failure { seeds, text: format!("{hang}{errors}{status}") })
 }
 
