@@ -495,6 +495,7 @@ fn new_generator(body: Body, drop: &Body) -> Gen {
         let active = world().activate("generator");
         shared.is_busy.set(true);
         let _idle = Idle(&shared);
+        let capture = capture; // dropped before
         world().check_current("a generator");
         if first.id() != shared.input.get() {
             fail("a generator starts with another value");
