@@ -16,10 +16,17 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+mod awaits;
 mod bridge;
+mod generators;
+mod greenlets;
+mod print;
 mod program;
 mod run;
+mod scopes;
 mod supervise;
+mod tasks;
+mod thread;
 mod world;
 
 use program::Program;
@@ -54,7 +61,10 @@ fn one(seed: &str, skips: &str) -> ExitCode {
     let program = Arc::new(Program::random(number(seed), skips));
     eprintln!("{program}");
     watch();
-    world::TRACES.store(std::env::var_os("MODEL_TRACE").is_some(), std::sync::atomic::Ordering::Relaxed);
+    world::TRACES.store(
+        std::env::var_os("MODEL_TRACE").is_some(),
+        std::sync::atomic::Ordering::Relaxed,
+    );
     supervise::run_program(&program);
     supervise::check_left();
     ExitCode::SUCCESS

@@ -4,7 +4,6 @@
 //! numbers, so a step never depends on what other steps contain: all of them act on tables.
 
 use std::collections::BTreeSet;
-use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use fastrand::Rng;
@@ -97,18 +96,39 @@ pub(crate) struct Await {
 
 #[derive(Debug)]
 pub(crate) enum Op {
-    New { slot: usize, parent: Option<usize>, body: Body, drop: Body },
-    Switch { slot: usize, how: Transfer, on_error: OnError },
+    New {
+        slot: usize,
+        parent: Option<usize>,
+        body: Body,
+        drop: Body,
+    },
+    Switch {
+        slot: usize,
+        how: Transfer,
+        on_error: OnError,
+    },
     Up(OnError),
     ToMain(OnError),
     End(usize),
     Drop(usize),
     Forget(usize),
-    CloneTo { from: usize, to: usize },
-    SetParent { slot: usize, parent: usize },
-    Hold { slot: usize, body: Body },
+    CloneTo {
+        from: usize,
+        to: usize,
+    },
+    SetParent {
+        slot: usize,
+        parent: usize,
+    },
+    Hold {
+        slot: usize,
+        body: Body,
+    },
     EndSuspended,
-    Local { body: Body, drop: Body },
+    Local {
+        body: Body,
+        drop: Body,
+    },
     Catch(Body),
     /// Catches what the library unwinds with, too.
     Swallow(Body),
@@ -119,16 +139,37 @@ pub(crate) enum Op {
     Exit,
     Return,
     Variable,
-    NewGenerator { slot: usize, body: Body, drop: Body },
-    Generator { slot: usize, how: GenStep },
+    NewGenerator {
+        slot: usize,
+        body: Body,
+        drop: Body,
+    },
+    Generator {
+        slot: usize,
+        how: GenStep,
+    },
     DropGenerator(usize),
     ForgetGenerator(usize),
     Yield(OnError),
     Scope(Body),
-    Member { slot: usize, body: Body },
-    MemberGenerator { body: Body, steps: u32 },
-    Spawn { slot: usize, body: Body, options: Options },
-    Stream { slot: usize, body: Body, options: Options },
+    Member {
+        slot: usize,
+        body: Body,
+    },
+    MemberGenerator {
+        body: Body,
+        steps: u32,
+    },
+    Spawn {
+        slot: usize,
+        body: Body,
+        options: Options,
+    },
+    Stream {
+        slot: usize,
+        body: Body,
+        options: Options,
+    },
     Poll(usize),
     DropTask(usize),
     Cancel(usize),
@@ -139,7 +180,10 @@ pub(crate) enum Op {
     Open(usize),
     Item(OnError),
     BlockOn(Body),
-    Thread { body: Body, end: ThreadEnd },
+    Thread {
+        body: Body,
+        end: ThreadEnd,
+    },
     Span(Body),
 }
 
@@ -187,7 +231,13 @@ impl Program {
             1 => ThreadEnd::RunToEnd,
             _ => ThreadEnd::Orderly,
         };
-        Program { seed, body, end, skips, steps: make.number }
+        Program {
+            seed,
+            body,
+            end,
+            skips,
+            steps: make.number,
+        }
     }
 }
 
@@ -395,7 +445,11 @@ impl Make {
     }
 
     fn on_error(&mut self) -> OnError {
-        if self.one_in(3) { OnError::Ignore } else { OnError::Propagate }
+        if self.one_in(3) {
+            OnError::Ignore
+        } else {
+            OnError::Propagate
+        }
     }
 
     fn options(&mut self, depth: u32) -> Options {
@@ -407,8 +461,16 @@ impl Make {
             has_hooks: self.one_in(2),
             has_spans,
             hook_panics_at: (has_faults && self.one_in(2)).then(|| self.rng.u32(1..6)),
-            hook: if has_faults { self.rare(Place::Callback, depth) } else { Body::default() },
-            waker: if has_spans || !self.one_in(4) { Body::default() } else { self.rare(Place::Callback, depth) },
+            hook: if has_faults {
+                self.rare(Place::Callback, depth)
+            } else {
+                Body::default()
+            },
+            waker: if has_spans || !self.one_in(4) {
+                Body::default()
+            } else {
+                self.rare(Place::Callback, depth)
+            },
         }
     }
 
@@ -456,14 +518,27 @@ impl Make {
                 1 => Op::ForgetGenerator(slot),
                 _ => Op::ForgetTask(slot),
             },
-            Kind::Clone => Op::CloneTo { from: slot, to: other },
+            Kind::Clone => Op::CloneTo {
+                from: slot,
+                to: other,
+            },
             Kind::SetParent => Op::SetParent { slot, parent: other },
-            Kind::Hold => Op::Hold { slot, body: self.inner(place, depth) },
+            Kind::Hold => Op::Hold {
+                slot,
+                body: self.inner(place, depth),
+            },
             Kind::EndSuspended => Op::EndSuspended,
             Kind::Local => {
                 let is_gentle = matches!(place, Place::Spans | Place::Member | Place::MemberGenerator);
-                let drop = if is_gentle { Body::default() } else { self.rare(Place::Destructor, depth) };
-                Op::Local { body: self.inner(place, depth), drop }
+                let drop = if is_gentle {
+                    Body::default()
+                } else {
+                    self.rare(Place::Destructor, depth)
+                };
+                Op::Local {
+                    body: self.inner(place, depth),
+                    drop,
+                }
             }
             Kind::Catch => Op::Catch(self.inner(place, depth)),
             Kind::Swallow => Op::Swallow(self.inner(place, depth)),
@@ -499,16 +574,31 @@ impl Make {
                 body: self.inner(Place::MemberGenerator, depth),
                 steps: self.rng.u32(..4),
             },
-            Kind::Member => Op::Member { slot, body: self.inner(Place::Member, depth) },
+            Kind::Member => Op::Member {
+                slot,
+                body: self.inner(Place::Member, depth),
+            },
             Kind::Spawn => {
                 let options = self.options(depth);
-                let inside = if options.has_spans { Place::Spans } else { Place::Spawn };
-                Op::Spawn { slot, body: self.inner(inside, depth), options }
+                let inside = if options.has_spans {
+                    Place::Spans
+                } else {
+                    Place::Spawn
+                };
+                Op::Spawn {
+                    slot,
+                    body: self.inner(inside, depth),
+                    options,
+                }
             }
             Kind::Stream => {
                 let mut options = self.options(depth);
                 options.has_spans = false;
-                Op::Stream { slot, body: self.inner(Place::Stream, depth), options }
+                Op::Stream {
+                    slot,
+                    body: self.inner(Place::Stream, depth),
+                    options,
+                }
             }
             Kind::Poll => Op::Poll(slot),
             Kind::DropTask => Op::DropTask(slot),
@@ -550,92 +640,16 @@ impl Make {
             unwinds: self.one_in(3),
             on_error: self.on_error(),
             panics_at: (self.has_panics && self.one_in(16)).then(|| self.rng.u32(1..3)),
-            poll: if is_simple { Body::default() } else { self.rare(Place::Callback, depth) },
-            drop: if is_simple { Body::default() } else { self.rare(Place::Destructor, depth) },
+            poll: if is_simple {
+                Body::default()
+            } else {
+                self.rare(Place::Callback, depth)
+            },
+            drop: if is_simple {
+                Body::default()
+            } else {
+                self.rare(Place::Destructor, depth)
+            },
         }
     }
-}
-
-impl fmt::Display for Program {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "program {}, the thread ends {:?}", self.seed, self.end)?;
-        f.write_str(&show(&self.body, &self.skips, 1))
-    }
-}
-
-/// One line for each step, indented.
-fn show(body: &Body, skips: &BTreeSet<u32>, depth: usize) -> String {
-    let mut text = String::new();
-    for Step { number, op } in body.iter().filter(|step| !skips.contains(&step.number)) {
-        let (line, bodies) = describe(op);
-        writeln!(text, "{number:5}{:width$}{line}", "", width = depth * 2).expect("a String");
-        for (label, body) in bodies {
-            let inner = show(body, skips, depth + 1 + usize::from(!label.is_empty()));
-            if !label.is_empty() && !inner.is_empty() {
-                writeln!(text, "{:5}{:width$}  {label}:", "", "", width = depth * 2).expect("a String");
-            }
-            text += &inner;
-        }
-    }
-    text
-}
-
-/// A line for the op, and its bodies.
-fn describe(op: &Op) -> (String, Vec<(&'static str, &Body)>) {
-    let inside = |line: String, body| (line, vec![("", body)]);
-    match op {
-        Op::New { slot, parent, body, drop } => {
-            let parent = parent.map_or(String::new(), |parent| format!(", parent g{parent}"));
-            (format!("g{slot} = greenlet{parent}"), vec![("", body), ("drop of its capture", drop)])
-        }
-        Op::Hold { slot, body } => inside(format!("with a handle of g{slot} on the stack"), body),
-        Op::Local { body, drop } => ("with a local".into(), vec![("", body), ("drop of the local", drop)]),
-        Op::Catch(body) => inside("catch panics".into(), body),
-        Op::Swallow(body) => inside("catch every unwinding".into(), body),
-        Op::NoSwitch(body) => inside("no_switch".into(), body),
-        Op::Repeat(times, body) => inside(format!("{times} times"), body),
-        Op::NewGenerator { slot, body, drop } => {
-            (format!("y{slot} = generator"), vec![("", body), ("drop of its capture", drop)])
-        }
-        Op::Scope(body) => inside("scope".into(), body),
-        Op::Member { slot, body } => inside(format!("g{slot} = greenlet of the scope"), body),
-        Op::MemberGenerator { body, steps } => {
-            inside(format!("generator of the scope, {steps} steps"), body)
-        }
-        Op::Spawn { slot, body, options } => spawned(format!("t{slot} = spawn"), body, options),
-        Op::Stream { slot, body, options } => spawned(format!("t{slot} = stream"), body, options),
-        Op::Await(Await { awaited, unwinds, on_error, panics_at, poll, drop }) => {
-            let how = if *unwinds { "await_" } else { "try_await_" };
-            let (what, mut bodies) = match awaited {
-                Awaited::Ready => ("ready".into(), vec![]),
-                Awaited::Later => ("later".into(), vec![]),
-                Awaited::Gate(gate) => (format!("gate {gate}"), vec![]),
-                Awaited::Spawn(body, options) => spawned("spawn".into(), body, options),
-                Awaited::Task(slot) => (format!("t{slot}"), vec![]),
-                Awaited::Stream(body, items) => inside(format!("{items} items of a stream"), body),
-            };
-            bodies.extend([("first poll", poll), ("drop of the future", drop)]);
-            let panics = panics_at.map_or(String::new(), |poll| format!(", panics in poll {poll}"));
-            (format!("{how} {what}{panics}, {on_error:?}"), bodies)
-        }
-        Op::BlockOn(body) => inside("block_on_greenlet".into(), body),
-        Op::Thread { body, end } => inside(format!("thread, ends {end:?}"), body),
-        Op::Span(body) => inside("in a span".into(), body),
-        other => (format!("{other:?}"), vec![]),
-    }
-}
-
-fn spawned<'a>(what: String, body: &'a Body, options: &'a Options) -> (String, Vec<(&'static str, &'a Body)>) {
-    let mut line = what;
-    let flags = [
-        (options.in_place, ", in place"),
-        (options.require_await, ", require_await"),
-        (options.has_hooks, ", hooks"),
-        (options.has_spans, ", spans"),
-    ];
-    flags.iter().filter(|(is_set, _)| *is_set).for_each(|(_, flag)| line += flag);
-    if let Some(call) = options.hook_panics_at {
-        line += &format!(", hook call {call} panics");
-    }
-    (line, vec![("", body), ("first call of a hook", &options.hook), ("wake", &options.waker)])
 }

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use greenlet::stack;
 
 use crate::program::Program;
-use crate::run::run_thread;
+use crate::thread::run_thread;
 use crate::world::LEFT;
 
 /// The programs of a process. What they leave for good is its memory.
@@ -95,7 +95,10 @@ fn run_child(arguments: &[String]) -> Outcome {
     let (lines, received) = channel();
     let output = BufReader::new(child.stdout.take().expect("piped"));
     std::thread::spawn(move || {
-        output.lines().map_while(Result::ok).all(|line| lines.send(line).is_ok())
+        output
+            .lines()
+            .map_while(Result::ok)
+            .all(|line| lines.send(line).is_ok())
     });
     let mut errors = child.stderr.take().expect("piped");
     let errors = std::thread::spawn(move || {
@@ -122,9 +125,15 @@ fn run_child(arguments: &[String]) -> Outcome {
     }
     seeds.reverse();
     // A failed check names its seed.
-    let named = errors.split("FAILED seed ").nth(1).and_then(|text| text.split(':').next()?.parse().ok());
+    let named = errors
+        .split("FAILED seed ")
+        .nth(1)
+        .and_then(|text| text.split(':').next()?.parse().ok());
     seeds.splice(0..0, named);
-    Outcome::Failed(Failure { seeds, text: format!("{hang}{errors}{status}") })
+    Outcome::Failed(Failure {
+        seeds,
+        text: format!("{hang}{errors}{status}"),
+    })
 }
 
 fn hang(child: &mut Child) -> String {
@@ -150,10 +159,16 @@ pub(crate) fn supervise(seconds: u64, first: u64) -> ExitCode {
         programs += BATCH;
         if told.elapsed() > Duration::from_secs(30) {
             told = Instant::now();
-            println!("{programs} programs, {steps} steps, {} s", start.elapsed().as_secs());
+            println!(
+                "{programs} programs, {steps} steps, {} s",
+                start.elapsed().as_secs()
+            );
         }
     }
-    println!("{programs} programs run, {steps} steps, {} s, from seed {first}", start.elapsed().as_secs());
+    println!(
+        "{programs} programs run, {steps} steps, {} s, from seed {first}",
+        start.elapsed().as_secs()
+    );
     ExitCode::SUCCESS
 }
 
@@ -168,7 +183,11 @@ fn run_one(seed: u64, skips: &BTreeSet<u32>) -> Option<String> {
 /// The kind of a failure: its message without numbers, or the signal.
 fn kind(text: &str) -> String {
     let is_message = |line: &&str| line.starts_with("FAILED") || line.starts_with("greenlet: ");
-    let line = text.lines().find(is_message).or(text.lines().last()).unwrap_or_default();
+    let line = text
+        .lines()
+        .find(is_message)
+        .or(text.lines().last())
+        .unwrap_or_default();
     let start = line.split(['<', '(']).next().unwrap_or_default();
     start.chars().filter(|letter| !letter.is_ascii_digit()).collect()
 }
@@ -177,10 +196,17 @@ fn kind(text: &str) -> String {
 fn explain(failure: &Failure) {
     println!("{}", failure.text);
     let none = BTreeSet::new();
-    let found = failure.seeds.iter().take(4).find_map(|&seed| Some((seed, run_one(seed, &none)?)));
+    let found = failure
+        .seeds
+        .iter()
+        .take(4)
+        .find_map(|&seed| Some((seed, run_one(seed, &none)?)));
     let Some((seed, text)) = found else {
         let seeds: Vec<String> = failure.seeds.iter().take(4).map(u64::to_string).collect();
-        println!("none of the last programs fails alone: seeds {}", seeds.join(", "));
+        println!(
+            "none of the last programs fails alone: seeds {}",
+            seeds.join(", ")
+        );
         return;
     };
     let skips = shrink(seed, &kind(&text));
@@ -211,4 +237,3 @@ fn shrink(seed: u64, failure: &str) -> BTreeSet<u32> {
     }
     skips
 }
-

@@ -11,9 +11,9 @@ use std::thread::panicking;
 
 use greenlet::{Greenlet, Unraisable, WeakGreenlet, getcurrent, greenlets, stacks_in_use};
 
-use crate::bridge::Task;
+use crate::generators::Gen;
 use crate::program::{GATES, Program, SLOTS};
-use crate::run::Gen;
+use crate::tasks::Task;
 
 /// Set to print each step.
 pub(crate) static TRACES: AtomicBool = AtomicBool::new(false);
@@ -177,7 +177,9 @@ impl World {
             fail(format_args!("{what} runs in {current:?}"));
         }
         if self.is_held(current.id()) {
-            fail(format_args!("{what} runs in {current:?}, while its future is polled"));
+            fail(format_args!(
+                "{what} runs in {current:?}, while its future is polled"
+            ));
         }
     }
 
@@ -193,7 +195,9 @@ impl World {
     // ---- greenlets ----
 
     pub(crate) fn register(&self, greenlet: &Greenlet) {
-        self.known.borrow_mut().insert(greenlet.id(), greenlet.downgrade());
+        self.known
+            .borrow_mut()
+            .insert(greenlet.id(), greenlet.downgrade());
     }
 
     fn is_known_dead(&self, id: u64) -> bool {
@@ -203,7 +207,11 @@ impl World {
 
     pub(crate) fn set_startable(&self, id: u64, may_start: bool) {
         let mut ended = self.ended_pending.borrow_mut();
-        if may_start { ended.remove(&id) } else { ended.insert(id) };
+        if may_start {
+            ended.remove(&id)
+        } else {
+            ended.insert(id)
+        };
     }
 
     pub(crate) fn check_startable(&self, id: u64) {
@@ -245,7 +253,12 @@ impl World {
     fn add(&self, what: &'static str, owner: Option<usize>, to: Option<u64>) -> Tracked {
         let id = self.next.get();
         self.next.set(id + 1);
-        let item = Item { what, owner, to, has_arrived: false };
+        let item = Item {
+            what,
+            owner,
+            to,
+            has_arrived: false,
+        };
         self.items.borrow_mut().insert(id, item);
         Tracked(id)
     }
@@ -274,7 +287,9 @@ impl World {
         };
         // What is sent to a dead greenlet goes to an ancestor. It may die during the switch.
         if let Some(to) = to.filter(|to| *to != at && !self.is_known_dead(*to)) {
-            fail(format_args!("the value {id} was sent to greenlet {to}, and arrives in {at}"));
+            fail(format_args!(
+                "the value {id} was sent to greenlet {to}, and arrives in {at}"
+            ));
         }
     }
 
@@ -290,7 +305,10 @@ impl World {
 
     pub(crate) fn activate(&self, what: &'static str) -> Active {
         let mut all = self.activations.borrow_mut();
-        all.push(Activation { what, has_ended: false });
+        all.push(Activation {
+            what,
+            has_ended: false,
+        });
         Active(all.len() - 1)
     }
 
@@ -315,7 +333,9 @@ impl World {
                 self.may_leave.set(true);
             }
             if !self.may_leave.get() {
-                fail(format_args!("refused to end, although nothing catches the unwinding: {report}"));
+                fail(format_args!(
+                    "refused to end, although nothing catches the unwinding: {report}"
+                ));
             }
             if report.generator().is_none() {
                 self.refused.borrow_mut().insert(report.greenlet().id());
@@ -371,7 +391,10 @@ impl World {
     fn check_stacks(&self, suspended: usize) {
         let expected = suspended + self.with_stacks.get() as usize;
         if stacks_in_use() != expected {
-            fail(format_args!("{} stacks are in use, and {expected} are needed", stacks_in_use()));
+            fail(format_args!(
+                "{} stacks are in use, and {expected} are needed",
+                stacks_in_use()
+            ));
         }
     }
 
@@ -380,7 +403,10 @@ impl World {
         let suspended = self.suspended();
         self.check_stacks(suspended.len());
         let refused = self.refused.borrow();
-        let unreported = suspended.iter().filter(|left| !refused.contains(&left.id())).count();
+        let unreported = suspended
+            .iter()
+            .filter(|left| !refused.contains(&left.id()))
+            .count();
         self.expected_left.set(Some(unreported));
         LEFT.fetch_add(stacks_in_use(), Ordering::SeqCst);
         self.is_closed.set(true);
