@@ -86,6 +86,7 @@ fn describe(op: &Op) -> (String, Vec<(&'static str, &Body)>) {
         }
         Op::BlockOn(body) => inside("block_on_greenlet".into(), body),
         Op::Thread { body, end } => inside(format!("thread, ends {end:?}"), body),
+        Op::Trace { body, fails } => inside(format!("tracer for one event, fails: {fails}"), body),
         Op::Span(body) => inside("in a span".into(), body),
         other => (format!("{other:?}"), vec![]),
     }

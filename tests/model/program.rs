@@ -185,6 +185,11 @@ pub(crate) enum Op {
         end: ThreadEnd,
     },
     Span(Body),
+    /// Installs a tracer for one event.
+    Trace {
+        body: Body,
+        fails: bool,
+    },
 }
 
 /// How a thread ends.
@@ -302,6 +307,7 @@ enum Kind {
     BlockOn,
     Thread,
     Span,
+    Trace,
 }
 
 const KINDS: &[(Kind, u32)] = &[
@@ -345,12 +351,14 @@ const KINDS: &[(Kind, u32)] = &[
     (Kind::BlockOn, 2),
     (Kind::Thread, 1),
     (Kind::Span, 6),
+    (Kind::Trace, 3),
 ];
 
 impl Kind {
     fn is_allowed(self, place: Place, make: &Make) -> bool {
         match self {
             Kind::Swallow if !make.may_refuse || make.has_scopes => return false,
+            Kind::Trace if make.has_scopes => return false,
             Kind::Forget if !make.may_forget => return false,
             Kind::Panic if !make.has_panics => return false,
             Kind::Scope if !make.has_scopes => return false,
@@ -618,6 +626,10 @@ impl Make {
                 },
             },
             Kind::Span => Op::Span(self.inner(place, depth)),
+            Kind::Trace => Op::Trace {
+                body: self.rare(Place::Callback, depth),
+                fails: self.one_in(3),
+            },
         })
     }
 

@@ -6,8 +6,8 @@ use std::thread::panicking;
 
 use anyhow::Result;
 use greenlet::{
-    Greenlet, GreenletExit, Yielder, end_suspended, getcurrent, getmain, getparent, greenlet_local,
-    no_switch, raise,
+    Greenlet, GreenletExit, Tracer, Yielder, end_suspended, getcurrent, getmain, getparent, greenlet_local,
+    no_switch, raise, settrace,
 };
 
 use crate::bridge;
@@ -275,6 +275,22 @@ fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
             if thread.join().is_err() {
                 fail("a thread has panicked");
             }
+        }
+        Op::Trace { body, fails } => {
+            disturb(world);
+            world.may_defer.set(true); // a tracer may end a greenlet during a switch
+            let (body, fails, witness) = (body.clone(), *fails, world.witness("tracer", None));
+            let tracer = Tracer::new(move |_| {
+                let _alive = &witness;
+                std::mem::drop(settrace(None));
+                run(&body, &Context::new("a tracer", None))?;
+                if fails {
+                    Err(Fault(crate::world::world().token(None)).into())
+                } else {
+                    Ok(())
+                }
+            });
+            std::mem::drop(settrace(Some(tracer)));
         }
         other => return bridge::one(world, other, context),
     }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use greenlet::{Value, check_switch_allowed, end_suspended, getcurrent, getmain, run_to_end};
+use greenlet::{Value, check_switch_allowed, end_suspended, getcurrent, getmain, run_to_end, settrace};
 
 use crate::bridge;
 use crate::program::{Body, GATES, Program, SLOTS, ThreadEnd};
@@ -55,6 +55,7 @@ pub(crate) fn run_thread(program: &Arc<Program>, body: &Body, end: ThreadEnd) {
             safely(|| drop(world.generators.take(slot)));
             safely(|| drop(world.greenlets.take(slot)));
         }
+        safely(|| drop(settrace(None)));
         safely(|| drop(VARIABLE.unset()));
         (0..GATES).for_each(|gate| safely(|| bridge::open(gate)));
     }

@@ -512,6 +512,7 @@ const DOCUMENTED: &[&str] = &[
     "cannot await",
     "a spawned function was ended before it returned",
     "returned without awaiting anything",
+    "would block the executor",
 ];
 
 /// Checks the place of each panic. The program's own panics call no hook.
