@@ -45,7 +45,7 @@ pub(crate) fn finish(result: Result<Flow>) -> Result<Token> {
 }
 
 /// An error that is not caught goes to the parent.
-fn send_on(error: Error) -> Error {
+pub(crate) fn send_on(error: Error) -> Error {
     if let Some(fault) = error.downcast_ref::<Fault>() {
         world().send_on(fault.0.id());
     }
@@ -177,6 +177,9 @@ pub(crate) fn end(world: &World, greenlet: &Greenlet) {
         world.may_defer.set(true);
     }
     let is_kept = greenlet.is_main() || greenlet.is_current();
+    if world.is_forbidden() && !is_kept && greenlet.is_active() {
+        world.expect_end(greenlet);
+    }
     if greenlet.state() == State::Pending {
         world.set_startable(greenlet.id(), false);
     }

@@ -12,7 +12,7 @@ use greenlet::{
 
 use crate::bridge;
 use crate::generators::{Stepped, new_generator, step, yield_};
-use crate::greenlets::{destination, end, new_greenlet, send, transfer};
+use crate::greenlets::{destination, end, new_greenlet, send, send_on, transfer};
 use crate::program::{Body, OnError, Op, Step, Thrown, Transfer};
 use crate::scopes::in_scope;
 use crate::thread::run_thread;
@@ -215,6 +215,9 @@ fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
                 let _section = Lower(&world.sections);
                 result = Some(run(body, context));
             });
+            if !world.is_forbidden() {
+                world.check_deferred();
+            }
             return result.expect("the section has run");
         }
         Op::Repeat(times, body) => {
@@ -283,7 +286,7 @@ fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
             let tracer = Tracer::new(move |_| {
                 let _alive = &witness;
                 std::mem::drop(settrace(None));
-                run(&body, &Context::new("a tracer", None))?;
+                run(&body, &Context::new("a tracer", None)).map_err(send_on)?;
                 if fails {
                     Err(Fault(crate::world::world().token(None)).into())
                 } else {

@@ -31,8 +31,11 @@ pub(crate) fn run_thread(program: &Arc<Program>, body: &Body, end: ThreadEnd) {
         ThreadEnd::Orderly => {
             top();
             safely(tasks::drain);
+            safely(|| drop(getmain().switch::<Value>(())));
+            world.check_deferred();
         }
-        ThreadEnd::RunToEnd => run_to_end(top),
+        // Hooks that panic can unwind out of it.
+        ThreadEnd::RunToEnd => safely(|| run_to_end(top)),
         ThreadEnd::Plain => {
             top();
             world.refuel();

@@ -74,6 +74,10 @@ pub(crate) struct World {
     known: RefCell<HashMap<u64, WeakGreenlet>>,
     /// The greenlets whose future their driver polls.
     held: RefCell<HashSet<u64>>,
+    /// How often each greenlet was seen to run.
+    runs: RefCell<HashMap<u64, u64>>,
+    /// The greenlets whose end was deferred, with their runs at that time.
+    deferred: RefCell<Vec<(WeakGreenlet, u64)>>,
     /// The greenlets that were ended before they started.
     ended_pending: RefCell<HashSet<u64>>,
     /// The greenlets that have refused to end.
@@ -137,6 +141,8 @@ impl World {
             activations: RefCell::default(),
             known: RefCell::default(),
             held: RefCell::default(),
+            runs: RefCell::default(),
+            deferred: RefCell::default(),
             ended_pending: RefCell::default(),
             refused: RefCell::default(),
             with_stacks: Cell::new(0),
@@ -173,6 +179,7 @@ impl World {
             fail(format_args!("{what} runs after the end of its thread's function"));
         }
         let current = getcurrent();
+        *self.runs.borrow_mut().entry(current.id()).or_default() += 1;
         if !current.is_active() {
             fail(format_args!("{what} runs in {current:?}"));
         }
@@ -203,6 +210,26 @@ impl World {
     fn is_known_dead(&self, id: u64) -> bool {
         let weak = self.known.borrow().get(&id).cloned();
         weak.is_some_and(|weak| weak.upgrade().is_none_or(|greenlet| greenlet.is_dead()))
+    }
+
+    fn runs(&self, id: u64) -> u64 {
+        self.runs.borrow().get(&id).copied().unwrap_or_default()
+    }
+
+    /// Notes that the end of a greenlet has to wait.
+    pub(crate) fn expect_end(&self, greenlet: &Greenlet) {
+        let runs = self.runs(greenlet.id());
+        self.deferred.borrow_mut().push((greenlet.downgrade(), runs));
+    }
+
+    /// Checks that each deferred end has been done, or has begun at least.
+    pub(crate) fn check_deferred(&self) {
+        for (weak, runs) in self.deferred.take() {
+            let Some(greenlet) = weak.upgrade() else { continue };
+            if greenlet.is_active() && self.runs(greenlet.id()) == runs && !self.may_live(&greenlet) {
+                fail(format_args!("the deferred end of {greenlet:?} has not come"));
+            }
+        }
     }
 
     pub(crate) fn set_startable(&self, id: u64, may_start: bool) {
