@@ -102,4 +102,9 @@ pub use testing::recorder::record;
 #[doc = include_str!("../docs/testing.md")]
 #[doc = include_str!("../docs/safety.md")]
 #[doc = include_str!("../docs/stacks.md")]
+#[doc = include_str!("../docs/errors.md")]
+#[doc = include_str!("../docs/ownership.md")]
+#[doc = include_str!("../docs/ends.md")]
+#[doc = include_str!("../docs/tools.md")]
+#[doc = include_str!("../docs/coming-from.md")]
 struct Pages;
