@@ -278,8 +278,8 @@ def python(section, peers):
     return table(head, rows) + f"\n\n{versions}. " + stands(section)
 
 
-def readme(recorded):
-    """The three numbers of the README."""
+def in_short(recorded):
+    """The three numbers with which the README and the page begin."""
     peers, in_python, in_bridge = recorded["peers"], recorded["python"], recorded["bridge"]
     group = next(group for group in peers["groups"] if group["name"] == "ping-pong")
     switch = {line["name"]: short(line["typical"]) for line in group["contenders"]}
@@ -325,11 +325,12 @@ def main():
             text = fill(text, make.__name__, make(recorded[make.__name__]))
     if "python" in recorded:
         text = fill(text, "python", python(recorded["python"], recorded.get("peers", {})))
+    if {"peers", "python", "bridge"} <= recorded.keys():
+        text = fill(text, "short", in_short(recorded))
+        README.write_text(fill(README.read_text(), "short", in_short(recorded)))
+        print(README.relative_to(ROOT))
     PAGE.write_text(text)
     print(PAGE.relative_to(ROOT))
-    if {"peers", "python", "bridge"} <= recorded.keys():
-        README.write_text(fill(README.read_text(), "readme", readme(recorded)))
-        print(README.relative_to(ROOT))
 
 
 if __name__ == "__main__":
