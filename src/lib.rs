@@ -93,7 +93,7 @@ pub use testing::recorder::record;
 
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
+#[cfg_attr(feature = "tokio", doc = include_str!("../README.md"))] // it shows `PinnedPool`
 #[doc = include_str!("../docs/bridge.md")]
 #[doc = include_str!("../docs/semantics.md")]
 #[doc = include_str!("../docs/porting.md")]
