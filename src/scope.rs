@@ -23,18 +23,20 @@
 //! its captures are dropped, and one of their destructors may switch away. A handle is no proof
 //! either, since it can be forgotten. So the scope has its own list, and counts tokens.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 use std::iter::FusedIterator;
 use std::marker::PhantomData;
+use std::mem;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use anyhow::Result;
 
-use greenlet_core::{Builder, Generator, Greenlet, WeakGreenlet, Yielder};
+use greenlet_core::{Builder, Generator, Greenlet, WeakGreenlet, Yielder, is_end, raw};
 
 /// Calls `function` with a scope, whose greenlets can borrow data that lives outside of it.
 ///
@@ -55,7 +57,10 @@ use greenlet_core::{Builder, Generator, Greenlet, WeakGreenlet, Yielder};
 /// # Panics
 ///
 /// Propagates the panic of `function` after the greenlets have ended. Their own errors and panics
-/// during that end are discarded or reported, as by [`Greenlet::end`].
+/// during that end are discarded or reported, as by [`Greenlet::end`]. What unwinds the end itself
+/// propagates after it, for example the panic of a destructor of a value that a greenlet sends
+/// instead of ending. Of several, the first one propagates, but an end of the running greenlet takes
+/// precedence.
 ///
 /// # Aborts
 ///
@@ -145,20 +150,52 @@ where
         scope: PhantomData,
         env: PhantomData,
     };
+    let guard = AbortGuard; // [no-token-left]
     // Caught because no greenlet can be ended while a panic unwinds the thread. The panic resumes
     // below.
-    let outcome = catch_unwind(AssertUnwindSafe(|| function(&scope)));
-    let ended = scope.end_all();
-    match outcome {
-        Err(payload) => resume_unwind(payload),
-        Ok(result) => {
-            if let Err(payload) = ended {
-                // In most cases the second stage of the end of the greenlet that runs this.
-                drop(result);
-                resume_unwind(payload);
-            }
-            result
+    let mut unwound = None;
+    let result = keep_unwinding(&mut unwound, || function(&scope));
+    scope.end_all(&mut unwound);
+    mem::forget(guard);
+    match (unwound, result) {
+        (None, Some(result)) => result,
+        (None, None) => unreachable!("without a result there was an unwinding"),
+        (Some(payload), result) => {
+            // CAUTION: runs arbitrary user code.
+            let end = raw::discard(result).err();
+            resume_unwind(end.unwrap_or(payload))
         }
+    }
+}
+
+/// Runs `code`, and returns its result unless it unwinds. Keeps the first payload, except that an
+/// end takes precedence over a panic. Nothing unwinds out of it.
+fn keep_unwinding<T>(kept: &mut Option<Payload>, code: impl FnOnce() -> T) -> Option<T> {
+    // CAUTION: runs arbitrary user code.
+    let payload = match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(result) => return Some(result),
+        Err(payload) => payload,
+    };
+    let keeps_first = |first: &Payload| is_end(&**first) || !is_end(&*payload);
+    let surplus = if kept.as_ref().is_some_and(keeps_first) {
+        Some(payload)
+    } else {
+        kept.replace(payload)
+    };
+    if let Err(end) = raw::discard(surplus) {
+        mem::forget(kept.replace(end)); // its destructor could panic
+    }
+    None
+}
+
+type Payload = Box<dyn Any + Send>;
+
+/// Aborts the process when it is dropped: nothing may unwind past the greenlets of a scope.
+struct AbortGuard;
+
+impl Drop for AbortGuard {
+    fn drop(&mut self) {
+        refuse("its end was interrupted by an unwinding");
     }
 }
 
@@ -251,33 +288,35 @@ impl<'scope> Scope<'scope, '_> {
     }
 
     fn enter(&self, member: Member) {
+        let mut dead = Vec::new();
         let mut members = self.members.borrow_mut();
         if members.len() == members.capacity() {
             // Forget the dead before the list grows: a scope that creates many greenlets in turn
             // stays small.
-            members.retain(Member::is_alive);
+            let all = mem::take(&mut *members);
+            (*members, dead) = all.into_iter().partition(Member::is_alive);
         }
         members.push(member);
+        drop(members);
+        // CAUTION: runs arbitrary user code, so the list is no longer borrowed.
+        drop(dead);
     }
 
-    /// Ends all greenlets. Returns the payload of the first unwinding that this caused.
-    fn end_all(&self) -> std::thread::Result<()> {
-        let mut outcome = Ok(());
+    /// Ends all greenlets. Keeps what unwinds meanwhile: see [`keep_unwinding`].
+    fn end_all(&self, unwound: &mut Option<Payload>) {
         loop {
             // Clean-up may create more of them.
             let last = self.members.borrow_mut().pop();
             let Some(last) = last else { break };
             // CAUTION: runs arbitrary user code. If it unwinds, the others must be ended all the
             // same.
-            let ended = catch_unwind(AssertUnwindSafe(|| last.end()));
-            outcome = outcome.and(ended);
+            keep_unwinding(unwound, || last.end());
         }
         if Rc::strong_count(&self.token) > 1 {
             refuse(
                 "one of them has not ended, or its captures are being dropped by a greenlet that has switched away",
             );
-        }
-        outcome // [no-token-left]: and no code can create another one
+        } // [no-token-left]: and no code can create another one
     }
 }
 
@@ -307,9 +346,10 @@ impl<Y: 'static, R: 'static> End for Generator<Y, (), R> {
 }
 
 impl Member {
+    /// Runs no user code: it makes no handle.
     fn is_alive(&self) -> bool {
         match self {
-            Member::Greenlet(weak) => weak.upgrade().is_some_and(|greenlet| !greenlet.is_dead()),
+            Member::Greenlet(weak) => !weak.is_dead(),
             Member::Generator(generator) => !generator.is_finished(),
         }
     }
@@ -319,6 +359,9 @@ impl Member {
             Member::Greenlet(weak) => {
                 let Some(greenlet) = weak.upgrade() else { return };
                 greenlet.end();
+                // It may wait for the end of the greenlet that holds the scope, which cannot be over
+                // before the scope is.
+                raw::interrupt(&greenlet);
                 if greenlet.is_active() {
                     refuse(&format!("{greenlet:?} could not be ended"));
                 }

@@ -66,14 +66,14 @@ pub use node::status::State;
 pub use payload::error::{
     AwaitInProgress, NoBacktrace, ParentError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
-pub use payload::exit::GreenletExit;
+pub use payload::exit::{GreenletExit, into_io_error, pass_exit};
 pub use payload::value::Value;
 pub use stack::error::StackError;
 pub use switch::check_switch_allowed;
 pub use switch::teardown::{end_suspended, run_to_end};
 pub use switch::trace::{gettrace, settrace};
 pub use switch::unraisable::{Unraisable, set_unraisable_hook, take_unraisable_hook};
-pub use switch::unwind::raise;
+pub use switch::unwind::{Caught, catch, is_end, raise};
 pub use thread::ThreadId;
 pub use thread::tracer::{TraceEvent, TraceKind, Tracer};
 

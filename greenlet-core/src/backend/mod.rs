@@ -139,6 +139,34 @@ pub(crate) type SegmentEntry = unsafe extern "C" fn(
     third: Word,
 ) -> !;
 
+/// Makes the linker refuse a program with two copies of this crate.
+///
+/// Each copy would have a current greenlet for the same thread, so both would resume the same stack.
+/// Cargo refuses a second copy by the key `links`. This function is for copies that Cargo does not
+/// see: it defines a symbol that all copies share.
+// Never inlined or generic, so that there is one instance in each copy. Its own name, which the
+// caller refers to, differs between the copies. So the linker takes in both instances.
+#[cold]
+#[inline(never)]
+pub(crate) fn mark_copy() {
+    #[cfg(any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "riscv64"
+    ))]
+    // SAFETY: the assembly has no instruction.
+    #[expect(named_asm_labels, reason = "the label is to clash with that of another copy")]
+    unsafe {
+        std::arch::asm!(
+            ".globl greenlet_core_is_in_this_program_twice",
+            "greenlet_core_is_in_this_program_twice:",
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
 /// Returns an address on the running stack, below the frame of the caller.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]

@@ -21,6 +21,7 @@ use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
+use crate::thread::ThreadState;
 
 impl Greenlet {
     /// Creates a greenlet that will run `function`. Its parent is the running greenlet.
@@ -279,7 +280,8 @@ impl Greenlet {
     /// What the greenlet returns is dropped. An error or a panic of its clean-up is reported to the
     /// [unraisable hook](crate::set_unraisable_hook). If the running greenlet may not switch,
     /// because of a panic or a [`no_switch`](crate::no_switch) section, the greenlet is ended as
-    /// soon as it may.
+    /// soon as it may. If the greenlet itself waits for the end that the caller is a part of, it is
+    /// ended after that: clean-up is not interrupted.
     ///
     /// # Examples
     ///
@@ -355,6 +357,7 @@ impl Greenlet {
         if parent.inner.await_locked_ancestor().is_some() || leaves_lock().is_some() {
             return Err(ParentError::AWAITING);
         }
+        ThreadState::current().count_parent_change();
         let before = self.inner.parent.replace(Some(parent.clone()));
         // CAUTION: runs arbitrary user code: it may end the old parent.
         drop(before);
@@ -378,8 +381,6 @@ impl Greenlet {
         }
     }
 }
-
-impl Greenlet {}
 
 impl PartialEq for Greenlet {
     fn eq(&self, other: &Greenlet) -> bool {
@@ -465,6 +466,25 @@ impl WeakGreenlet {
     /// ```
     pub fn upgrade(&self) -> Option<Greenlet> {
         self.inner.upgrade().map(Greenlet::from_inner)
+    }
+
+    /// Returns `true` if the greenlet has ended. Makes no handle, so no greenlet is ended by it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use greenlet::Greenlet;
+    ///
+    /// let child = Greenlet::new(|(): ()| Ok(()));
+    /// let weak = child.downgrade();
+    /// assert!(!weak.is_dead());
+    /// child.switch::<()>(())?;
+    /// assert!(weak.is_dead());
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn is_dead(&self) -> bool {
+        self.inner.is_dead()
     }
 }
 

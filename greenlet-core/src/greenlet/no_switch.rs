@@ -5,6 +5,7 @@
 use std::panic::Location;
 
 use crate::backend::asan;
+use crate::switch::teardown;
 use crate::thread::{ThreadState, flag};
 
 /// Runs `section`, inside which the running greenlet cannot switch.
@@ -67,6 +68,8 @@ impl Drop for Section {
             thread.lower_flag(flag::NO_SWITCH);
             // CAUTION: runs arbitrary user code: the ends that the section deferred.
             thread.run_deferred();
+            // Clean-up that waits in a section again and again would never end.
+            teardown::leave_if_exhausted(thread);
         }
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! [`switch_in`] and [`with_attached`] save a reference count on the path of an await.
 //! [`lock_for_await`], [`unlock`] and [`keep_suspended`] let the driver of an await decide alone
-//! when a greenlet is resumed. [`count_refusal`] keeps an end from waiting for ever.
+//! when a greenlet is resumed. [`count_refusal`] keeps an end from waiting for ever. [`discard`]
+//! drops a value where nothing may unwind. [`interrupt`] ends a greenlet for a scope that ends.
 
 use std::cell::RefCell;
 use std::mem::ManuallyDrop;
@@ -15,7 +16,8 @@ use anyhow::Result;
 use crate::greenlet::Greenlet;
 pub use crate::greenlet::await_lock::{keep_suspended, lock_for_await, unlock};
 use crate::payload::Payload;
-pub use crate::switch::teardown::count_refusal;
+pub use crate::switch::teardown::{count_refusal, interrupt};
+pub use crate::switch::unwind::discard;
 use crate::switch::{self, receive};
 use crate::thread;
 

@@ -204,6 +204,11 @@ impl InnerWeak {
         unsafe { self.0.as_ref() }
     }
 
+    /// Returns `true` if the greenlet has ended, or the node is not in use any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.node().strong_count() == 0 || self.node().status.is_dead()
+    }
+
     /// Returns a counted reference to the node, if it is still in use.
     pub(crate) fn upgrade(&self) -> Option<InnerRc> {
         (self.node().strong_count() > 0).then(|| self.node().to_rc())

@@ -105,6 +105,11 @@ const HAS_EXTRAS: usize = 1 << 8;
 /// cannot hold up the end.
 const ENDING: usize = 1 << 9;
 
+/// Set while the greenlet waits for another one that it ends.
+///
+/// An end of this one that comes from there is deferred, because the two would wait for each other.
+const ENDER: usize = 1 << 10;
+
 impl Status {
     /// The status of a new greenlet.
     pub(crate) const fn pending() -> Status {
@@ -243,6 +248,16 @@ impl Status {
 
     pub(crate) fn is_ending(&self) -> bool {
         self.has(ENDING)
+    }
+
+    /// Records whether the greenlet ends another one. Returns what was recorded before.
+    #[inline]
+    pub(crate) fn set_ender(&self, is_ender: bool) -> bool {
+        self.replace(ENDER, if is_ender { ENDER } else { 0 }) != 0
+    }
+
+    pub(crate) fn is_ender(&self) -> bool {
+        self.has(ENDER)
     }
 
     /// Marks the node as one whose extras have to be dropped.

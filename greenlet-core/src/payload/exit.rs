@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::Cell;
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 
 use anyhow::Error;
 
@@ -63,6 +64,28 @@ impl GreenletExit {
         }
     }
 
+    /// Returns the exit if `error` is one, also below a `context`, and inside an [`io::Error`].
+    ///
+    /// A greenlet whose function returns such an error has ended normally. An exit that is only a
+    /// `source()` of another error is not found: that error is an ordinary one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use std::io;
+    /// use greenlet::GreenletExit;
+    ///
+    /// let error = anyhow::Error::new(io::Error::other(GreenletExit::new())).context("reading");
+    /// assert!(GreenletExit::in_error(&error).is_some());
+    /// assert!(GreenletExit::in_error(&anyhow::anyhow!("disk full")).is_none());
+    /// ```
+    pub fn in_error(error: &Error) -> Option<&GreenletExit> {
+        error
+            .downcast_ref::<GreenletExit>()
+            .or_else(|| find_exit(error.downcast_ref::<io::Error>()?))
+    }
+
     /// Creates the exit of a greenlet that the library ends.
     pub(crate) const fn because(reason: &'static str) -> GreenletExit {
         GreenletExit {
@@ -90,6 +113,107 @@ impl fmt::Display for GreenletExit {
 }
 
 impl StdError for GreenletExit {}
+
+/// How many links of a chain of errors are searched. A chain may have no end.
+const LINKS: usize = 64;
+
+/// Returns the exit in a chain of errors: each error's `source()`, or what an [`io::Error`] wraps.
+fn find_exit<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a GreenletExit> {
+    fn next<'a>(&error: &&'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+        match error.downcast_ref::<io::Error>() {
+            // Its `source()` is that of the wrapped error.
+            Some(error) => error.get_ref().map(|inner| inner as _),
+            // CAUTION: runs arbitrary user code.
+            None => error.source(),
+        }
+    }
+    std::iter::successors(Some(error), next)
+        .take(LINKS)
+        .find_map(|error| error.downcast_ref())
+}
+
+/// Returns `error`, unless a [`GreenletExit`] is in it: for code that handles all errors.
+///
+/// Code that logs every error and goes on would also swallow the request to end. Pass each error
+/// through this function first. It searches all sources of the error.
+///
+/// # Errors
+///
+/// Returns the exit, if there is one in `error`. Return it from the greenlet's function by `?`.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getmain, pass_exit};
+///
+/// fn job() -> anyhow::Result<()> {
+///     getmain().switch::<()>(())
+/// }
+/// let worker = Greenlet::new(|(): ()| -> anyhow::Result<()> {
+///     loop {
+///         if let Err(error) = job() {
+///             let error = pass_exit(error)?;
+///             eprintln!("the job failed: {error:#}");
+///         }
+///     }
+/// });
+/// worker.switch::<()>(())?;
+/// worker.end(); // without `pass_exit`, this would have to unwind the worker's stack
+/// assert!(worker.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn pass_exit(error: impl Into<Error>) -> Result<Error, Error> {
+    let error = error.into();
+    let exit = GreenletExit::in_error(&error).or_else(|| find_exit(&*error));
+    match exit.cloned() {
+        None => Ok(error),
+        Some(exit) => {
+            // CAUTION: runs arbitrary user code (destructors).
+            drop(error);
+            Err(exit.into())
+        }
+    }
+}
+
+/// Converts an error for a trait that requires an [`io::Error`], such as [`io::Read`].
+///
+/// A [`GreenletExit`] in the error stays an exit: if the function of the greenlet returns the
+/// `io::Error`, the greenlet has ended normally. `io::Error::other(error)` would hide the exit, since
+/// it cannot be found in an [`anyhow::Error`] that was boxed. The kind of an `io::Error` stays.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use std::io::{self, Read};
+/// use greenlet::{Greenlet, getmain, into_io_error};
+///
+/// struct FromMain;
+/// impl Read for FromMain {
+///     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+///         let byte: u8 = getmain().switch(()).map_err(into_io_error)?;
+///         buffer[0] = byte;
+///         Ok(1)
+///     }
+/// }
+/// let reader = Greenlet::new(|(): ()| {
+///     let mut text = String::new();
+///     FromMain.read_to_string(&mut text)?;
+///     Ok(text)
+/// });
+/// reader.switch::<()>(())?;
+/// assert!(reader.kill()?.is_exit());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn into_io_error(error: impl Into<Error>) -> io::Error {
+    let error = error.into();
+    if let Some(exit) = GreenletExit::in_error(&error) {
+        return io::Error::other(exit.clone());
+    }
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    io::Error::new(kind.unwrap_or(io::ErrorKind::Other), error)
+}
 
 /// The reasons of the library's own exits.
 pub(crate) mod reason {

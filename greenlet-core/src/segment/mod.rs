@@ -56,10 +56,9 @@ use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::value::Value;
 use crate::stack;
 use crate::stack::error::StackError;
-use crate::thread::{ThreadState, flag};
+use crate::thread::{ThreadState, flag, unwinding::ForcedBody};
 
-use header::Header;
-use header::Held;
+use header::{Header, Held};
 use words::{pack, unpack};
 pub(crate) use yielder::{NotYielded, Yielder};
 
@@ -80,7 +79,7 @@ const LARGEST_IN_PLACE: usize = 1024;
 const REFUSALS: u32 = 100;
 
 /// How often a body that is being ended is unwound by force.
-const FORCES: u32 = 3;
+const FORCES: u32 = 1;
 
 /// A body, on a stack of its own.
 ///
@@ -124,12 +123,6 @@ enum End<R> {
     Error(Error),
     Unwound(Box<dyn Any + Send>),
 }
-
-/// The payload of a forced unwind, which identifies its segment.
-struct Forced(*const Header);
-
-// SAFETY: the pointer is only compared, never dereferenced.
-unsafe impl Send for Forced {}
 
 impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
     /// Creates a segment that will run `function` with the value of the first step.
@@ -296,7 +289,9 @@ impl<Y: 'static, S: 'static, R: 'static> Segment<Y, S, R> {
                 self.deliver_exit()
             };
             match step {
-                Err(Some(End::Error(error))) if !error.is::<GreenletExit>() => Some(Failure::Error(error)),
+                Err(Some(End::Error(error))) if GreenletExit::in_error(&error).is_none() => {
+                    Some(Failure::Error(error))
+                }
                 Err(Some(End::Unwound(payload))) if !is_for(&*payload, header) => {
                     Some(Failure::Unwound(payload))
                 }
@@ -503,7 +498,7 @@ impl Drop for Closing {
 /// exit that was thrown at the consumer is such an error.
 #[inline(never)] // keeps the code of its callers small
 fn unless_own_exit(error: Error) -> Option<Error> {
-    let exit = error.downcast_ref::<GreenletExit>();
+    let exit = GreenletExit::in_error(&error);
     if exit.is_none_or(|exit| exit.reason() != Some(reason::CLOSED)) {
         return Some(error);
     }
@@ -517,8 +512,8 @@ fn unless_own_exit(error: Error) -> Option<Error> {
 
 /// Returns `true` if the payload is that of a forced unwind of this segment.
 fn is_for(payload: &(dyn Any + Send), header: Option<NonNull<Header>>) -> bool {
-    let forced = payload.downcast_ref::<Forced>();
-    forced.is_some_and(|forced| header.is_some_and(|header| ptr::eq(forced.0, header.as_ptr())))
+    let forced = payload.downcast_ref::<ForcedBody>();
+    forced.is_some_and(|forced| header.is_some_and(|header| forced.is_of(header.as_ptr().addr())))
 }
 
 #[inline]

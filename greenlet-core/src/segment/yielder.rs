@@ -17,13 +17,14 @@ use anyhow::Error;
 
 use super::header::{Header, Held};
 use super::words::{pack, unpack};
-use super::{FORCES, Forced, UNWIND, VALUE};
+use super::{FORCES, UNWIND, VALUE};
 use crate::backend::abort::abort_because;
 use crate::backend::asan;
 use crate::backend::{self, Words};
 use crate::payload::error::{SwitchForbidden, Unwinding};
 use crate::payload::value::Value;
 use crate::stack;
+use crate::thread::unwinding::ForcedBody;
 use crate::thread::{ThreadState, flag};
 
 /// Yields for a [`Segment`](super::Segment). The stack of the segment lives as long as a yielder.
@@ -187,7 +188,7 @@ fn give_up() -> ! {
 }
 
 fn force(held: &Held) -> ! {
-    resume_unwind(Box::new(Forced(held.place().as_ptr())))
+    resume_unwind(Box::new(ForcedBody::begin(held.place().as_ptr().addr())))
 }
 
 impl<Y, S> Clone for Yielder<Y, S> {

@@ -2,14 +2,15 @@
 //!
 //! To end a greenlet, the thread switches to it. That is impossible while a panic unwinds, and
 //! forbidden in a `no_switch` section. The end is queued here, and the next switch or the end of
-//! the section runs it.
+//! the section runs it. An end that would interrupt another one waits here, too.
 
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 
+use crate::node::handle::Greenlet;
 use crate::switch::teardown;
-use crate::thread::{Deferred, ThreadState, flag};
+use crate::thread::{Cause, Deferred, ThreadState, flag};
 
 impl ThreadState {
     /// Returns `true` if a greenlet can be ended now.
@@ -18,31 +19,40 @@ impl ThreadState {
     }
 
     /// Queues an end for the next call of [`ThreadState::run_deferred`] that can run it.
-    pub(crate) fn defer(&self, end: Deferred) {
-        self.deferred.borrow_mut().push_back(end);
+    pub(crate) fn defer(&self, greenlet: &Greenlet, cause: Cause) {
+        let greenlet = greenlet.clone();
+        self.deferred.borrow_mut().push_back(Deferred { greenlet, cause });
         self.raise_flag(flag::DEFERRED);
     }
 
-    /// Runs the deferred ends, if greenlets can be ended now.
+    /// Runs the deferred ends, if greenlets can be ended now. Each runs to its very end before the
+    /// next one begins: inside an end, this does nothing.
     pub(crate) fn run_deferred(&self) {
-        if !self.has_flag(flag::DEFERRED) || !self.can_end_greenlets() {
+        let can_run = || self.can_end_greenlets() && !self.current_inner().is_in_an_end();
+        if !self.has_flag(flag::DEFERRED) || !can_run() {
             return;
         }
-        loop {
-            let mut deferred = self.deferred.borrow_mut();
-            let Some(next) = deferred.pop_front() else { break };
-            if deferred.is_empty() {
-                // Frees the memory: the thread state has no destructor.
-                *deferred = VecDeque::new();
-                self.lower_flag(flag::DEFERRED);
-            }
-            drop(deferred); // [not-borrowed]
+        while let Some(next) = self.next_deferred() {
             // CAUTION: runs arbitrary user code.
-            match next {
+            match next.cause {
                 // Ends the greenlet if nobody has made another handle since.
-                Deferred::HandleDropped(greenlet) => drop(greenlet),
-                Deferred::End(greenlet) => teardown::end_or_defer(&greenlet),
+                Cause::HandleDropped => drop(next.greenlet),
+                Cause::Ended => teardown::end_or_defer(&next.greenlet),
             }
         }
+    }
+
+    /// Takes the first end that can run: the running greenlet cannot end itself.
+    fn next_deferred(&self) -> Option<Deferred> {
+        let mut deferred = self.deferred.borrow_mut(); // until the return [not-borrowed]
+        let is_current = |end: &Deferred| end.cause == Cause::Ended && self.is_current(end.greenlet.inner());
+        let first = deferred.iter().position(|end| !is_current(end))?;
+        let next = deferred.remove(first);
+        if deferred.is_empty() {
+            // Frees the memory: the thread state has no destructor.
+            *deferred = VecDeque::new();
+            self.lower_flag(flag::DEFERRED);
+        }
+        next
     }
 }

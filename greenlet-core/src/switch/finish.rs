@@ -4,14 +4,18 @@
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use anyhow::Error;
+
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::payload::Payload;
 use crate::payload::message::{Delivery, Message};
+use crate::payload::value::Value;
 use crate::switch::envelope::Envelope;
 use crate::switch::unraisable::{self, Unraisable};
-use crate::switch::{StartError, Target, exit_to, into_target, start, unsent, unwind};
+use crate::switch::{self, StartError, Target, exit_to, into_target, start, unsent, unwind};
+use crate::thread::unwinding::abort_without_unwinding;
 use crate::thread::{ThreadState, flag};
 
 /// Ends the running greenlet with a value for its parent.
@@ -54,7 +58,7 @@ fn suspended_parent(thread: &ThreadState, node: &Inner) -> Option<Target> {
 pub(crate) fn finish(delivery: Delivery) -> ! {
     let thread = ThreadState::current();
     // Now, because no user code may run between the greenlet's end and the delivery (rule UD-5).
-    run_deferred_before_end(thread);
+    run_deferred_quietly(thread);
     let node = thread.current_inner();
     node.finish();
     let mut delivery = delivery;
@@ -89,21 +93,51 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
     unsafe { exit_to(target, Payload::new(&mut envelope)) }
 }
 
-/// Runs deferred ends in the last frames of a greenlet. Nothing may unwind out of them.
-fn run_deferred_before_end(thread: &ThreadState) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| thread.run_deferred()));
-    let Err(payload) = outcome else { return };
-    let greenlet = Greenlet::from_inner(thread.current_inner());
-    let report = match unwind::own_message(payload) {
-        Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
-        Message::Error(error) => Unraisable::of_error(greenlet, error),
-        // The greenlet ends anyway, so an order to unwind changes nothing.
-        Message::ForcedUnwind | Message::Value(_) => return,
+/// Ends the running greenlet with an error, and leaves its stack for good: with `panic = "abort"` it
+/// cannot be unwound.
+#[cold]
+pub(crate) fn leave_with_error(error: Error) -> ! {
+    let thread = ThreadState::current();
+    let node = thread.current_inner();
+    if node.status.is_main() {
+        abort_without_unwinding("the main greenlet cannot be left");
+    }
+    if switch::check_switch_allowed().is_err() {
+        abort_without_unwinding("the greenlet cannot be left here, because it may not switch");
+    }
+    let _ = unraisable::call(Unraisable::of_left_stack(Greenlet::from_inner(node.clone())));
+    let message = match unwind::exit_of(error) {
+        Ok(exit) => Message::Value(Value::new(exit)),
+        Err(message) => message,
     };
-    unraisable::call(&report);
-    // CAUTION: runs arbitrary user code (destructors of the report).
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(report)));
-    std::mem::forget(dropped); // leaked, since its destructor could panic again
+    leave_stack(thread, &node);
+    drop(node);
+    finish(Delivery::Message(message))
+}
+
+/// Leaves the stack of a greenlet that never runs again as it is.
+pub(crate) fn leave_stack(thread: &ThreadState, node: &Inner) {
+    // Values on the stack may borrow from these, so one count of each is leaked.
+    std::mem::forget(node.locals());
+    std::mem::forget(node.attachment().cloned());
+    node.stack.take(); // it has no destructor: the memory stays
+    thread.stacks.borrow().leak();
+}
+
+/// Runs deferred ends where nothing may unwind: in the last frames of a greenlet, and at the end of a
+/// thread.
+pub(crate) fn run_deferred_quietly(thread: &ThreadState) {
+    // Each round takes at least one end, and one that unwinds stops the others.
+    while let Err(payload) = catch_unwind(AssertUnwindSafe(|| thread.run_deferred())) {
+        let greenlet = Greenlet::from_inner(thread.current_inner());
+        let report = match unwind::own_message(payload) {
+            Message::Panic(payload) => Unraisable::of_panic(greenlet, payload),
+            Message::Error(error) => Unraisable::of_error(greenlet, error),
+            Message::ForcedUnwind | Message::Value(_) => continue,
+        };
+        // The greenlet ends anyway, so an order to unwind changes nothing.
+        let _ = unraisable::call(report);
+    }
 }
 
 fn nearest_live_ancestor(node: &InnerRc) -> InnerRc {

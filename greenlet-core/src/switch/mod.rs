@@ -56,7 +56,6 @@ use crate::node::rc::InnerRc;
 use crate::payload::error::{
     AwaitInProgress, ParentError, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
 };
-use crate::payload::exit::GreenletExit;
 use crate::payload::message::{Delivery, Message};
 use crate::payload::value::Value;
 use crate::payload::{Payload, TypeTag};
@@ -209,7 +208,7 @@ fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
 #[inline(never)] // keeps the frame out of `prepare_target`
 fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
     carried.is(vtable.takes)
-        && target.is_open_to_switches()
+        && target.is_open_to_switches(ThreadState::current().current_ptr())
         && ThreadState::current()
             .take_cached_stack(target.stack_size())
             .is_some_and(|stack| activate(target, vtable, stack))
@@ -352,14 +351,18 @@ pub(crate) fn switch_to_parent_slow(child: &Inner, payload: Payload, at: Loc) ->
 pub(crate) fn switch_slow(target: &Inner, delivery: Delivery, at: Loc) -> Result<Payload, Error> {
     let thread = ThreadState::current();
     if let Some(refusal) = Refusal::of(thread) {
+        if let Refusal::NoSwitch(_) = refusal {
+            teardown::note_refusal(thread);
+        }
         return Err(refusal.into_error(unsent(delivery)));
     }
     // Before the checks below, because these run code that may change their results (rule XD-5).
-    let guard = DropGuard::new(delivery);
-    inbox::run_requests(thread);
-    // CAUTION: runs arbitrary user code, which may unwind.
-    thread.run_deferred();
-    let delivery = match guard.into_inner() {
+    let code = || {
+        inbox::run_requests(thread);
+        // CAUTION: runs arbitrary user code, which may unwind.
+        thread.run_deferred();
+    };
+    let delivery = match unwind::run_holding(delivery, Delivery::into_message, code) {
         // A dead greenlet passes an exit up as a value (rule TH-8).
         // CAUTION: runs arbitrary user code (destructors of the exit's contexts), so it precedes
         // the look for a live target.
@@ -415,7 +418,7 @@ pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payloa
 /// Returns the greenlet whose await prevents a switch to `live`, if there is one.
 fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
     let locked = if live.status.is_pending() || thread.has_flag(flag::AWAIT_LOCKS) {
-        live.await_locked_ancestor()
+        live.await_locked_below(thread.current_ptr())
     } else {
         None
     };
@@ -467,10 +470,9 @@ pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
     if handle.inner().has_other_handles() {
         return back;
     }
-    let guard = DropGuard::new(Delivery::Message(open(back)));
+    let message = open(back);
     // CAUTION: runs arbitrary user code.
-    drop(handle);
-    Envelope::local(guard.into_inner().into_message())
+    Envelope::local(unwind::run_holding(message, |message| message, || drop(handle)))
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
@@ -484,25 +486,6 @@ fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
     match delivery {
         Delivery::Payload(payload) => payload,
         Delivery::Message(message) => Envelope::local(message),
-    }
-}
-
-/// Owns a delivery while user code runs, and drops it if that unwinds.
-struct DropGuard(Option<Delivery>);
-
-impl DropGuard {
-    fn new(delivery: Delivery) -> DropGuard {
-        DropGuard(Some(delivery))
-    }
-
-    fn into_inner(mut self) -> Delivery {
-        self.0.take().expect("it is taken once")
-    }
-}
-
-impl Drop for DropGuard {
-    fn drop(&mut self) {
-        drop(self.0.take().map(Delivery::into_message));
     }
 }
 
@@ -562,18 +545,20 @@ pub fn check_switch_allowed() -> Result<(), Error> {
     Refusal::of(thread).map_or(Ok(()), |refusal| Err(refusal.into_error(None)))
 }
 
-/// Returns the value of a refused delivery, for the error.
+/// Returns the content of a refused delivery, for the error. Drops nothing: in a greenlet that has
+/// ended, the destructor of a panic's payload must not run.
 fn unsent(delivery: Delivery) -> Option<Value> {
     match delivery.into_message() {
         Message::Value(value) => Some(value),
         Message::Error(error) => Some(Value::new(error)),
-        Message::Panic(_) | Message::ForcedUnwind => None,
+        Message::Panic(payload) => Some(Value::new(payload)),
+        Message::ForcedUnwind => None,
     }
 }
 
 /// Turns an exit into a value, as at the end of a greenlet. Other errors stay errors (rule EX-2).
 fn exit_to_value(error: Error) -> Message {
-    match error.downcast::<GreenletExit>() {
+    match unwind::take_exit(error) {
         Ok(exit) => Message::Value(Value::new(exit)),
         Err(error) => Message::Error(error),
     }

@@ -100,6 +100,5 @@ pub(crate) fn open(payload: Payload) -> Message {
         message = trace::call(origin, message);
     }
     // CAUTION: runs arbitrary user code: dropping the last handle ends the greenlet (rule DE-15).
-    drop(envelope.origin);
-    message
+    unwind::run_holding(message, |message| message, || drop(envelope.origin))
 }

@@ -5,6 +5,18 @@
 //! second stage unwinds its stack by force. A greenlet that stops even this is reported, and its
 //! stack is never used again.
 //!
+//! Ends may meet: clean-up may end greenlets, also those that wait for it.
+//!
+//! ```text
+//!   main ── ends ──► a ── its clean-up ends ──► b ── its clean-up ends ──► a
+//!   (waits)          (waits)                    (runs)                     deferred: a waits for b
+//! ```
+//!
+//! So an end is deferred if the greenlet waits for the end in which the running code is. And no
+//! deferred end begins inside another end. Each clean-up can then run to its very end.
+//!
+//! A stage may unwind, by a destructor of the user. Then the next stage follows first.
+//!
 //! The end of a thread runs no code of its greenlets: see `thread_exit.rs`.
 
 #![forbid(unsafe_code)]
@@ -17,14 +29,14 @@ use crate::node::handle::Greenlet;
 use crate::node::lineage;
 use crate::node::rc::InnerRc;
 use crate::node::status::{Hold, State};
-use crate::payload::exit::reason;
+use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::payload::value::Value;
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
-use crate::thread::{self, Deferred, ThreadState, flag};
+use crate::thread::{self, Cause, ThreadState, flag};
 
 impl Greenlet {
     /// Ends the greenlet if it is active and this is its last handle.
@@ -60,12 +72,11 @@ fn last_handle_gone(greenlet: &Greenlet) {
         thread.raise_flag(flag::NO_HANDLES);
         return;
     }
-    if !thread.can_end_greenlets() {
-        thread.defer(Deferred::HandleDropped(greenlet.clone()));
-        return;
+    if thread.can_end_greenlets() {
+        end(greenlet, Cause::HandleDropped);
+    } else {
+        thread.defer(greenlet, Cause::HandleDropped);
     }
-    let is_resurrected = || node.has_other_handles();
-    end(greenlet, reason::ABANDONED, is_resurrected);
 }
 
 /// Ends a greenlet for [`Greenlet::end`]: now, or as soon as greenlets can be ended.
@@ -82,36 +93,78 @@ pub(crate) fn end_or_defer(greenlet: &Greenlet) {
         State::Active if node.status.is_main() || thread.is_current(node) => {}
         State::Active if thread.can_end_greenlets() => {
             // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
-            end_owned(greenlet, reason::ENDED);
+            end(greenlet, Cause::Ended);
         }
-        State::Active => thread.defer(Deferred::End(greenlet.clone())),
+        State::Active => thread.defer(greenlet, Cause::Ended),
     }
 }
 
-/// Ends a greenlet in both stages, whatever handles exist. The caller knows that it is active,
-/// neither current nor main, and that no panic unwinds.
-pub(crate) fn end_owned(greenlet: &Greenlet, reason: &'static str) {
-    if greenlet.inner().status.hold() == Hold::None {
-        detach_current_branch(greenlet.inner());
-    }
-    end(greenlet, reason, || false);
-}
-
-/// Ends a greenlet. The current greenlet is its parent meanwhile (rule DE-3). If `is_revived`
-/// returns `true` after the first stage, the greenlet stays suspended.
-#[inline(always)] // see "Inlining" in `switch`
-fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool) {
+/// Ends a greenlet in both stages. The current greenlet is its parent meanwhile (rule DE-3). If the
+/// cause is a dropped handle, and there is another one after the first stage, the greenlet stays
+/// suspended.
+///
+/// The caller knows that it is active, neither current nor main, and that no panic unwinds.
+///
+/// # Panics
+///
+/// Continues what unwound a stage, after both stages.
+fn end(greenlet: &Greenlet, cause: Cause) {
     let node = greenlet.inner();
     if node.status.hold() != Hold::None {
         node.status.set_hold(Hold::HeldThenEnd);
         return;
     }
+    if waits_for_current(node) {
+        ThreadState::current().defer(greenlet, cause);
+    } else {
+        end_now(greenlet, cause);
+    }
+}
+
+/// Ends an active greenlet that is neither current nor main, even if it waits for the end that the
+/// caller is a part of. For a caller that cannot return before. Does nothing while greenlets cannot
+/// be ended.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, getparent, raw};
+///
+/// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
+/// waiting.switch::<()>(())?;
+/// raw::interrupt(&waiting);
+/// assert!(waiting.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn interrupt(greenlet: &Greenlet) {
+    let (thread, node) = (ThreadState::current(), greenlet.inner());
+    let can_end = node.status.is_active() && !node.status.is_main() && !thread.is_current(node);
+    if can_end && node.status.hold() == Hold::None && thread.can_end_greenlets() {
+        // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
+        end_now(greenlet, Cause::Ended);
+    }
+}
+
+/// [`end`] of a greenlet that is not held.
+fn end_now(greenlet: &Greenlet, cause: Cause) {
+    let node = greenlet.inner();
+    let (reason, detaches) = match cause {
+        Cause::HandleDropped => (reason::ABANDONED, false),
+        Cause::Ended => (reason::ENDED, true),
+    };
+    if detaches {
+        detach_current_branch(node);
+    }
+    let is_revived = || cause == Cause::HandleDropped && node.has_other_handles();
     // CAUTION: `deliver_stage` runs arbitrary user code up to its last statement, so the checks
     // follow it.
     let thread = ThreadState::current();
     let exit = thread.exit_cache.error(reason);
+    let was_ender = thread::with_current_inner(|current| current.status.set_ender(true));
     let refusals = thread.refusals.replace(0);
-    let mut is_forced = deliver_stage(greenlet, Message::Error(exit));
+    let mut unwound = unwind::Unwound::default();
+    unwound.run(|| deliver_stage(greenlet, Message::Error(exit)));
     if node.status.hold() != Hold::None {
         // The first stage ran code that holds it suspended, and has not released it yet.
         node.status.set_hold(Hold::HeldThenEnd);
@@ -119,43 +172,75 @@ fn end(greenlet: &Greenlet, reason: &'static str, is_revived: impl Fn() -> bool)
         if cfg!(panic = "unwind") {
             // Again: the clean-up may have moved the current greenlet below it.
             detach_current_branch(node);
-            is_forced |= deliver_stage(greenlet, Message::ForcedUnwind);
+            unwound.run(|| deliver_stage(greenlet, Message::ForcedUnwind));
         }
-        if node.status.is_active() && !is_revived() {
+        // A greenlet that ends the current one, which must unwind, does not refuse: it waits.
+        let waits = || unwound.is_end() && node.status.is_ender();
+        if node.status.is_active() && !is_revived() && !waits() {
             node.status.abandon();
-            unraisable::call(&Unraisable::of_refusal(greenlet.clone()));
+            unwound.run(|| unraisable::call(Unraisable::of_refusal(greenlet.clone())));
         }
     }
     thread.refusals.set(refusals);
-    if is_forced {
-        // A stage of the current greenlet's own end was delivered during this one.
-        unwind::force();
-    }
+    thread::with_current_inner(|current| current.status.set_ender(was_ender));
+    unwound.resume();
 }
 
-/// Delivers one stage, with the current greenlet as the parent meanwhile. Returns `true` if the
-/// current greenlet itself must unwind by force.
+/// Returns `true` if `node` waits for an end, and the running code is part of that end: the running
+/// greenlet, or one above it, is being ended by `node`.
+fn waits_for_current(node: &InnerRc) -> bool {
+    if !node.status.is_ender() {
+        return false;
+    }
+    let current = ThreadState::current().current_inner();
+    lineage(&current).any(|ended| {
+        // During a stage the parent is the greenlet that ends it.
+        let ender = || ended.parent.get();
+        ended.status.is_ending() && ender().is_some_and(|ender| ender.ptr_eq(node))
+    })
+}
+
+/// Delivers one stage, with the current greenlet as the parent meanwhile.
+///
+/// # Errors
+///
+/// Returns the payload of an end of the current greenlet itself.
 #[inline(always)] // see "Inlining" in `switch`
-fn deliver_stage(greenlet: &Greenlet, stage: Message) -> bool {
+fn deliver_stage(greenlet: &Greenlet, stage: Message) -> std::thread::Result<()> {
     let _meanwhile = TemporaryParent::new(greenlet.inner());
     ThreadState::current().release_await_lock(greenlet.inner());
     let back = switch::deliver_stage(greenlet.inner(), stage, Location::caller());
     let message = receive::open_unless_exit(back);
-    message.is_some_and(|message| report_discarded(greenlet, message))
+    message.map_or(Ok(()), |message| report_discarded(greenlet, message))
 }
 
-/// Reports a message that nobody can receive (rules DE-5, DE-6, DE-19). Returns `true` if it is the
-/// second stage of the current greenlet's own end.
+/// Reports a message that nobody can receive (rules DE-5, DE-6, DE-19).
+///
+/// # Errors
+///
+/// Returns the payload of an end of the current greenlet itself.
 #[cold]
 #[inline(never)]
-fn report_discarded(greenlet: &Greenlet, message: Message) -> bool {
+fn report_discarded(greenlet: &Greenlet, message: Message) -> std::thread::Result<()> {
     match message {
-        Message::Value(value) => drop(value),
-        Message::Error(error) => unraisable::call(&Unraisable::of_error(greenlet.clone(), error)),
-        Message::Panic(payload) => unraisable::call(&Unraisable::of_panic(greenlet.clone(), payload)),
-        Message::ForcedUnwind => return true,
+        Message::Value(value) => {
+            // CAUTION: runs arbitrary user code, which may unwind.
+            drop(value);
+            Ok(())
+        }
+        // The first stage of the current greenlet's own end, which waits for this one. The second
+        // stage follows.
+        Message::Error(error)
+            if GreenletExit::in_error(&error).is_some()
+                && thread::with_current_inner(|node| node.status.is_ending()) =>
+        {
+            unwind::discard(error)
+        }
+        Message::Error(error) => unraisable::call(Unraisable::of_error(greenlet.clone(), error)),
+        Message::Panic(payload) => unraisable::call(Unraisable::of_panic(greenlet.clone(), payload)),
+        // The second stage of the current greenlet's own end.
+        Message::ForcedUnwind => Err(unwind::forced()),
     }
-    false
 }
 
 /// Moves the branch of the current greenlet to the parent of `node`, if the current greenlet is
@@ -169,6 +254,7 @@ fn detach_current_branch(node: &InnerRc) {
     };
     let branch = lineage(&current).find(is_child);
     if let Some(branch) = branch {
+        ThreadState::current().count_parent_change();
         // Not the last handle: the caller ends `node` by another one.
         drop(branch.parent.replace(node.parent_greenlet()));
     }
@@ -178,6 +264,8 @@ fn detach_current_branch(node: &InnerRc) {
 struct TemporaryParent<'a> {
     node: &'a InnerRc,
     before: Option<Greenlet>,
+    /// `ThreadState::parent_changes` when the stage began.
+    changes: u64,
 }
 
 impl<'a> TemporaryParent<'a> {
@@ -185,7 +273,12 @@ impl<'a> TemporaryParent<'a> {
         // The handle keeps the current greenlet from being ended during the stage (rule DE-20).
         let before = node.parent.replace(Some(thread::current_greenlet()));
         node.status.set_ending(true);
-        TemporaryParent { node, before }
+        let changes = ThreadState::current().count_parent_change();
+        TemporaryParent {
+            node,
+            before,
+            changes,
+        }
     }
 }
 
@@ -195,14 +288,18 @@ impl Drop for TemporaryParent<'_> {
         let node = self.node;
         node.status.set_ending(false); // of nested ends of one node, the inner one is the last
         let before = self.before.take();
-        if let Some(before) = before.as_ref().filter(|_| node.has_other_handles()) {
+        let thread = ThreadState::current();
+        // Otherwise no lineage has changed, which saves two searches: the end of 20,000 nested
+        // greenlets would take quadratic time.
+        let may_have_moved = thread.count_parent_change() != self.changes + 1;
+        let moved = |_: &&Greenlet| may_have_moved && node.has_other_handles();
+        if let Some(before) = before.as_ref().filter(moved) {
             if before.inner().has_in_lineage(node) {
                 // The clean-up moved the old parent below the greenlet. Restoring it would make a
                 // cycle.
                 return;
             }
-            if before.inner().await_locked_ancestor().is_some()
-                && ThreadState::current().current_inner().has_in_lineage(node)
+            if before.inner().await_locked_ancestor().is_some() && thread.current_inner().has_in_lineage(node)
             {
                 // The clean-up moved the current greenlet below the node. It must not run below an
                 // await lock [locked-branch].
@@ -251,13 +348,30 @@ const REFUSALS: u32 = 100;
 #[cold]
 pub fn count_refusal() {
     let thread = ThreadState::current();
+    if note_refusal(thread) {
+        leave_if_exhausted(thread);
+    }
+}
+
+/// Counts a refused switch, and returns `true`, if the running code belongs to a greenlet that is
+/// being ended.
+pub(crate) fn note_refusal(thread: &ThreadState) -> bool {
+    let is_counted = thread.current_inner().is_in_an_end();
+    if is_counted {
+        thread.refusals.set(thread.refusals.get().saturating_add(1));
+    }
+    is_counted
+}
+
+/// Switches to the greenlet that ends the running code, if that has ignored too many refusals. It
+/// may not return. The caller owns no handle.
+pub(crate) fn leave_if_exhausted(thread: &ThreadState) {
+    if thread.refusals.get() <= REFUSALS || switch::check_switch_allowed().is_err() {
+        return;
+    }
     let ended = lineage(&thread.current_inner()).find(|node| node.status.is_ending());
     // During a stage the parent is the greenlet that ends it.
-    let Some(ender) = ended.and_then(|node| node.parent_greenlet()) else {
-        return;
-    };
-    thread.refusals.set(thread.refusals.get().saturating_add(1));
-    if thread.refusals.get() > REFUSALS && switch::check_switch_allowed().is_ok() {
+    if let Some(ender) = ended.and_then(|node| node.parent_greenlet()) {
         // `switch_owned` drops the handle before the switch, which may not return.
         drop(ender.switch_owned::<Value>(()));
     }
@@ -305,7 +419,7 @@ pub fn end_suspended() -> Result<(), Error> {
         thread.run_deferred();
         let mut has_ended_one = false;
         for greenlet in suspended(thread).filter(|greenlet| !greenlet.inner().status.is_abandoned()) {
-            end_owned(&greenlet, reason::ENDED);
+            end_or_defer(&greenlet);
             has_ended_one |= greenlet.is_dead();
         }
         if !has_ended_one {

@@ -9,8 +9,10 @@ use std::ptr;
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
+use crate::switch::finish;
 use crate::switch::teardown;
 use crate::switch::unraisable::{self, Unraisable};
+use crate::switch::unwind;
 use crate::thread::id::is_first_of_process;
 use crate::thread::{ThreadState, flag, inbox};
 
@@ -34,29 +36,36 @@ impl Drop for ExitGuard {
         let is_thread_end = thread.current_ptr() == thread.main_ptr() && !std::thread::panicking();
         if is_thread_end {
             // CAUTION: runs arbitrary user code, of greenlets whose ends a panic has deferred.
-            thread.run_deferred();
+            finish::run_deferred_quietly(thread);
         }
         thread.raise_flag(flag::EXITING);
         let left: Vec<Greenlet> = teardown::suspended(thread).collect();
         let report = Unraisable::of_left(&left); // first, because it contains their states
         left.iter()
             .for_each(|greenlet| mark_dead(thread, greenlet.inner()));
-        inbox::unregister(thread);
+        let requests = inbox::unregister(thread);
         if !is_thread_end {
-            std::mem::forget((left, report)); // dropping handles may run user code
+            std::mem::forget((left, report, requests)); // dropping them may run user code
             return;
         }
+        // From here on a panic of user code is caught: a thread-local's destructor that unwinds
+        // aborts the process. No greenlet can be resumed any more, so no end is lost.
+        // CAUTION: runs arbitrary user code: destructors of what tasks captured.
+        requests
+            .into_iter()
+            .for_each(|request| _ = unwind::discard(request));
         // CAUTION: runs arbitrary user code: the hook, and destructors of what pending parents
         // captured.
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
-            unraisable::call(&report);
+            let _ = unraisable::call(report);
         }
         left.into_iter().for_each(release);
         thread.keep_last_stack(None);
         thread.fibers.release_finished();
         thread.exit_cache.clear();
         let tracer = thread.tracer.borrow_mut().take();
-        drop(tracer);
+        // CAUTION: runs arbitrary user code.
+        let _ = unwind::discard(tracer);
         thread.stacks.borrow_mut().release();
         thread.signal_stack.withdraw();
         let main = thread.main_ptr();
@@ -66,10 +75,11 @@ impl Drop for ExitGuard {
         // SAFETY: the thread state owns two references to main [main-alive]. This is the second.
         let second = unsafe { InnerRc::from_raw(main) };
         // CAUTION: runs arbitrary user code: destructors of main's greenlet-locals.
-        drop(first.replace_locals(None));
+        let _ = unwind::discard(first.replace_locals(None));
         first.finish();
         drop(first);
-        drop(second);
+        // CAUTION: runs arbitrary user code: the destructor of main's attachment.
+        let _ = unwind::discard(second);
         drop(thread.creation_times.take()); // an empty map may own memory
         thread.pool.close();
     }
@@ -78,11 +88,7 @@ impl Drop for ExitGuard {
 /// Marks a suspended greenlet as dead, without running any of its code [thread-exit].
 fn mark_dead(thread: &ThreadState, node: &Inner) {
     thread.release_await_lock(node);
-    // Values on the stack may borrow from these, so one count of each is leaked.
-    std::mem::forget(node.locals());
-    std::mem::forget(node.attachment().cloned());
-    node.stack.take(); // it has no destructor: the memory stays
-    thread.stacks.borrow().leak();
+    finish::leave_stack(thread, node);
     node.hidden_sp.set(ptr::null_mut());
     node.finish();
 }
@@ -94,5 +100,5 @@ fn release(greenlet: Greenlet) {
     unsafe { InnerRc::decrement_strong_count(greenlet.inner()) };
     // CAUTION: runs arbitrary user code if this is the last handle, and owns the last handle of its
     // parent.
-    drop(greenlet);
+    let _ = unwind::discard(greenlet);
 }

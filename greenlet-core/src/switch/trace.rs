@@ -56,21 +56,29 @@ pub(crate) fn call(origin: &Greenlet, message: Message) -> Message {
     };
     // CAUTION: runs arbitrary user code: the tracer may switch, throw, panic, and replace itself.
     let outcome = catch_unwind(AssertUnwindSafe(|| tracer.call(&event)));
-    drop(event);
-    let replacement = match outcome {
+    // CAUTION: runs arbitrary user code: a handle may be the last one.
+    let dropped = unwind::discard(event);
+    let outcome = dropped.and(outcome);
+    let mut replacement = match outcome {
         Ok(Ok(())) => return message,
         Ok(Err(error)) => Message::Error(error),
         Err(payload) => unwind::own_message(payload),
     };
-    drop(settrace(None));
+    // CAUTION: runs arbitrary user code: destructors of the tracer.
+    if let Err(end) = unwind::discard(settrace(None)) {
+        let _ = unwind::discard(std::mem::replace(&mut replacement, unwind::own_message(end)));
+    }
     if let Message::ForcedUnwind = message {
         // A failure of the tracer does not stop a forced unwind.
         if let Message::Error(error) = replacement {
-            unraisable::call(&Unraisable::of_error(thread::current_greenlet(), error));
+            // The message is an order to unwind already.
+            let _ = unraisable::call(Unraisable::of_error(thread::current_greenlet(), error));
         }
         return message;
     }
     // CAUTION: runs arbitrary user code: the message is lost (rule TR-10).
-    drop(message);
+    if let Err(end) = unwind::discard(message) {
+        let _ = unwind::discard(std::mem::replace(&mut replacement, unwind::own_message(end)));
+    }
     replacement
 }

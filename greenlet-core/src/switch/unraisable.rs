@@ -7,13 +7,15 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
-use std::panic::Location;
+use std::mem;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::Arc;
 
 use anyhow::Error;
 use parking_lot::RwLock;
 
 use crate::node::handle::Greenlet;
+use crate::switch::unwind;
 
 /// An error or a panic that no greenlet can receive: Python's "unraisable exception".
 ///
@@ -55,6 +57,8 @@ enum What {
     /// In a `RefCell`, so that a hook can take it.
     Panic(RefCell<Option<Box<dyn Any + Send>>>),
     RefusedToEnd,
+    /// The greenlet has ended, and its stack could not be unwound.
+    LeftStack,
     /// How many greenlets, and the text about them.
     LeftSuspended(usize, String),
 }
@@ -84,6 +88,14 @@ impl Unraisable {
             greenlet,
             generator: None,
             what: What::RefusedToEnd,
+        }
+    }
+
+    pub(crate) fn of_left_stack(greenlet: Greenlet) -> Unraisable {
+        Unraisable {
+            greenlet,
+            generator: None,
+            what: What::LeftStack,
         }
     }
 
@@ -156,8 +168,11 @@ impl Unraisable {
 
     /// Returns `true` if the greenlet, or the generator, caught the forced unwind of its stack and
     /// did not end. It stays suspended for ever, and its stack is leaked.
+    ///
+    /// With `panic = "abort"` no stack can be unwound: then this is also true of a greenlet that did
+    /// not return its exit, or that called [`raise`](crate::raise).
     pub fn is_refusal(&self) -> bool {
-        matches!(self.what, What::RefusedToEnd)
+        matches!(self.what, What::RefusedToEnd | What::LeftStack)
     }
 }
 
@@ -170,9 +185,19 @@ impl fmt::Display for Unraisable {
         match &self.what {
             What::Error(error) => write!(f, "{label} was ended, and this was ignored: {error:#}"),
             What::Panic(_) => write!(f, "{label} was ended, and a panic was ignored"),
+            What::RefusedToEnd if cfg!(panic = "abort") => write!(
+                f,
+                "{label} did not return its exit, and cannot be unwound, because the program is built with \
+                 `panic = \"abort\"`; it is left suspended, and its stack is leaked; return the `Err` of `switch`"
+            ),
             What::RefusedToEnd => write!(
                 f,
                 "{label} stopped its own end; it is left suspended, and its stack is leaked"
+            ),
+            What::LeftStack => write!(
+                f,
+                "{label} raised an error, and its stack cannot be unwound, because the program is built with \
+                 `panic = \"abort\"`; its stack is leaked; return the error instead"
             ),
             What::LeftSuspended(_, greenlets) => write!(
                 f,
@@ -191,28 +216,57 @@ static HOOK: RwLock<Option<Hook>> = RwLock::new(None);
 ///
 /// Without a hook, each report is a line on standard error, as in Python.
 ///
-/// # Panics
-///
-/// The hook must not panic: destructors and the last frames of greenlets call it, where a panic
-/// aborts the process.
+/// A panic of the hook is caught and dropped: destructors and the last frames of greenlets call the
+/// hook, where a panic would abort the process. The panic hook has printed it then.
 pub fn set_unraisable_hook(hook: impl Fn(&Unraisable) + Send + Sync + 'static) {
-    *HOOK.write() = Some(Arc::new(hook));
+    replace_hook(Some(Arc::new(hook)));
 }
 
 /// Removes the hook that [`set_unraisable_hook`] installed.
 pub fn take_unraisable_hook() {
-    *HOOK.write() = None;
+    replace_hook(None);
 }
 
-/// Passes a report to the hook.
-pub(crate) fn call(report: &Unraisable) {
-    let hook = HOOK.read().clone();
-    match hook {
-        // CAUTION: runs arbitrary user code.
-        Some(hook) => hook(report),
-        // `eprintln!` panics if standard error cannot be written to.
-        None => {
-            let _ = writeln!(io::stderr(), "greenlet: {report}");
+fn replace_hook(hook: Option<Hook>) {
+    let before = mem::replace(&mut *HOOK.write(), hook);
+    // CAUTION: runs arbitrary user code (destructors), so the lock is released.
+    drop(before);
+}
+
+/// Passes a report to the hook, and drops it. Nothing unwinds out of it.
+///
+/// # Errors
+///
+/// Returns the payload of an end that reached the running greenlet meanwhile.
+pub(crate) fn call(report: Unraisable) -> std::thread::Result<()> {
+    // CAUTION: runs arbitrary user code.
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        // The lock is released before the hook runs.
+        let hook = HOOK.read().clone();
+        match hook {
+            Some(hook) => hook(&report),
+            None => print(&report),
         }
-    }
+    }));
+    let outcome = outcome.or_else(unwind::discard_payload);
+    outcome.and(unwind::discard(report))
+}
+
+/// Writes a report as a line to standard error.
+fn print(report: &Unraisable) {
+    // First the text, since it comes from user code, and standard error is locked while it is
+    // written to.
+    let text = catch_unwind(AssertUnwindSafe(|| report.to_string()));
+    // `eprintln!` panics if standard error cannot be written to.
+    let _ = match text {
+        Ok(text) => writeln!(io::stderr(), "greenlet: {text}"),
+        Err(payload) => {
+            let label = report.greenlet.inner().label();
+            let _ = writeln!(
+                io::stderr(),
+                "greenlet: {label} was ended, and an error was ignored whose text cannot be shown, because its `Display` panicked"
+            );
+            std::panic::resume_unwind(payload) // into `call`
+        }
+    };
 }

@@ -2,11 +2,12 @@
 //!
 //! [`raise`] returns an error from code that does not return a `Result`. [`force`] is the second
 //! stage of an end. Neither calls the panic hook. Each has its own payload type, which the
-//! greenlet's first frame catches.
+//! greenlet's first frame catches. [`catch`] and [`is_end`] tell them from a panic.
 
 #![forbid(unsafe_code)]
 
 use std::any::Any;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use anyhow::Error;
@@ -14,13 +15,15 @@ use anyhow::Error;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::payload::value::Value;
+use crate::switch::finish;
 use crate::thread::ThreadState;
+use crate::thread::unwinding::{ForcedBody, InProgress, Why};
 
 /// The payload of [`raise`].
-struct Raised(Error);
+struct Raised(Error, #[expect(dead_code, reason = "it is dropped")] InProgress);
 
 /// The payload of [`force`].
-struct Forced;
+struct Forced(#[expect(dead_code, reason = "it is dropped")] InProgress);
 
 /// Ends the running greenlet with an error, from code that cannot return one. Return the error if
 /// you can.
@@ -29,9 +32,13 @@ struct Forced;
 ///
 /// # Panics
 ///
-/// Unwinds like a panic, without calling the panic hook. Do not catch it with
-/// `std::panic::catch_unwind`. In the main greenlet it ends the thread. A destructor that switches
+/// Unwinds like a panic, without calling the panic hook. Catch it with [`catch`], and not with
+/// `std::panic::catch_unwind`, which cannot tell it from a panic. In the main greenlet it ends the thread. A destructor that switches
 /// or awaits meanwhile gets [`Unwinding`](crate::Unwinding).
+///
+/// With `panic = "abort"` nothing can be unwound. The greenlet ends with the error all the same, but
+/// its stack is left for good, with all that is on it, and that is reported. In the main greenlet, and
+/// in a `no_switch` section, the process is aborted with a message.
 ///
 /// # Examples
 ///
@@ -47,12 +54,264 @@ struct Forced;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn raise(error: impl Into<Error>) -> ! {
-    resume_unwind(Box::new(Raised(error.into())))
+    let error = error.into();
+    if cfg!(panic = "abort") {
+        finish::leave_with_error(error);
+    }
+    let why = match GreenletExit::in_error(&error) {
+        Some(_) => Why::RaisedExit,
+        None => Why::RaisedError,
+    };
+    resume_unwind(Box::new(Raised(error, InProgress::begin(why))))
+}
+
+/// Something that unwound a stack, and is not the end of the greenlet: see [`catch`].
+#[derive(Debug)]
+pub enum Caught {
+    /// A panic: its payload. [`std::panic::resume_unwind`] continues it.
+    Panic(Box<dyn Any + Send>),
+    /// The error that [`raise`] was called with.
+    Raised(Error),
+}
+
+impl Caught {
+    /// Returns what the payload of a [`std::panic::catch_unwind`] is.
+    ///
+    /// # Panics
+    ///
+    /// Continues the unwinding if the payload is an [end](is_end) of the greenlet.
+    pub fn of_payload(payload: Box<dyn Any + Send>) -> Caught {
+        if is_end(&*payload) {
+            resume_unwind(payload);
+        }
+        match payload.downcast::<Raised>() {
+            Ok(raised) => Caught::Raised(raised.0),
+            Err(payload) => Caught::Panic(payload),
+        }
+    }
+}
+
+impl fmt::Display for Caught {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caught::Raised(error) => write!(f, "{error:#}"),
+            Caught::Panic(payload) => {
+                match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+                    (Some(text), _) => f.write_str(text),
+                    (None, Some(text)) => f.write_str(text),
+                    (None, None) => f.write_str("a panic without a text"),
+                }
+            }
+        }
+    }
+}
+
+/// Calls `f`, and catches a panic or a raised error. The end of the greenlet passes through.
+///
+/// Use it where code must survive a failure of a part, as a worker does that runs jobs.
+/// [`std::panic::catch_unwind`] also catches the unwinding that ends the running greenlet: then the
+/// end looks like a failure of the part, and the greenlet refuses to end.
+///
+/// `f` need not be unwind safe. What it has changed may be in a state between two valid ones.
+///
+/// # Errors
+///
+/// Returns the panic, or the error that [`raise`] was called with. A raised [`GreenletExit`] is an
+/// end.
+///
+/// # Panics
+///
+/// Continues the unwinding of an end.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Caught, Greenlet, catch, getmain, raise};
+///
+/// let worker = Greenlet::new(|(): ()| -> anyhow::Result<()> {
+///     loop {
+///         let job = || {
+///             let number: u32 = getmain().switch(()).unwrap_or_else(|exit| raise(exit));
+///             assert!(number < 10, "too large");
+///         };
+///         if let Err(Caught::Panic(_)) = catch(job) {
+///             println!("the job panicked"); // and the next one runs
+///         }
+///     }
+/// });
+/// worker.switch::<()>(())?;
+/// worker.switch::<()>(11_u32)?;
+/// worker.end();
+/// assert!(worker.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn catch<T>(f: impl FnOnce() -> T) -> Result<T, Caught> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(Caught::of_payload)
+}
+
+/// Returns `true` if the payload of a [`std::panic::catch_unwind`] is that of an end, and not of a
+/// panic or a raised error.
+///
+/// An end unwinds the stack of a greenlet, or of a generator, that is being ended. A raised
+/// [`GreenletExit`] is an end, too. Continue its unwinding with [`std::panic::resume_unwind`], for
+/// example where a library has caught it. If you can call [`catch`] instead, do.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+/// use greenlet::{Greenlet, getmain, is_end};
+///
+/// let waiting = Greenlet::new(|(): ()| {
+///     let outcome = catch_unwind(AssertUnwindSafe(|| loop {
+///         let _ = getmain().switch::<()>(()); // ignores the exit
+///     }));
+///     match outcome {
+///         Err(payload) if is_end(&*payload) => resume_unwind(payload),
+///         _ => Ok(()),
+///     }
+/// });
+/// waiting.switch::<()>(())?;
+/// waiting.end();
+/// assert!(waiting.is_dead());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn is_end(payload: &(dyn Any + Send)) -> bool {
+    let raised = payload.downcast_ref::<Raised>();
+    payload.is::<Forced>()
+        || payload.is::<ForcedBody>()
+        || raised.is_some_and(|raised| GreenletExit::in_error(&raised.0).is_some())
+}
+
+/// Drops a value of a user. A panic of its destructor is caught, and its payload dropped, too.
+///
+/// # Errors
+///
+/// Returns the payload of an [end](is_end) that reached the destructor: the caller must continue it.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::raw;
+///
+/// struct Bad;
+/// impl Drop for Bad {
+///     fn drop(&mut self) {
+///         panic!("in a destructor");
+///     }
+/// }
+/// assert!(raw::discard(Bad).is_ok());
+/// ```
+pub fn discard<T>(value: T) -> std::thread::Result<()> {
+    // CAUTION: runs arbitrary user code.
+    catch_unwind(AssertUnwindSafe(|| drop(value))).or_else(discard_payload)
+}
+
+/// Drops a caught payload, unless it is that of an end. Otherwise as [`discard`].
+///
+/// # Errors
+///
+/// As for [`discard`].
+pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> std::thread::Result<()> {
+    if is_end(&*payload) {
+        return Err(payload);
+    }
+    // CAUTION: runs arbitrary user code.
+    match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        Err(second) if is_end(&*second) => Err(second),
+        Err(second) => {
+            std::mem::forget(second); // leaked, since its destructor could panic again
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Runs code of users while something is in transit, and returns that.
+///
+/// # Panics
+///
+/// Continues what unwinds the code. What is in transit is then dropped where a second panic is
+/// caught, but a forced unwinding takes precedence.
+#[inline]
+pub(crate) fn run_holding<T>(held: T, into_message: fn(T) -> Message, code: impl FnOnce()) -> T {
+    // CAUTION: runs arbitrary user code.
+    match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(()) => held,
+        Err(payload) => drop_both(payload, into_message(held)),
+    }
+}
+
+#[cold]
+fn drop_both(payload: Box<dyn Any + Send>, message: Message) -> ! {
+    let mut unwound = Unwound(Some(payload));
+    if let Message::ForcedUnwind = message {
+        unwound.add(forced());
+    }
+    unwound.run(|| discard(message));
+    unwound.resume();
+    unreachable!("something has unwound")
+}
+
+/// Collects what unwinds several pieces of code that must all run.
+#[derive(Default)]
+pub(crate) struct Unwound(Option<Box<dyn Any + Send>>);
+
+impl Unwound {
+    /// Runs a piece of code, which may also return a payload.
+    #[inline]
+    pub(crate) fn run(&mut self, code: impl FnOnce() -> std::thread::Result<()>) {
+        // CAUTION: runs arbitrary user code.
+        let outcome = catch_unwind(AssertUnwindSafe(code)).and_then(|outcome| outcome);
+        if let Err(payload) = outcome {
+            self.add(payload);
+        }
+    }
+
+    /// Keeps the first payload, except that an end takes precedence over a panic.
+    #[cold]
+    fn add(&mut self, payload: Box<dyn Any + Send>) {
+        let Some(first) = self.0.take() else {
+            self.0 = Some(payload);
+            return;
+        };
+        let (kept, surplus) = if is_end(&*payload) && !is_end(&*first) {
+            (payload, first)
+        } else {
+            (first, payload)
+        };
+        self.0 = Some(kept);
+        if let Err(end) = discard_payload(surplus) {
+            // A raised exit may have contexts, whose destructors could panic.
+            std::mem::forget(self.0.replace(end));
+        }
+    }
+
+    /// Returns `true` if an end of the running code is to continue.
+    pub(crate) fn is_end(&self) -> bool {
+        self.0.as_ref().is_some_and(|payload| is_end(&**payload))
+    }
+
+    /// Continues the unwinding, if there was one.
+    #[inline]
+    pub(crate) fn resume(self) {
+        if let Some(payload) = self.0 {
+            resume_unwind(payload);
+        }
+    }
 }
 
 /// Unwinds the running greenlet to its first frame: the second stage of an exit.
 pub(crate) fn force() -> ! {
-    resume_unwind(Box::new(Forced))
+    resume_unwind(forced())
+}
+
+/// Returns the payload of a forced unwinding.
+pub(crate) fn forced() -> Box<dyn Any + Send> {
+    Box::new(Forced(InProgress::begin(Why::Forced)))
 }
 
 /// Converts the payload of a greenlet that has unwound into the message for its parent.
@@ -92,10 +351,23 @@ pub(crate) fn exit_of(error: Error) -> Result<GreenletExit, Message> {
 #[inline(never)]
 fn exit_slow(error: Error) -> Result<GreenletExit, Message> {
     // CAUTION: runs arbitrary user code.
-    match catch_unwind(AssertUnwindSafe(|| error.downcast::<GreenletExit>())) {
+    match catch_unwind(AssertUnwindSafe(|| take_exit(error))) {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(error)) => Err(Message::Error(error)),
         Err(payload) => Err(parent_message(payload)),
+    }
+}
+
+/// Takes the exit out of an error. Drops what is around it.
+///
+/// # Errors
+///
+/// Returns the error again if it is no exit.
+pub(crate) fn take_exit(error: Error) -> Result<GreenletExit, Error> {
+    // CAUTION: runs arbitrary user code.
+    match GreenletExit::in_error(&error).cloned() {
+        Some(exit) => Ok(exit),
+        None => Err(error),
     }
 }
 

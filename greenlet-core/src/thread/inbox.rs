@@ -23,6 +23,7 @@
 //!   is atomic.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub(crate) struct Inbox(Mutex<VecDeque<Arc<Request>>>);
 
 /// A function that all threads are asked to run.
 pub(crate) struct Request {
-    /// Must neither switch nor unwind. What it returns is dropped.
+    /// Must not switch. What it returns is dropped.
     task: Box<dyn Fn() -> std::thread::Result<()> + Send + Sync>,
     /// The threads that have not run it.
     missing: Mutex<Vec<ThreadId>>,
@@ -65,7 +66,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Asks all threads that have greenlets to run `task`, which must neither switch nor unwind.
+    /// Asks all threads that have greenlets to run `task`, which must not switch.
     pub(crate) fn send_to_all(
         task: impl Fn() -> std::thread::Result<()> + Send + Sync + 'static,
     ) -> Arc<Request> {
@@ -121,13 +122,16 @@ pub(crate) fn register(thread: &ThreadState) {
 }
 
 /// Removes the calling thread, which is about to end, from the registry. [registered-alive]
-pub(crate) fn unregister(thread: &ThreadState) {
-    let Some(inbox) = thread.inbox.take() else { return };
+/// Returns the requests that it has not run.
+pub(crate) fn unregister(thread: &ThreadState) -> VecDeque<Arc<Request>> {
+    let Some(inbox) = thread.inbox.take() else {
+        return VecDeque::new();
+    };
     REGISTRY.lock().retain(|entry| !Arc::ptr_eq(&entry.inbox, &inbox));
     // No thread can add to the inbox any more.
-    for request in inbox.0.lock().drain(..) {
-        request.mark_done();
-    }
+    let requests = std::mem::take(&mut *inbox.0.lock());
+    requests.iter().for_each(|request| request.mark_done());
+    requests
 }
 
 /// Runs the requests in the calling thread's inbox. Costs one look at a flag if there is none.
@@ -147,15 +151,33 @@ fn run_requests_slow(thread: &ThreadState) {
         return; // the flag stays raised for a greenlet with more room
     }
     thread.lower_flag(flag::REMOTE_CALL);
-    while let Some(request) = next_request(thread) {
-        // CAUTION: runs arbitrary user code, which cannot switch.
-        let outcome = (request.task)();
+    let (mut done, mut unwound) = (Vec::new(), None);
+    for request in take_requests(thread) {
+        // CAUTION: runs arbitrary user code, which cannot switch. Ends that the task defers run
+        // after it, and may unwind.
+        let outcome = catch_unwind(AssertUnwindSafe(|| (request.task)()));
         request.mark_done();
-        // CAUTION: runs arbitrary user code: the destructor of a panic's payload.
-        drop(outcome);
+        let outcome = outcome.unwrap_or_else(|payload| match unwound {
+            Some(_) => Err(payload),
+            None => {
+                unwound = Some(payload);
+                Ok(())
+            }
+        });
+        done.push((request, outcome));
+    }
+    // Last: a destructor may switch, and would run the remaining requests inside itself.
+    // CAUTION: runs arbitrary user code: destructors of what tasks captured, and of payloads.
+    done.into_iter().for_each(drop);
+    if let Some(payload) = unwound {
+        resume_unwind(payload);
     }
 }
 
-fn next_request(thread: &ThreadState) -> Option<Arc<Request>> {
-    thread.inbox.borrow().as_ref()?.0.lock().pop_front()
+fn take_requests(thread: &ThreadState) -> VecDeque<Arc<Request>> {
+    let inbox = thread.inbox.borrow();
+    let Some(inbox) = &*inbox else {
+        return VecDeque::new();
+    };
+    std::mem::take(&mut *inbox.0.lock())
 }

@@ -38,6 +38,7 @@ pub(crate) mod prefetch;
 mod release;
 mod stacks;
 pub(crate) mod tracer;
+pub(crate) mod unwinding;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -50,8 +51,7 @@ use std::time::Instant;
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
 
-use crate::backend::SavedContext;
-use crate::backend::asan;
+use crate::backend::{self, SavedContext, asan};
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::pool::NodePool;
@@ -64,12 +64,19 @@ use crate::thread::inbox::Inbox;
 use crate::thread::prefetch::Prefetcher;
 use crate::thread::tracer::Tracer;
 
-/// The end of a greenlet that has to wait: see `switch/deferred.rs`.
-pub(crate) enum Deferred {
+/// Why a greenlet is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
     /// Its last handle was dropped.
-    HandleDropped(Greenlet),
+    HandleDropped,
     /// Its owner called `Greenlet::end`.
-    End(Greenlet),
+    Ended,
+}
+
+/// The end of a greenlet that has to wait: see `switch/deferred.rs`.
+pub(crate) struct Deferred {
+    pub(crate) greenlet: Greenlet,
+    pub(crate) cause: Cause,
 }
 
 /// The state of one thread.
@@ -99,6 +106,10 @@ pub(crate) struct ThreadState {
     await_locks: Cell<usize>,
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
     pub(crate) refusals: Cell<u32>,
+    /// Why the thread unwinds without a panic, if it does.
+    pub(crate) unwinding: Cell<Option<unwinding::Why>>,
+    /// How often a parent has changed, so that an end knows if its clean-up has changed any.
+    parent_changes: Cell<u64>,
     pub(crate) prefetcher: Prefetcher,
     pub(crate) exit_cache: ExitCache,
     /// `Some` while the thread is in the registry.
@@ -130,6 +141,8 @@ impl ThreadState {
             no_switch_frame: Cell::new(ptr::null()),
             await_locks: Cell::new(0),
             refusals: Cell::new(0),
+            unwinding: Cell::new(None),
+            parent_changes: Cell::new(0),
             prefetcher: Prefetcher::new(),
             exit_cache: ExitCache::none(),
             inbox: RefCell::new(None),
@@ -153,6 +166,7 @@ impl ThreadState {
     #[cold]
     #[inline(never)]
     fn set_up(&self) -> InnerRc {
+        backend::mark_copy();
         let is_alive = !self.has_flag(flag::EXITING) && thread_exit::install_guard();
         let main = self.create_main();
         self.main.set(main.as_ptr());
@@ -281,6 +295,13 @@ impl ThreadState {
         if node.status.set_await_lock(AwaitLock::Unlocked) == AwaitLock::LockedAndCounted {
             self.remove_await_lock();
         }
+    }
+
+    /// Counts a change of a parent. Returns how many there were.
+    pub(crate) fn count_parent_change(&self) -> u64 {
+        let changes = self.parent_changes.get() + 1;
+        self.parent_changes.set(changes);
+        changes
     }
 
     /// Iterates over all greenlets of the thread, in the order of their creation.

@@ -22,9 +22,12 @@ impl ThreadState {
     /// Replaces the last stack, and moves the previous one to the cache.
     #[inline]
     pub(crate) fn keep_last_stack(&self, stack: Option<Stack>) {
-        if let Some(previous) = self.last_stack.replace(stack) {
+        // First the previous one: the cache may allocate. An allocator that starts a greenlet must
+        // not find the stack that the thread still runs on.
+        if let Some(previous) = self.last_stack.take() {
             self.cache_stack(previous);
         }
+        self.last_stack.set(stack);
     }
 
     /// Returns `true` if there is a last stack.

@@ -2,3 +2,4 @@
 
 mod scope;
 mod scope_soundness;
+mod scope_unwinding;

@@ -6,7 +6,9 @@ mod exits;
 mod finishing;
 mod last_handle;
 mod lifecycle_matrix;
+mod meeting_ends;
 mod reentrancy;
+mod telling_ends;
 #[cfg(target_os = "linux")] // the order in which thread-locals are destroyed
 mod thread_end;
 mod threads;

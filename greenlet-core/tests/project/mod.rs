@@ -1,0 +1,55 @@
+//! Projects that tests generate, build and run with Cargo: for what a test's own binary cannot be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A generated project. Its target folder is shared by all of them.
+pub(crate) struct Project {
+    folder: PathBuf,
+}
+
+impl Project {
+    /// Creates a project. `parts` is added to its manifest.
+    pub(crate) fn new(name: &str, parts: &str, main: &str) -> Project {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let manifest = format!(
+            "[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n{parts}"
+        );
+        let project = Project { folder };
+        project.write("Cargo.toml", &manifest);
+        project.write("src/main.rs", main);
+        // The versions that the workspace uses have been downloaded.
+        let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
+        if let Ok(lock) = fs::read_to_string(lock) {
+            project.write("Cargo.lock", &lock);
+        }
+        project
+    }
+
+    /// Writes a file of the project.
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.folder.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Runs `cargo run` with arguments for the program. Nothing is downloaded.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("target");
+        Command::new(env!("CARGO"))
+            .args(["run", "--quiet", "--offline", "--manifest-path"])
+            .arg(self.folder.join("Cargo.toml"))
+            .args(["--target-dir".as_ref(), target.as_os_str()])
+            .arg("--")
+            .args(arguments)
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .expect("Cargo runs")
+    }
+}
+
+/// The text that a process wrote to its standard error.
+pub(crate) fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
