@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Draws the figures of docs/performance/figures.json, which `record.py` wrote: bars, as SVG, into docs/performance/; and
-tables, into docs/performance.md, between its markers `<!-- figures: NAME -->` and `<!-- end -->`.
+tables, into docs/performance.md and README.md, between their markers `<!-- figures: NAME -->` and `<!-- end -->`.
 
 Machine, command, date and spread stand in each picture. Nothing but Python's own library is needed."""
 
@@ -11,6 +11,7 @@ import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
+README = ROOT / "README.md"
 TARGET = ROOT / "docs" / "performance"
 FIGURES = TARGET / "figures.json"
 
@@ -277,10 +278,30 @@ def python(section, peers):
     return table(head, rows) + f"\n\n{versions}. " + stands(section)
 
 
+def in_short(recorded):
+    """The three numbers with which the README and the page begin."""
+    peers, in_python, in_bridge = recorded["peers"], recorded["python"], recorded["bridge"]
+    group = next(group for group in peers["groups"] if group["name"] == "ping-pong")
+    switch = {line["name"]: short(line["typical"]) for line in group["contenders"]}
+    python_switch = short(in_python["groups"]["ping-pong"]["greenlet"]["typical"])
+    lines = {line["what"]: line for line in in_bridge["lines"]}
+    waits = lines["an await that yields"]
+    memory = lines["resident memory of a suspended function"]
+    over = float(waits["more"])
+    rows = [
+        ["one switch", f"{switch['greenlet']} ns", f"corosensei {switch['corosensei']}, Python's greenlet {python_switch}"],
+        ["an `await_` that suspends", f"{short(waits['bridge'])} ns", f"{over:.0f} ns more than the same `.await` in `async` code"],
+        ["memory of a suspended function", f"{memory['bytes']:,} bytes", "one page of its stack is touched"],
+    ]
+    commands = f"`{peers['command']}` prints the first line, `{in_bridge['command']}` the others"
+    runs = {f"{section['machine']}, {section['date']}": None for section in (peers, in_python, in_bridge)}
+    return table(["what", "measured", "beside"], rows) + f"\n\n{commands}. Measured on {'; '.join(runs)}."
+
+
 def fill(text, name, made):
     marker = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)", re.S)
     if not marker.search(text):
-        raise SystemExit(f"{PAGE} has no place for the figures of {name}")
+        raise SystemExit(f"no page has a place for the figures of {name}")
     return marker.sub(lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text)
 
 
@@ -304,6 +325,10 @@ def main():
             text = fill(text, make.__name__, make(recorded[make.__name__]))
     if "python" in recorded:
         text = fill(text, "python", python(recorded["python"], recorded.get("peers", {})))
+    if {"peers", "python", "bridge"} <= recorded.keys():
+        text = fill(text, "short", in_short(recorded))
+        README.write_text(fill(README.read_text(), "short", in_short(recorded)))
+        print(README.relative_to(ROOT))
     PAGE.write_text(text)
     print(PAGE.relative_to(ROOT))
 

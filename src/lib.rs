@@ -95,7 +95,7 @@ pub use testing::recorder::record;
 
 /// Runs the code of the README and of the pages under `docs/`.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
+#[cfg_attr(feature = "tokio", doc = include_str!("../README.md"))] // it shows `PinnedPool`
 #[doc = include_str!("../docs/bridge.md")]
 #[doc = include_str!("../docs/semantics.md")]
 #[doc = include_str!("../docs/porting.md")]
@@ -104,4 +104,9 @@ pub use testing::recorder::record;
 #[doc = include_str!("../docs/testing.md")]
 #[doc = include_str!("../docs/safety.md")]
 #[doc = include_str!("../docs/stacks.md")]
+#[doc = include_str!("../docs/errors.md")]
+#[doc = include_str!("../docs/ownership.md")]
+#[doc = include_str!("../docs/ends.md")]
+#[doc = include_str!("../docs/tools.md")]
+#[doc = include_str!("../docs/coming-from.md")]
 struct Pages;
