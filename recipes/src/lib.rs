@@ -1,7 +1,8 @@
-//! What the recipes share: a runner of checks, a comparison of speeds, and a proxy that misbehaves.
+//! What the recipes share: a runner of checks, a comparison of speeds, and servers.
 //!
 //! None of this is for copying: the code to copy is in `../glue`.
 
+pub mod backend;
 pub mod bench;
 pub mod proxy;
 mod runner;

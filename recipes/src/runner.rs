@@ -29,7 +29,7 @@ static STACK: AtomicUsize = AtomicUsize::new(0);
 /// Makes a list of checks from the names of async functions.
 #[macro_export]
 macro_rules! checks {
-    ($($name:ident),* $(,)?) => {
+    ($($name:path),* $(,)?) => {
         &[$((stringify!($name), (|| Box::pin($name())) as fn() -> $crate::Future)),*] as &[$crate::Check]
     };
 }
