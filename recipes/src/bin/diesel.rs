@@ -215,6 +215,24 @@ async fn a_cancel_rolls_back_and_keeps_the_connection() -> Result<()> {
     Ok(())
 }
 
+async fn a_cancel_of_a_transaction_without_the_glue_replaces_the_connection() -> Result<()> {
+    let pool = pool(SERVER, 1).await?;
+    fresh(&pool).await?;
+    let (before, jobs) = (only_backend(&pool).await?, pool.clone());
+    let mut spawned = greenlet_spawn(move || {
+        connect(&jobs)?.transaction(|connection| -> Result<()> {
+            deposit(connection, "ann", 100)?;
+            await_(sleep(Duration::from_secs(1000)));
+            Ok(())
+        })
+    });
+    ensure!(timeout(SHORT, &mut spawned).await.is_err(), "it does not wait");
+    ensure!(spawned.cancel().await.is_err(), "it was committed");
+    expect(&pool, "ann", None).await?;
+    ensure!(before != only_backend(&pool).await?, "a connection in a transaction was used again");
+    Ok(())
+}
+
 async fn a_drop_rolls_back_and_replaces_the_connection() -> Result<()> {
     let pool = pool(SERVER, 1).await?;
     fresh(&pool).await?;
@@ -397,6 +415,7 @@ fn main() {
         an_error_rolls_back,
         a_panic_rolls_back_and_keeps_the_connection,
         a_cancel_rolls_back_and_keeps_the_connection,
+        a_cancel_of_a_transaction_without_the_glue_replaces_the_connection,
         a_drop_rolls_back_and_replaces_the_connection,
         a_time_limit_at_any_moment_leaves_the_pool_whole,
         a_server_that_is_not_there,

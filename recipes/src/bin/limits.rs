@@ -157,6 +157,17 @@ async fn stacker_does_not_know_the_stack_of_a_greenlet() -> Result<()> {
     Ok(())
 }
 
+async fn stacker_leaves_its_limit_behind_over_an_await() -> Result<()> {
+    let before = stacker::remaining_stack().context("stacker knows the bounds of a thread")?;
+    let mut spawned = greenlet_spawn(|| stacker::grow(1 << 20, || await_(std::future::pending::<()>())));
+    ensure!(poll!(&mut spawned).is_pending(), "it does not wait");
+    let meanwhile = stacker::remaining_stack().context("stacker has a limit")?;
+    drop(spawned);
+    eprintln!("stacker finds {before} bytes left of the thread's own stack, then {meanwhile}");
+    ensure!(meanwhile.abs_diff(before) > 1 << 20, "stacker is right: is the page still right?");
+    Ok(())
+}
+
 fn main() -> Result<()> {
     if let Some(case) = std::env::args().nth(1) {
         let run = async {
@@ -181,6 +192,7 @@ fn main() -> Result<()> {
         interleaved_enter_guards_panic,
         a_blocking_facade_panics,
         stacker_does_not_know_the_stack_of_a_greenlet,
+        stacker_leaves_its_limit_behind_over_an_await,
     ];
     greenlet_recipes::main("limits", checks, None);
     Ok(())
