@@ -4,13 +4,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{Parker, Unparker};
-use greenlet_core::{Greenlet, run_to_end};
+use greenlet_core::{Greenlet, is_end, run_to_end};
 
 use super::SpawnHooks;
 
@@ -235,7 +235,11 @@ impl Watched {
             // CAUTION: runs arbitrary user code.
             (shared.report)(&overrun);
         }));
-        reported.unwrap_or_else(std::mem::forget); // its destructor could panic, too
+        match reported {
+            Err(payload) if is_end(&*payload) => resume_unwind(payload),
+            Err(payload) => std::mem::forget(payload), // its destructor could panic, too
+            Ok(()) => {}
+        }
     }
 }
 
