@@ -239,7 +239,10 @@ impl<T: 'static> Drive<T> {
                 _ => None,
             };
             let mut event = match action {
-                Action::Resume(None) if self.is_plain => self.resume_root(),
+                Action::Resume(None) if self.is_plain => {
+                    raw::unlock(&self.root);
+                    self.resume_root()
+                }
                 action => self.resume(action),
             };
             let (waiter, polled) = loop {
@@ -289,11 +292,10 @@ impl<T: 'static> Drive<T> {
         }
     }
 
-    /// Does what [`resume`](Drive::resume) does for `Action::Resume(None)` without hooks: the most
-    /// frequent case.
+    /// Does what [`resume`](Drive::resume) does for `Action::Resume(None)` without hooks, if the
+    /// root is not locked: the most frequent case.
     #[inline(always)] // see `run`
     fn resume_root(&self) -> Result<Event<T>> {
-        raw::unlock(&self.root);
         let running = self.driver.enter_running();
         let event = self.root.switch(Ready);
         drop(running);
