@@ -14,7 +14,7 @@ use greenlet_core::{
     TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raw,
 };
 
-use crate::bridge::driver::{self, CANCELLED, Driver, Event, Phase, Polled, Ready};
+use crate::bridge::driver::{self, CANCELLED, Driver, Event, NestedPoll, Phase, Polled, Ready};
 use crate::bridge::error::StrayMessage;
 use crate::bridge::hooks::Hooks;
 
@@ -120,10 +120,19 @@ impl<T: 'static> Drive<T> {
     /// Polls the awaited future, and resumes the function if that is ready.
     #[inline]
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        check_switch_allowed()?; // refuse before anything has changed
+        // Refuse before anything has changed.
+        check_switch_allowed()?;
+        let _nested = NestedPoll::enter()?;
         if driver::is_cancelled_from_outside(cx) {
             return self.clean_up_nested(cx);
         }
+        self.poll_ordinary(cx)
+    }
+
+    /// Polls a spawn that is not being cancelled from outside. Not inlined: the polls of nested
+    /// clean-up would keep its frame.
+    #[inline(never)]
+    fn poll_ordinary(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
         if driver::has_stops() {
             self.driver.stops.set(true);
         }
@@ -199,13 +208,20 @@ impl<T: 'static> Drive<T> {
                 if has_nested && driver::cancel_nested(cx, |cx| self.poll_waiter(cx)) {
                     return self.pending();
                 }
-                self.driver.is_cancelled.set(true);
-                self.driver.in_place.set(false);
-                self.is_plain = false;
-                self.cancelled = self.lineage_of_waiter();
-                self.run(Action::Cancel(GreenletExit::with_reason(CANCELLED)), cx)
+                self.throw_cancel(cx)
             }
         }
+    }
+
+    /// Throws the exit of a cancel. Not inlined, as [`poll_ordinary`](Drive::poll_ordinary).
+    #[cold]
+    #[inline(never)]
+    fn throw_cancel(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        self.driver.is_cancelled.set(true);
+        self.driver.in_place.set(false);
+        self.is_plain = false;
+        self.cancelled = self.lineage_of_waiter();
+        self.run(Action::Cancel(GreenletExit::with_reason(CANCELLED)), cx)
     }
 
     /// Cancels the function, because the spawn that awaits this one was cancelled, or polls its
@@ -294,7 +310,10 @@ impl<T: 'static> Drive<T> {
 
     /// Does what [`resume`](Drive::resume) does for `Action::Resume(None)` without hooks, if the
     /// root is not locked: the most frequent case.
-    #[inline(always)] // see `run`
+    ///
+    /// Inlined as [`run`](Drive::run), except in a debug build: there its temporaries would be on the
+    /// stack of each nested poll.
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn resume_root(&self) -> Result<Event<T>> {
         let running = self.driver.enter_running();
         let event = self.root.switch(Ready);
