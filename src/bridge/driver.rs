@@ -146,7 +146,7 @@ fn check_stack(depth: u32) -> Result<()> {
     };
     let left = usage.size.saturating_sub(usage.used);
     // Enough for the poll of the innermost future, and for the backtrace of a panic.
-    if left >= (usage.size / 8).min(128 << 10) {
+    if left >= (usage.size / 8).min(32 << 10) {
         return Ok(());
     }
     anyhow::bail!(

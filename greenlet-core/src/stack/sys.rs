@@ -300,7 +300,11 @@ fn ask_thread_stack() -> Option<Range<usize>> {
     // SAFETY: the first call initialises the attributes, and the others are made only then. All
     // write to locals of this function.
     let asked = unsafe {
-        check(libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr())).and_then(|()| {
+        check(libc::pthread_getattr_np(
+            libc::pthread_self(),
+            attributes.as_mut_ptr(),
+        ))
+        .and_then(|()| {
             let read = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len);
             libc::pthread_attr_destroy(attributes.as_mut_ptr());
             check(read)

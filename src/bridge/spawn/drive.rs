@@ -118,7 +118,7 @@ impl<T: 'static> Drive<T> {
     }
 
     /// Polls the awaited future, and resumes the function if that is ready.
-    #[inline]
+    #[inline(always)] // nested polls have one frame less each
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
         // Refuse before anything has changed.
         check_switch_allowed()?;
@@ -154,9 +154,14 @@ impl<T: 'static> Drive<T> {
     /// Returns `Pending` to the executor.
     #[inline]
     fn pending(&self) -> Poll<Result<T>> {
+        self.note_pending();
+        Poll::Pending
+    }
+
+    #[inline]
+    fn note_pending(&self) {
         self.driver.phase.set(Phase::Suspended);
         driver::note_pending_spawn();
-        Poll::Pending
     }
 
     /// Polls the future that the function waits for.
@@ -250,17 +255,8 @@ impl<T: 'static> Drive<T> {
         self.driver.keep_waker(cx.waker());
         loop {
             // The greenlet that gets the error of a stray message.
-            let mut last = match &action {
-                Action::Resume(Some(waiter)) => Some(waiter.downgrade()),
-                _ => None,
-            };
-            let mut event = match action {
-                Action::Resume(None) if self.is_plain => {
-                    raw::unlock(&self.root);
-                    self.resume_root()
-                }
-                action => self.resume(action),
-            };
+            let mut last = None;
+            let mut event = self.resume_by(action, &mut last);
             let (waiter, polled) = loop {
                 match event {
                     Ok(Event::Await(None)) => {
@@ -283,28 +279,66 @@ impl<T: 'static> Drive<T> {
                     Ok(Event::Done(output)) if self.root.is_dead() => {
                         return Poll::Ready(Ok(self.finish(output)));
                     }
-                    other => {
-                        let action = self.unexpected_message(other, last.take())?;
-                        event = self.resume(action);
-                    }
+                    other => event = self.after_unexpected(other, last.take())?,
                 }
             };
-            let polled = match polled {
-                Polled::ToEnd => self.end_waiter(waiter.as_ref().unwrap_or(&self.root).clone(), cx),
-                polled => polled,
+            action = match self.act_on(polled, waiter, cx) {
+                Some(action) => action?,
+                None => return Poll::Pending,
             };
-            action = match polled {
-                Polled::Ready => Action::Resume(waiter),
-                Polled::Pending => {
-                    raw::lock_for_await(&self.root);
-                    self.stage = Stage::Waiting(waiter);
-                    self.unbind();
-                    let pending = self.pending();
-                    self.call_pending_hooks();
-                    return pending;
-                }
-                Polled::Withdrawn | Polled::ToEnd => self.waiter_gone()?,
-            };
+        }
+    }
+
+    /// Resumes the function. Stores the greenlet that gets the error of a stray message in `last`;
+    /// `None` is the root.
+    #[cfg_attr(not(debug_assertions), inline(always))] // see `resume_root`
+    fn resume_by(&mut self, action: Action, last: &mut Option<WeakGreenlet>) -> Result<Event<T>> {
+        *last = match &action {
+            Action::Resume(Some(waiter)) => Some(waiter.downgrade()),
+            _ => None,
+        };
+        match action {
+            Action::Resume(None) if self.is_plain => {
+                raw::unlock(&self.root);
+                self.resume_root()
+            }
+            action => self.resume(action),
+        }
+    }
+
+    /// Resumes the function after a message that is neither an await nor its end.
+    #[cold]
+    fn after_unexpected(
+        &mut self,
+        event: Result<Event<T>>,
+        last: Option<WeakGreenlet>,
+    ) -> Result<Result<Event<T>>> {
+        let action = self.unexpected_message(event, last)?;
+        Ok(self.resume(action))
+    }
+
+    /// Decides what follows the first poll of a future. `None` means that the future is pending.
+    #[cfg_attr(not(debug_assertions), inline(always))] // see `resume_root`
+    fn act_on(
+        &mut self,
+        mut polled: Polled,
+        waiter: Option<Greenlet>,
+        cx: &mut Context<'_>,
+    ) -> Option<Result<Action>> {
+        if polled == Polled::ToEnd {
+            polled = self.end_waiter(waiter.as_ref().unwrap_or(&self.root).clone(), cx);
+        }
+        match polled {
+            Polled::Ready => Some(Ok(Action::Resume(waiter))),
+            Polled::Pending => {
+                raw::lock_for_await(&self.root);
+                self.stage = Stage::Waiting(waiter);
+                self.unbind();
+                self.note_pending();
+                self.call_pending_hooks();
+                None
+            }
+            Polled::Withdrawn | Polled::ToEnd => Some(self.waiter_gone()),
         }
     }
 

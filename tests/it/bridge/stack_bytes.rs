@@ -43,18 +43,12 @@ fn an_await_keeps_one_copy_of_its_future_in_release_and_three_in_debug() {
         (
             "await_",
             false,
-            [
-                || _ = await_(large::<SMALL>()),
-                || _ = await_(large::<LARGE>()),
-            ],
+            [|| _ = await_(large::<SMALL>()), || _ = await_(large::<LARGE>())],
         ),
         (
             "in place",
             true,
-            [
-                || _ = await_(large::<SMALL>()),
-                || _ = await_(large::<LARGE>()),
-            ],
+            [|| _ = await_(large::<SMALL>()), || _ = await_(large::<LARGE>())],
         ),
         (
             "try_await_",
@@ -76,10 +70,7 @@ fn an_await_keeps_one_copy_of_its_future_in_release_and_three_in_debug() {
         (
             "generic",
             false,
-            [
-                || _ = generic(large::<SMALL>()),
-                || _ = generic(large::<LARGE>()),
-            ],
+            [|| _ = generic(large::<SMALL>()), || _ = generic(large::<LARGE>())],
         ),
     ];
     for (name, in_place, functions) in ways {
