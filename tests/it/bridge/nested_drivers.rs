@@ -172,7 +172,7 @@ fn two_mebibytes_hold_800_nested_spawns_in_debug_and_4000_in_release() {
     });
     on_two_mebibytes(|| {
         let _no_leaks = NoLeaks::watch();
-        let mut spawned = greenlet_spawn(|| nest(DEPTH / 2));
+        let mut spawned = greenlet_spawn(|| nest(DEPTH));
         assert!(poll(&mut spawned).is_pending());
         assert!(
             ready(poll(&mut spawned.cancel()))
