@@ -297,20 +297,15 @@ fn ask_thread_stack() -> Option<Range<usize>> {
 fn ask_thread_stack() -> Option<Range<usize>> {
     let mut attributes = std::mem::MaybeUninit::uninit();
     let (mut start, mut len) = (ptr::null_mut(), 0);
-    // SAFETY: the first call initialises the attributes, and the others are made only then. All
-    // write to locals of this function.
-    let asked = unsafe {
-        check(libc::pthread_getattr_np(
-            libc::pthread_self(),
-            attributes.as_mut_ptr(),
-        ))
-        .and_then(|()| {
-            let read = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len);
-            libc::pthread_attr_destroy(attributes.as_mut_ptr());
-            check(read)
-        })
-    };
-    asked.ok()?;
+    // SAFETY: the function has no conditions.
+    let thread = unsafe { libc::pthread_self() };
+    // SAFETY: the thread is alive, and the attributes are a local to write to.
+    check(unsafe { libc::pthread_getattr_np(thread, attributes.as_mut_ptr()) }).ok()?;
+    // SAFETY: the attributes are initialised, and the results are locals to write to.
+    let status = unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len) };
+    // SAFETY: the attributes are initialised, and are not used any more.
+    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    check(status).ok()?;
     Some(start.addr()..start.addr().saturating_add(len))
 }
 

@@ -39,7 +39,8 @@ fn generic<F: Future>(future: F) -> F::Output {
 fn an_await_keeps_one_copy_of_its_future_in_release_and_three_in_debug() {
     const SMALL: usize = 16 << 10;
     const LARGE: usize = 64 << 10;
-    let ways: [(&str, bool, [fn(); 2]); 5] = [
+    type Way = (&'static str, bool, [fn(); 2]);
+    let ways: [Way; 5] = [
         (
             "await_",
             false,

@@ -60,7 +60,7 @@ fn waits_for_its_parent() {
 
 #[inline(never)]
 fn waits_in_a_scope() {
-    let held = vec![1];
+    let held = [1];
     scope(|s| {
         let child = s.greenlet(|(): ()| {
             assert_eq!(held.len(), 1);
@@ -83,7 +83,8 @@ fn waits_in_a_generator() {
 
 #[test]
 fn a_dump_leaves_out_the_frames_of_the_library() {
-    let functions: [(fn(), &[&str]); 5] = [
+    type Case = (fn(), &'static [&'static str]);
+    let functions: [Case; 5] = [
         (waits_in_the_bridge, &["waits_in_the_bridge"]),
         (waits_and_returns_an_error, &["waits_and_returns_an_error"]),
         (
