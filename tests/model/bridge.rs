@@ -81,6 +81,7 @@ pub(crate) fn one(world: &'static World, number: u32, op: &Op, context: &Context
         Op::BlockOn(_) if panicking() => {}
         Op::BlockOn(body) => {
             world.is_disturbed.set(true);
+            world.has_drivers.set(true);
             world.blocking.set(world.blocking.get() + 1);
             let _blocking = Lower(&world.blocking);
             (0..GATES).for_each(open);
@@ -132,7 +133,7 @@ pub(crate) fn function(body: &Body, hooks: Option<Rc<Hooked>>) -> impl FnOnce() 
     move || {
         let active = world().activate("spawn");
         world().check_current("a spawn");
-        if hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
+        if !world().is_disturbed.get() && hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
             fail("a function starts outside of its hooks");
         }
         let result = finish(run(&body, &Context::new("a spawn", Some(active.0))));
@@ -155,7 +156,7 @@ pub(crate) fn stream_function(
         let active = world().activate("stream");
         let _capture = capture;
         world().check_current("a stream");
-        if hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
+        if !world().is_disturbed.get() && hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
             fail("a function starts outside of its hooks");
         }
         world().register(&getcurrent());

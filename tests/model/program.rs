@@ -373,7 +373,6 @@ impl Kind {
             Place::Spans => matches!(
                 self,
                 Kind::Await
-                    | Kind::Open
                     | Kind::Span
                     | Kind::Local
                     | Kind::Catch

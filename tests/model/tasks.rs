@@ -108,6 +108,7 @@ pub(crate) fn poll(world: &'static World, slot: usize) -> bool {
         drop(world.tasks.put(slot, Some(task))); // the poll would panic, which aborts
         return false;
     }
+    world.has_drivers.set(true);
     let span = tracing::Span::current().id();
     let was_woken = task.woken.is_woken.swap(false, Ordering::SeqCst);
     let was_polled = std::mem::replace(&mut task.is_polled, true);
