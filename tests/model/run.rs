@@ -285,6 +285,7 @@ fn one(world: &'static World, number: u32, op: &Op, context: &Context<'_>) -> Re
         }
         Op::Trace { body, fails } => {
             disturb(world);
+            world.has_tracers.set(true);
             world.may_defer.set(true); // a tracer may end a greenlet during a switch
             let (body, fails, witness) = (body.clone(), *fails, world.witness("tracer", None));
             let tracer = Tracer::new(move |_| {

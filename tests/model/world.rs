@@ -90,6 +90,8 @@ pub(crate) struct World {
     pub(crate) sections: Cell<u32>,
     /// How many calls of `block_on_greenlet` have not returned. Gates are open then.
     pub(crate) blocking: Cell<u32>,
+    /// Set when a tracer may run other code in the middle of a function.
+    pub(crate) has_tracers: Cell<bool>,
     /// Set when a greenlet may have the driver of a spawn on its stack.
     pub(crate) has_drivers: Cell<bool>,
     /// Set when something may have been left for good: a leak, or a body that refuses to end.
@@ -152,6 +154,7 @@ impl World {
             steps: Cell::new(0),
             sections: Cell::new(0),
             blocking: Cell::new(0),
+            has_tracers: Cell::new(false),
             has_drivers: Cell::new(false),
             may_leave: Cell::new(false),
             may_lose: Cell::new(false),
