@@ -12,6 +12,7 @@ mod handle_into_thread;
 mod main_handle_into_thread;
 mod no_function;
 mod no_parent_removed;
+mod no_type_received;
 mod parent_is_a_greenlet;
 mod parent_of_another_thread;
 mod thrown_is_an_error;

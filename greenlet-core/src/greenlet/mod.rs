@@ -86,7 +86,8 @@ impl Greenlet {
     ///   ends.
     /// - [`TypeMismatch`](crate::TypeMismatch) if what arrives is not an `R`. The error owns the
     ///   value. Ask for a [`Value`] to accept any type. A greenlet that ended by exit sends a
-    ///   [`GreenletExit`].
+    ///   [`GreenletExit`]. A type without values, such as `!`, does not compile: in
+    ///   `child.switch(())?;` nothing says which type is meant.
     /// - The switch was refused: [`TypeMismatch`](crate::TypeMismatch) for a pending greenlet that
     ///   takes another type, [`StackError`](crate::StackError),
     ///   [`AwaitInProgress`](crate::AwaitInProgress), [`Unwinding`](crate::Unwinding),
@@ -115,6 +116,7 @@ impl Greenlet {
     #[track_caller]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         switch::switch_to(&self.inner, &mut value, at)
@@ -148,6 +150,7 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         let payload = Payload::new(&mut value);
@@ -183,6 +186,7 @@ impl Greenlet {
     #[track_caller]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
         let back = match switch::try_switch_to_parent(&self.inner, &mut value, at) {
@@ -228,6 +232,7 @@ impl Greenlet {
     /// ```
     #[track_caller]
     pub fn throw<R: 'static>(&self, error: impl Into<Error>) -> Result<R> {
+        const { receive::assert_has_values::<R>() }
         let at = Location::caller();
         receive::receive(switch::throw(&self.inner, error.into(), at)?)
     }

@@ -21,6 +21,16 @@ use crate::payload::value::Value;
 use crate::switch::envelope::Envelope;
 use crate::switch::{backtrace_request, trace, unwind};
 
+/// Fails to compile for a type without values, which no switch can return.
+///
+/// In edition 2024, `child.switch(())?;` asks for a `!`, because nothing says which type is meant.
+pub(crate) const fn assert_has_values<R>() {
+    assert!(
+        size_of::<Option<R>>() != 0, // that of a type without values has one value, `None`
+        "this switch cannot return: its type has no values. Say which type it receives: `let () = child.switch(..)?;` or `child.switch::<()>(..)?;`"
+    );
+}
+
 /// Returns the value of a payload if it is an `R`.
 #[inline(always)] // hot: see "Inlining" in `switch`
 pub(crate) fn receive<R: 'static>(payload: Payload) -> Result<R, Error> {
