@@ -229,7 +229,10 @@ async fn a_cancel_of_a_transaction_without_the_glue_replaces_the_connection() ->
     ensure!(timeout(SHORT, &mut spawned).await.is_err(), "it does not wait");
     ensure!(spawned.cancel().await.is_err(), "it was committed");
     expect(&pool, "ann", None).await?;
-    ensure!(before != only_backend(&pool).await?, "a connection in a transaction was used again");
+    ensure!(
+        before != only_backend(&pool).await?,
+        "a connection in a transaction was used again"
+    );
     Ok(())
 }
 
