@@ -54,7 +54,8 @@ fn worker(jobs: &Rc<Cell<u32>>, most: u32, guard: fn(fn()) -> bool) -> Spawn<()>
 #[test]
 fn a_caught_unwinding_of_a_cancel_starts_again_at_the_next_await() {
     let _no_leaks = NoLeaks::watch();
-    let guards: [fn(fn()) -> bool; 2] = [
+    type Guard = fn(fn()) -> bool;
+    let guards: [Guard; 2] = [
         |job| catch_unwind(job).is_err(),
         |job| {
             let mut is_caught = false;
@@ -321,7 +322,7 @@ fn a_cancel_reaches_spawns_in_combinators_and_children() {
             .map(drop)
         });
         let _ = child.switch::<()>(());
-        let _ = child.end();
+        child.end();
     });
     runtime.block_on(async {
         assert!(futures::poll!(&mut spawned).is_pending());

@@ -338,6 +338,6 @@ fn a_function_with_another_parent_returns_to_its_driver() {
 /// Returns the greenlet of a function that waits.
 fn root_of<T>(_: &greenlet::SpawnResult<T>) -> Greenlet {
     let all = greenlet::greenlets();
-    let last = all.into_iter().filter(|greenlet| !greenlet.is_main()).next_back();
+    let last = all.into_iter().rfind(|greenlet| !greenlet.is_main());
     last.expect("a spawn has a greenlet")
 }

@@ -39,22 +39,17 @@ fn generic<F: Future>(future: F) -> F::Output {
 fn an_await_keeps_one_copy_of_its_future_in_release_and_three_in_debug() {
     const SMALL: usize = 16 << 10;
     const LARGE: usize = 64 << 10;
-    let ways: [(&str, bool, [fn(); 2]); 5] = [
+    type Way = (&'static str, bool, [fn(); 2]);
+    let ways: [Way; 5] = [
         (
             "await_",
             false,
-            [
-                || drop(await_(large::<SMALL>())),
-                || drop(await_(large::<LARGE>())),
-            ],
+            [|| _ = await_(large::<SMALL>()), || _ = await_(large::<LARGE>())],
         ),
         (
             "in place",
             true,
-            [
-                || drop(await_(large::<SMALL>())),
-                || drop(await_(large::<LARGE>())),
-            ],
+            [|| _ = await_(large::<SMALL>()), || _ = await_(large::<LARGE>())],
         ),
         (
             "try_await_",
@@ -68,18 +63,15 @@ fn an_await_keeps_one_copy_of_its_future_in_release_and_three_in_debug() {
             "await_nested",
             false,
             [
-                || drop(await_nested(large::<SMALL>())),
-                || drop(await_nested(large::<LARGE>())),
+                || _ = await_nested(large::<SMALL>()),
+                || _ = await_nested(large::<LARGE>()),
             ],
         ),
         // The caller's parameter is a copy of its own in debug.
         (
             "generic",
             false,
-            [
-                || drop(generic(large::<SMALL>())),
-                || drop(generic(large::<LARGE>())),
-            ],
+            [|| _ = generic(large::<SMALL>()), || _ = generic(large::<LARGE>())],
         ),
     ];
     for (name, in_place, functions) in ways {
@@ -105,6 +97,6 @@ fn in_release_an_await_takes_the_size_of_its_future_and_two_kibibytes() {
         return;
     }
     // Pages, and the place where the stack begins in its first one, add up to two pages.
-    let touched = touched(false, || drop(await_(large::<{ 64 << 10 }>())));
+    let touched = touched(false, || _ = await_(large::<{ 64 << 10 }>()));
     assert!(touched <= (64 << 10) + (2 << 10) + 2 * 4096, "{touched} bytes");
 }
