@@ -342,8 +342,9 @@ async fn removes_its_tables() -> Result<()> {
 /// 1,000 transactions of three queries, 100 at once, on 10 connections.
 #[cfg(feature = "diesel_bench")]
 async fn compare() -> Result<()> {
+    use diesel::RunQueryDsl as Blocking;
     use diesel::r2d2::{ConnectionManager, Pool as BlockingPool};
-    use diesel_async::AsyncConnection;
+    use diesel_async::RunQueryDsl as Awaiting;
     use futures::stream::{StreamExt, TryStreamExt, iter};
 
     const JOBS: i64 = 1000;
@@ -361,13 +362,18 @@ async fn compare() -> Result<()> {
         iter((0..JOBS).map(job)).buffer_unordered(100).try_collect().await
     }
     macro_rules! job {
-        ($connection:ident, $id:ident $(, $await:tt)?) => {{
-            let name = accounts::name.eq(format!("account {}", $id));
-            diesel::insert_into(accounts::table).values((&name, accounts::cents.eq(1))).on_conflict(accounts::name)
-                .do_update().set(accounts::cents.eq(1)).execute($connection)$(.$await)??;
-            diesel::update(accounts::table.filter(&name)).set(accounts::cents.eq(accounts::cents + 1))
-                .execute($connection)$(.$await)??;
-            let cents: i64 = accounts::table.filter(&name).select(accounts::cents).first($connection)$(.$await)??;
+        ($run:ident, $connection:ident, $id:ident $(, $await:tt)?) => {{
+            let name = format!("account {}", $id);
+            let insert = diesel::insert_into(accounts::table)
+                .values((accounts::name.eq(&name), accounts::cents.eq(1)))
+                .on_conflict(accounts::name)
+                .do_update()
+                .set(accounts::cents.eq(1));
+            $run::execute(insert, $connection)$(.$await)??;
+            let update = diesel::update(accounts::table.filter(accounts::name.eq(&name)));
+            $run::execute(update.set(accounts::cents.eq(accounts::cents + 1)), $connection)$(.$await)??;
+            let select = accounts::table.filter(accounts::name.eq(&name)).select(accounts::cents);
+            let cents: i64 = $run::first(select, $connection)$(.$await)??;
             ensure!(cents == 2, "an account has {cents}");
             Ok(())
         }};
@@ -376,20 +382,17 @@ async fn compare() -> Result<()> {
         let pool = pool.clone();
         Box::pin(all(move |id| {
             let pool = pool.clone();
-            greenlet_spawn(move || connect(&pool)?.transaction(|connection| job!(connection, id)))
+            greenlet_spawn(move || connect(&pool)?.transaction(|connection| job!(Blocking, connection, id)))
         }))
     };
     let native = || -> Future {
-        use diesel_async::RunQueryDsl;
         let pool = pool.clone();
         Box::pin(all(move |id| {
             let pool = pool.clone();
             async move {
-                let mut connection = pool.get().await?;
-                let transaction = AsyncConnection::transaction(&mut *connection, async |connection| {
-                    job!(connection, id, await)
-                });
-                transaction.await
+                let connection = &mut *pool.get().await?;
+                let job = async |connection: &mut AsyncPgConnection| job!(Awaiting, connection, id, await);
+                diesel_async::AsyncConnection::transaction(connection, job).await
             }
         }))
     };
@@ -398,7 +401,10 @@ async fn compare() -> Result<()> {
         Box::pin(all(move |id| {
             let pool = pool.clone();
             async move {
-                let job = move || pool.get()?.transaction(|connection| job!(connection, id));
+                let job = move || {
+                    pool.get()?
+                        .transaction(|connection| job!(Blocking, connection, id))
+                };
                 tokio::task::spawn_blocking(job).await?
             }
         }))
