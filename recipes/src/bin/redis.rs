@@ -17,7 +17,7 @@ use glue::Bridged;
 mod glue;
 
 const SERVER: &str = "127.0.0.1:6379";
-const LIMIT: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(1);
 
 async fn connect(server: impl ToString) -> RedisResult<Bridged<MultiplexedConnection>> {
     let client = Client::open(format!("redis://{}", server.to_string()))?;
