@@ -140,6 +140,34 @@ async fn costs() {
     }
 }
 
+/// A future of a little more than `N` bytes, which it fills, and which is ready.
+async fn large<const N: usize>() -> u64 {
+    let mut buffer = [0_u8; N];
+    black_box(&mut buffer);
+    number(1).await + u64::from(black_box(&buffer)[N - 1])
+}
+
+async fn large_futures<const N: usize>() {
+    const COUNT: usize = 200;
+    pair(
+        &format!("an await of a future of {} KiB", N >> 10),
+        COUNT,
+        || async {
+            for _ in 0..COUNT {
+                black_box(large::<N>().await);
+            }
+        },
+        || {
+            greenlet_spawn(|| {
+                for _ in 0..COUNT {
+                    black_box(await_(large::<N>()));
+                }
+            })
+        },
+    )
+    .await;
+}
+
 async fn calls_in_place() {
     const N: usize = 2_000;
     pair(
@@ -290,6 +318,9 @@ fn main() {
     runtime.block_on(LocalSet::new().run_until(async {
         costs().await;
         calls_in_place().await;
+        large_futures::<{ 1 << 10 }>().await;
+        large_futures::<{ 16 << 10 }>().await;
+        large_futures::<{ 64 << 10 }>().await;
         tasks("1 ready", 1, false, || number(1)).await;
         tasks("1 ready, in place", 1, true, || number(1)).await;
         tasks("1 that yields", 1, false, yield_now).await;

@@ -140,12 +140,13 @@ pub(super) fn wait<F: Future>(
                 true => Step::PollHere(Rc::clone(driver)),
                 false => Step::Done(Slot::new(future.as_mut()).wait(driver, id, None, at)),
             },
-            _ => Step::Done(wait_slow(future.as_mut(), unwinds, at)),
+            _ => Step::Other,
         })
     };
     let driver = match step {
         Step::Done(result) => return result,
         Step::PollHere(driver) => driver,
+        Step::Other => return wait_slow(future, unwinds, at),
     };
     // Counted: the poll may suspend a coroutine of another library that runs on this stack. The
     // root may then end, and drop its handle of the driver, before the poll returns.
@@ -155,14 +156,13 @@ pub(super) fn wait<F: Future>(
     drop(driver);
     // The poll may have switched away, and the driver may have ended meanwhile.
     // SAFETY: as above.
-    unsafe {
-        raw::with_attached(|driver: Option<&Rc<Driver>>, id| match driver {
-            Some(driver) if driver.phase.get() == Phase::Running => {
-                Slot::new(future).wait(driver, id, None, at)
-            }
-            _ => wait_slow(future, unwinds, at),
+    let waited = unsafe {
+        raw::with_attached(|driver: Option<&Rc<Driver>>, id| {
+            let driver = driver.filter(|driver| driver.phase.get() == Phase::Running)?;
+            Some(Slot::new(future.as_mut()).wait(driver, id, None, at))
         })
-    }
+    };
+    waited.unwrap_or_else(|| wait_slow(future, unwinds, at))
 }
 
 /// What the first look at the driver leads to.
@@ -170,6 +170,8 @@ enum Step<T> {
     Done(Result<T>),
     /// The future is polled on the stack of the root.
     PollHere(Rc<Driver>),
+    /// The running greenlet is not the root of a running driver.
+    Other,
 }
 
 /// Awaits in a greenlet below the root or in a cancelled function, or refuses.

@@ -28,6 +28,10 @@ use super::spawn::greenlet_spawn;
 /// out: in the poll of a future that a spawned function awaits, and under a runtime of tokio (with
 /// the feature `tokio`).
 ///
+/// It cannot find out that another executor runs its tasks on this thread, such as smol or
+/// `futures::executor::block_on`. If the function then awaits something that only a task of that
+/// executor does, it waits for ever.
+///
 /// # Panics
 ///
 /// - Panics with the panic of the function.

@@ -108,6 +108,54 @@ thread_local! {
     static STOPS: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
+thread_local! {
+    /// How many polls of spawns run on this thread, one inside the other.
+    static NESTED_POLLS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Up to this depth, polls do not ask how much of the stack is left.
+const SHALLOW: u32 = 32;
+
+/// Counts the poll of a spawn, until it is dropped.
+pub(super) struct NestedPoll(());
+
+impl NestedPoll {
+    /// Enters a poll. Fails if little is left of the stack on which many polls are nested.
+    #[inline]
+    pub(super) fn enter() -> Result<NestedPoll> {
+        let depth = NESTED_POLLS.get();
+        if depth >= SHALLOW {
+            check_stack(depth)?;
+        }
+        NESTED_POLLS.set(depth.wrapping_add(1));
+        Ok(NestedPoll(()))
+    }
+}
+
+impl Drop for NestedPoll {
+    #[inline]
+    fn drop(&mut self) {
+        NESTED_POLLS.set(NESTED_POLLS.get().wrapping_sub(1));
+    }
+}
+
+#[cold]
+fn check_stack(depth: u32) -> Result<()> {
+    let Some(usage) = raw::running_stack() else {
+        return Ok(()); // the system does not say
+    };
+    let left = usage.size.saturating_sub(usage.used);
+    // Enough for the poll of the innermost future, and for the backtrace of a panic.
+    if left >= (usage.size / 8).min(32 << 10) {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "{depth} spawned functions await each other, and the stack that polls them has {left} of {} bytes left; \
+         poll them on a thread with a larger stack, or give the inner ones to the executor as tasks",
+        usage.size
+    )
+}
+
 fn task_of(cx: &Context<'_>) -> Option<NonZeroUsize> {
     NonZeroUsize::new(ptr::from_ref(cx.waker()).addr())
 }

@@ -165,15 +165,14 @@ fn without_hashes(function: &str) -> String {
     kept
 }
 
-/// Removes the frames of the library and of the runtime below and above the user's frames.
+/// Removes the frames of the library and of the runtime.
 ///
 /// It parses the text that the standard library prints, whose format may change. A text in another
 /// format is returned unchanged.
 fn without_ours(backtrace: &str) -> String {
-    const OURS: [&str; 9] = [
+    const OURS: [&str; 8] = [
         "greenlet_core::",
-        "greenlet::bridge::",
-        "greenlet::scope::",
+        "greenlet::",
         "std::backtrace",
         "std::panic",
         "core::ops::function",
@@ -215,18 +214,12 @@ fn without_ours(backtrace: &str) -> String {
     let looks = frames
         .iter()
         .rposition(|frame| frame.contains("greenlet::debug::dump"));
-    let after = looks.map_or(0, |last| last + 1);
-    let start = after + frames[after..].iter().take_while(|frame| is_ours(frame)).count();
-    let mut kept = frames.get(start..end).unwrap_or(&[]);
-    while let Some((last, rest)) = kept.split_last() {
-        if end == frames.len() || !is_ours(last) {
-            break;
-        }
-        kept = rest;
-    }
+    let start = looks.map_or(0, |last| last + 1);
+    let between = frames.get(start..end).unwrap_or(&[]);
+    let kept: String = between.iter().filter(|frame| !is_ours(frame)).cloned().collect();
     if kept.is_empty() {
         backtrace.to_owned()
     } else {
-        kept.concat()
+        kept
     }
 }

@@ -135,6 +135,25 @@ pub fn keep_suspended<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> T {
 #[inline]
 pub fn hold<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> (T, bool) {
     let inner = greenlet.inner();
+    hide_for_hold(greenlet);
+    inner.status.set_hold(Hold::Held);
+    let is_counted = inner.has_other_handles();
+    if is_counted {
+        ThreadState::current().add_await_lock();
+    }
+    let release = Release { greenlet, is_counted };
+    // CAUTION: runs arbitrary user code.
+    let value = during();
+    let is_to_end = release.release();
+    std::mem::forget(release);
+    (value, is_to_end)
+}
+
+/// Hides a greenlet that is about to be held. A function of its own, because nested polls keep the
+/// frame of [`hold`], which has the temporaries of the panics in a debug build.
+#[inline]
+fn hide_for_hold(greenlet: &Greenlet) {
+    let inner = greenlet.inner();
     assert!(
         inner.status.hold() == Hold::None,
         "the greenlet is kept suspended already"
@@ -151,17 +170,6 @@ pub fn hold<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> (T, bool) {
         !inner.hidden_sp.get().is_null(),
         "only a suspended greenlet can be kept suspended; this one is pending or dead"
     );
-    inner.status.set_hold(Hold::Held);
-    let is_counted = inner.has_other_handles();
-    if is_counted {
-        ThreadState::current().add_await_lock();
-    }
-    let release = Release { greenlet, is_counted };
-    // CAUTION: runs arbitrary user code.
-    let value = during();
-    let is_to_end = release.release();
-    std::mem::forget(release);
-    (value, is_to_end)
 }
 
 /// Ends a hold when it is dropped, for an unwinding.

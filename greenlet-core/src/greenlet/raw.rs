@@ -12,9 +12,12 @@ use std::rc::Rc;
 
 use anyhow::Result;
 
+use crate::backend;
 use crate::greenlet::Greenlet;
 pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlock};
+use crate::greenlet::introspect::StackUsage;
 use crate::payload::Payload;
+use crate::stack;
 pub use crate::switch::teardown::{count_refusal, interrupt};
 pub use crate::switch::unwind::discard;
 use crate::switch::{self, receive};
@@ -25,6 +28,23 @@ use crate::thread::{self, Cause, ThreadState};
 pub fn is_child_of_current(greenlet: &Greenlet) -> bool {
     let current = ThreadState::current().current_ptr();
     greenlet.inner().parent.is_at(current)
+}
+
+/// Returns how much of the running stack is used: a greenlet's, a generator's, or the thread's own.
+/// `None` if it is another library's, or if the system does not say (Linux with glibc does).
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, raw, stack};
+/// let child = Greenlet::new(|(): ()| Ok(raw::running_stack().unwrap().size));
+/// assert_eq!(child.switch::<usize>(())?, stack::DEFAULT_SIZE);
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn running_stack() -> Option<StackUsage> {
+    let (used, size) = stack::usage_at(backend::stack_pointer())?;
+    Some(StackUsage { used, size })
 }
 
 /// Calls `end`, which ends `greenlet`: now, or as soon as greenlets can be ended.

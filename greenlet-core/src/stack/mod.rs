@@ -174,6 +174,17 @@ pub(crate) fn bounds_at(address: *const u8) -> Option<(*const u8, usize)> {
     Some((base.pointer().as_ptr().wrapping_sub(len).cast_const(), len))
 }
 
+/// Returns the bytes from an address on the running stack to its base, and the size of the stack:
+/// one of ours, or the thread's own. `None` if it is another library's, or if the system does not
+/// say.
+pub(crate) fn usage_at(address: *const u8) -> Option<(usize, usize)> {
+    if let Some(around) = Around::of(address) {
+        return Some(around.usage(address));
+    }
+    let own = sys::thread_stack().filter(|own| own.contains(&address.addr()))?;
+    Some((own.end - address.addr(), own.len()))
+}
+
 /// A size of stacks: the exponent of a power of two.
 #[derive(Clone, Copy, Debug)]
 struct Class(u8);

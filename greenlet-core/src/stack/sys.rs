@@ -16,9 +16,10 @@
 //!   uses what `mmap` returns, `split_off_start` divides it, and `Stack::new` takes a whole region
 //!   over.
 
+use std::cell::OnceCell;
 use std::io;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
@@ -273,6 +274,44 @@ impl ReservedMappings {
     fn release(&mut self) {
         self.0.take().into_iter().for_each(Region::unmap);
     }
+}
+
+/// Returns the addresses of the calling thread's own stack. `None` if the system does not say.
+pub(super) fn thread_stack() -> Option<Range<usize>> {
+    thread_local! {
+        /// Asked once: for the first thread, the C library reads a file of `/proc`.
+        static ADDRESSES: OnceCell<Option<Range<usize>>> = const { OnceCell::new() };
+    }
+    // Fails at the end of the thread.
+    let found = ADDRESSES.try_with(|addresses| addresses.get_or_init(ask_thread_stack).clone());
+    found.ok().flatten()
+}
+
+/// musl says how far the first thread's stack has grown, and not how far it can grow.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn ask_thread_stack() -> Option<Range<usize>> {
+    None
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn ask_thread_stack() -> Option<Range<usize>> {
+    let mut attributes = std::mem::MaybeUninit::uninit();
+    let (mut start, mut len) = (ptr::null_mut(), 0);
+    // SAFETY: the first call initialises the attributes, and the others are made only then. All
+    // write to locals of this function.
+    let asked = unsafe {
+        check(libc::pthread_getattr_np(
+            libc::pthread_self(),
+            attributes.as_mut_ptr(),
+        ))
+        .and_then(|()| {
+            let read = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut start, &raw mut len);
+            libc::pthread_attr_destroy(attributes.as_mut_ptr());
+            check(read)
+        })
+    };
+    asked.ok()?;
+    Some(start.addr()..start.addr().saturating_add(len))
 }
 
 /// Returns the memory of idle stacks of one size to the system. Addresses and guards stay.

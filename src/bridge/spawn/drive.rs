@@ -14,7 +14,7 @@ use greenlet_core::{
     TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raw,
 };
 
-use crate::bridge::driver::{self, CANCELLED, Driver, Event, Phase, Polled, Ready};
+use crate::bridge::driver::{self, CANCELLED, Driver, Event, NestedPoll, Phase, Polled, Ready};
 use crate::bridge::error::StrayMessage;
 use crate::bridge::hooks::Hooks;
 
@@ -118,12 +118,21 @@ impl<T: 'static> Drive<T> {
     }
 
     /// Polls the awaited future, and resumes the function if that is ready.
-    #[inline]
+    #[inline(always)] // nested polls have one frame less each
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        check_switch_allowed()?; // refuse before anything has changed
+        // Refuse before anything has changed.
+        check_switch_allowed()?;
+        let _nested = NestedPoll::enter()?;
         if driver::is_cancelled_from_outside(cx) {
             return self.clean_up_nested(cx);
         }
+        self.poll_ordinary(cx)
+    }
+
+    /// Polls a spawn that is not being cancelled from outside. Not inlined: the polls of nested
+    /// clean-up would keep its frame.
+    #[inline(never)]
+    fn poll_ordinary(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
         if driver::has_stops() {
             self.driver.stops.set(true);
         }
@@ -145,9 +154,14 @@ impl<T: 'static> Drive<T> {
     /// Returns `Pending` to the executor.
     #[inline]
     fn pending(&self) -> Poll<Result<T>> {
+        self.note_pending();
+        Poll::Pending
+    }
+
+    #[inline]
+    fn note_pending(&self) {
         self.driver.phase.set(Phase::Suspended);
         driver::note_pending_spawn();
-        Poll::Pending
     }
 
     /// Polls the future that the function waits for.
@@ -199,13 +213,20 @@ impl<T: 'static> Drive<T> {
                 if has_nested && driver::cancel_nested(cx, |cx| self.poll_waiter(cx)) {
                     return self.pending();
                 }
-                self.driver.is_cancelled.set(true);
-                self.driver.in_place.set(false);
-                self.is_plain = false;
-                self.cancelled = self.lineage_of_waiter();
-                self.run(Action::Cancel(GreenletExit::with_reason(CANCELLED)), cx)
+                self.throw_cancel(cx)
             }
         }
+    }
+
+    /// Throws the exit of a cancel. Not inlined, as [`poll_ordinary`](Drive::poll_ordinary).
+    #[cold]
+    #[inline(never)]
+    fn throw_cancel(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        self.driver.is_cancelled.set(true);
+        self.driver.in_place.set(false);
+        self.is_plain = false;
+        self.cancelled = self.lineage_of_waiter();
+        self.run(Action::Cancel(GreenletExit::with_reason(CANCELLED)), cx)
     }
 
     /// Cancels the function, because the spawn that awaits this one was cancelled, or polls its
@@ -234,14 +255,8 @@ impl<T: 'static> Drive<T> {
         self.driver.keep_waker(cx.waker());
         loop {
             // The greenlet that gets the error of a stray message.
-            let mut last = match &action {
-                Action::Resume(Some(waiter)) => Some(waiter.downgrade()),
-                _ => None,
-            };
-            let mut event = match action {
-                Action::Resume(None) if self.is_plain => self.resume_root(),
-                action => self.resume(action),
-            };
+            let mut last = None;
+            let mut event = self.resume_by(action, &mut last);
             let (waiter, polled) = loop {
                 match event {
                     Ok(Event::Await(None)) => {
@@ -264,36 +279,76 @@ impl<T: 'static> Drive<T> {
                     Ok(Event::Done(output)) if self.root.is_dead() => {
                         return Poll::Ready(Ok(self.finish(output)));
                     }
-                    other => {
-                        let action = self.unexpected_message(other, last.take())?;
-                        event = self.resume(action);
-                    }
+                    other => event = self.after_unexpected(other, last.take())?,
                 }
             };
-            let polled = match polled {
-                Polled::ToEnd => self.end_waiter(waiter.as_ref().unwrap_or(&self.root).clone(), cx),
-                polled => polled,
-            };
-            action = match polled {
-                Polled::Ready => Action::Resume(waiter),
-                Polled::Pending => {
-                    raw::lock_for_await(&self.root);
-                    self.stage = Stage::Waiting(waiter);
-                    self.unbind();
-                    let pending = self.pending();
-                    self.call_pending_hooks();
-                    return pending;
-                }
-                Polled::Withdrawn | Polled::ToEnd => self.waiter_gone()?,
+            action = match self.act_on(polled, waiter, cx) {
+                Some(action) => action?,
+                None => return Poll::Pending,
             };
         }
     }
 
-    /// Does what [`resume`](Drive::resume) does for `Action::Resume(None)` without hooks: the most
-    /// frequent case.
-    #[inline(always)] // see `run`
+    /// Resumes the function. Stores the greenlet that gets the error of a stray message in `last`;
+    /// `None` is the root.
+    #[cfg_attr(not(debug_assertions), inline(always))] // see `resume_root`
+    fn resume_by(&mut self, action: Action, last: &mut Option<WeakGreenlet>) -> Result<Event<T>> {
+        *last = match &action {
+            Action::Resume(Some(waiter)) => Some(waiter.downgrade()),
+            _ => None,
+        };
+        match action {
+            Action::Resume(None) if self.is_plain => {
+                raw::unlock(&self.root);
+                self.resume_root()
+            }
+            action => self.resume(action),
+        }
+    }
+
+    /// Resumes the function after a message that is neither an await nor its end.
+    #[cold]
+    fn after_unexpected(
+        &mut self,
+        event: Result<Event<T>>,
+        last: Option<WeakGreenlet>,
+    ) -> Result<Result<Event<T>>> {
+        let action = self.unexpected_message(event, last)?;
+        Ok(self.resume(action))
+    }
+
+    /// Decides what follows the first poll of a future. `None` means that the future is pending.
+    #[cfg_attr(not(debug_assertions), inline(always))] // see `resume_root`
+    fn act_on(
+        &mut self,
+        mut polled: Polled,
+        waiter: Option<Greenlet>,
+        cx: &mut Context<'_>,
+    ) -> Option<Result<Action>> {
+        if polled == Polled::ToEnd {
+            polled = self.end_waiter(waiter.as_ref().unwrap_or(&self.root).clone(), cx);
+        }
+        match polled {
+            Polled::Ready => Some(Ok(Action::Resume(waiter))),
+            Polled::Pending => {
+                raw::lock_for_await(&self.root);
+                self.stage = Stage::Waiting(waiter);
+                self.unbind();
+                self.note_pending();
+                self.call_pending_hooks();
+                None
+            }
+            Polled::Withdrawn | Polled::ToEnd => Some(self.waiter_gone()),
+        }
+    }
+
+    /// Does what [`resume`](Drive::resume) does for `Action::Resume(None)` without hooks, if the
+    /// root is not locked: the most frequent case.
+    ///
+    /// Inlined as [`run`](Drive::run), except in a debug build: there its temporaries would be on the
+    /// stack of each nested poll.
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn resume_root(&self) -> Result<Event<T>> {
-        raw::unlock(&self.root);
         let running = self.driver.enter_running();
         let event = self.root.switch(Ready);
         drop(running);

@@ -152,7 +152,7 @@ impl<T: 'static> Spawn<T> {
 impl<T: 'static> Future for Spawn<T> {
     type Output = T;
 
-    #[inline]
+    #[inline(always)] // nested polls have one frame less each
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let this = self.get_mut();
         match this.drive.poll(cx) {

@@ -4,8 +4,11 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 
-use greenlet::{Generator, Greenlet, Spawn, await_, getcurrent, greenlet_spawn, scope, try_await_};
+use greenlet::{
+    Generator, Greenlet, GreenletExit, Spawn, await_, getcurrent, greenlet_spawn, scope, try_await_,
+};
 
 use crate::bridge::soundness::Shared;
 use crate::bridge::{Handle, poll, ready};
@@ -128,4 +131,93 @@ fn a_greenlet_of_the_outer_driver_awaits_in_the_middle_of_an_inner_poll() {
     let polled = catch_unwind(AssertUnwindSafe(|| poll(&mut outer)));
     // The sibling ended into its parent, the inner driver, so the inner function gets the report.
     assert_eq!(ready(polled.unwrap()), 0);
+}
+
+/// Awaits spawned functions, one inside the other, and waits in the innermost one.
+fn nest(depth: u32) -> u32 {
+    match depth {
+        0 => await_(wait_once()),
+        _ => 1 + await_(greenlet_spawn(move || nest(depth - 1))),
+    }
+}
+
+fn wait_once() -> impl Future<Output = u32> {
+    let mut is_polled = false;
+    poll_fn(move |_| match std::mem::replace(&mut is_polled, true) {
+        true => Poll::Ready(0),
+        false => Poll::Pending,
+    })
+}
+
+fn on_two_mebibytes<T: Send + 'static>(function: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::Builder::new().stack_size(2 << 20);
+    thread.spawn(function).unwrap().join().unwrap()
+}
+
+#[test]
+fn two_mebibytes_hold_800_nested_spawns_in_debug_and_4000_in_release() {
+    const DEPTH: u32 = if cfg!(debug_assertions) { 800 } else { 4000 };
+    let depth = on_two_mebibytes(|| {
+        let _no_leaks = NoLeaks::watch();
+        let mut spawned = greenlet_spawn(|| nest(DEPTH));
+        assert!(poll(&mut spawned).is_pending());
+        ready(poll(&mut spawned))
+    });
+    assert_eq!(depth, DEPTH);
+    on_two_mebibytes(|| {
+        let _no_leaks = NoLeaks::watch();
+        let mut spawned = greenlet_spawn(|| nest(DEPTH));
+        assert!(poll(&mut spawned).is_pending());
+        drop(spawned);
+    });
+    on_two_mebibytes(|| {
+        let _no_leaks = NoLeaks::watch();
+        let mut spawned = greenlet_spawn(|| nest(DEPTH));
+        assert!(poll(&mut spawned).is_pending());
+        assert!(
+            ready(poll(&mut spawned.cancel()))
+                .unwrap_err()
+                .is::<GreenletExit>()
+        );
+    });
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn too_many_nested_spawns_are_an_error_before_the_stack_overflows() {
+    /// The innermost function that is polled gets the error, and returns how deep it is.
+    fn until_refused(depth: u32) -> (u32, String) {
+        match await_(greenlet_spawn(move || until_refused(depth + 1)).into_result()) {
+            Ok(deepest) => deepest,
+            Err(error) => (depth, error.to_string()),
+        }
+    }
+    let (depth, message) = on_two_mebibytes(|| {
+        let _no_leaks = NoLeaks::watch();
+        ready(poll(&mut greenlet_spawn(|| until_refused(1))))
+    });
+    assert!((500..100_000).contains(&depth), "{depth}");
+    assert!(
+        message.contains(&format!("{depth} spawned functions await each other")),
+        "{message}"
+    );
+    assert!(message.contains("a larger stack"), "{message}");
+    // On a thread with a larger stack there is more room for them.
+    let larger = std::thread::Builder::new().stack_size(4 << 20);
+    let deeper = larger.spawn(|| ready(poll(&mut greenlet_spawn(|| until_refused(1)))).0);
+    let deeper = deeper.unwrap().join().unwrap();
+    assert!(deeper > depth * 3 / 2, "{deeper} and {depth}");
+    // Without `into_result` it is a panic, which propagates through all the functions.
+    on_two_mebibytes(|| {
+        let _no_leaks = NoLeaks::watch();
+        let mut spawned = greenlet_spawn(|| nest(100_000));
+        let panic = catch_unwind(AssertUnwindSafe(|| poll(&mut spawned))).unwrap_err();
+        let message = panic.downcast_ref::<String>().unwrap();
+        assert!(
+            message.contains("spawned functions await each other"),
+            "{message}"
+        );
+        drop(spawned);
+        assert_eq!(ready(poll(&mut greenlet_spawn(|| 1))), 1);
+    });
 }

@@ -55,8 +55,8 @@ fn an_await_keeps_one_copy_of_its_future_in_release_and_three_in_debug() {
             "try_await_",
             false,
             [
-                || drop(try_await_(large::<SMALL>())),
-                || drop(try_await_(large::<LARGE>())),
+                || _ = try_await_(large::<SMALL>()),
+                || _ = try_await_(large::<LARGE>()),
             ],
         ),
         (
