@@ -1,8 +1,8 @@
-//! `Read + Seek` over anything that fetches a range of bytes: an object store, HTTP, a block device.
+//! `Read + Seek` over anything that fetches a range of bytes: an object store, HTTP.
 //!
 //! `BufReader::with_capacity(1 << 16, Ranges::new(size, |range| store.get_range(&path, range)))`
 //!
-//! The `BufReader` and `BufWriter` of the crate `object_store` need no glue: `TokioIo::new(reader)`.
+//! `BufReader` and `BufWriter` of `object_store` need no glue: `TokioIo::new(reader)`.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! rusqlite: functions that SQL calls await. Each greenlet has a connection of its own.
 //!
-//! `db.create_scalar_function("fetch", 1, FunctionFlags::SQLITE_UTF8, |c| awaited(fetch(c.get(0)?)))`
+//! `db.create_scalar_function("fetch", 1, flags, |c| awaited(client.fetch(c.get(0)?)))`
 //!
 //! Features of rusqlite: `functions`.
 

@@ -1,6 +1,6 @@
 //! Templates whose functions await, rendered straight into the body of an axum response.
 //!
-//! `body(&pool, move |out| environment.get_template(name)?.render_captured_to(context, out).map(drop))`
+//! `body(&pool, move |out| template.render_captured_to(context, out).map(drop))`
 
 use std::io::{self, BufWriter, Write};
 

@@ -1,4 +1,4 @@
-//! ureq over tokio: connecting, resolving, reading and writing await, within ureq's own time limits.
+//! ureq over tokio: it resolves, connects, reads and writes by awaits, within its own time limits.
 //!
 //! `Agent::with_parts(config, Tokio, Tokio)`; for TLS `Tokio.chain(RustlsConnector::default())`.
 

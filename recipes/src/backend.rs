@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::proxy::Proxy;
 
 /// The client gives up after this time.
-pub const LIMIT: Duration = Duration::from_millis(300);
+pub const LIMIT: Duration = Duration::from_secs(1);
 
 /// Starts a server that answers `<LINE>` to a line, and to `wait N` after N milliseconds.
 pub async fn start() -> anyhow::Result<Proxy> {

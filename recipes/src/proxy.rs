@@ -96,7 +96,10 @@ impl Proxy {
                 },
                 length = server.read(&mut answer) => match (length?, self.fault()) {
                     // The client must not even see that the server closes.
-                    (0, Fault::Silent) => return client.read(&mut request).await.map(|_| ()).map_err(Into::into),
+                    (0, Fault::Silent) => {
+                        client.read(&mut request).await?;
+                        return Ok(());
+                    }
                     (0, _) => return Ok(()),
                     (length, Fault::None) => client.write_all(&answer[..length]).await?,
                     (length, Fault::Closes) => return Ok(client.write_all(&answer[..length / 2]).await?),

@@ -21,7 +21,7 @@ use crate::world::{Boom, Lower, Token, World, fail, world};
 /// What a spawned function returns.
 pub(crate) type Output = Result<Token>;
 
-pub(crate) fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
+pub(crate) fn one(world: &'static World, number: u32, op: &Op, context: &Context<'_>) -> Result<Flow> {
     match op {
         Op::Spawn { slot, body, options } => {
             let (builder, hooks) = builder(options);
@@ -34,6 +34,10 @@ pub(crate) fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Resu
                 Running::Spawn(spawn),
                 options,
             );
+            // Most are started at once.
+            if number % 3 != 0 {
+                poll(world, *slot);
+            }
         }
         Op::Stream { slot, body, options } => {
             let (builder, hooks) = builder(options);
@@ -42,6 +46,9 @@ pub(crate) fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Resu
             // The greenlet of a stream is known when it has started.
             let weak = new_weak(&root);
             put(world, *slot, weak, Running::Stream(stream), options);
+            if number % 3 != 0 {
+                poll(world, *slot);
+            }
         }
         Op::Poll(slot) => {
             poll(world, *slot);
@@ -74,6 +81,7 @@ pub(crate) fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Resu
         Op::BlockOn(_) if panicking() => {}
         Op::BlockOn(body) => {
             world.is_disturbed.set(true);
+            world.has_drivers.set(true);
             world.blocking.set(world.blocking.get() + 1);
             let _blocking = Lower(&world.blocking);
             (0..GATES).for_each(open);
@@ -125,7 +133,7 @@ pub(crate) fn function(body: &Body, hooks: Option<Rc<Hooked>>) -> impl FnOnce() 
     move || {
         let active = world().activate("spawn");
         world().check_current("a spawn");
-        if hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
+        if !world().is_disturbed.get() && hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
             fail("a function starts outside of its hooks");
         }
         let result = finish(run(&body, &Context::new("a spawn", Some(active.0))));
@@ -148,7 +156,7 @@ pub(crate) fn stream_function(
         let active = world().activate("stream");
         let _capture = capture;
         world().check_current("a stream");
-        if hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
+        if !world().is_disturbed.get() && hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
             fail("a function starts outside of its hooks");
         }
         world().register(&getcurrent());

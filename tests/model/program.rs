@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fastrand::Rng;
 
 /// The sizes of the tables of a thread.
-pub(crate) const SLOTS: usize = 5;
+pub(crate) const SLOTS: usize = 3;
 pub(crate) const GATES: usize = 4;
 
 /// The steps of a function, a destructor, a future or a hook.
@@ -227,7 +227,7 @@ impl Program {
             has_hook_faults: rng.u8(..16) == 0,
             weights,
             number: 0,
-            budget: rng.i32(10..70),
+            budget: rng.i32(20..100),
             rng,
         };
         let body = make.body(Place::Top, 4, 4..12);
@@ -373,7 +373,6 @@ impl Kind {
             Place::Spans => matches!(
                 self,
                 Kind::Await
-                    | Kind::Open
                     | Kind::Span
                     | Kind::Local
                     | Kind::Catch
@@ -419,6 +418,21 @@ impl Make {
     fn body(&mut self, place: Place, depth: u32, len: std::ops::Range<usize>) -> Body {
         let len = self.rng.usize(len);
         let mut steps = Vec::new();
+        // Otherwise few of them would be suspended.
+        let waits = self.one_in(2).then(|| match place {
+            Place::Greenlet | Place::Member => Some(Op::Up(self.on_error())),
+            Place::Generator => Some(Op::Yield(self.on_error())),
+            Place::Stream => Some(Op::Item(self.on_error())),
+            Place::Spawn | Place::Spans => Some(Op::Await(self.await_(place, 0))),
+            _ => None,
+        });
+        if let Some(op) = waits.flatten() {
+            self.number += 1;
+            steps.push(Step {
+                number: self.number,
+                op,
+            });
+        }
         for _ in 0..len {
             if self.budget <= 0 {
                 break;
@@ -436,7 +450,7 @@ impl Make {
     fn inner(&mut self, place: Place, depth: u32) -> Body {
         match depth {
             0 => Body::default(),
-            _ => self.body(place, depth - 1, 1..5),
+            _ => self.body(place, depth - 1, 1..6),
         }
     }
 

@@ -109,7 +109,7 @@ pub(crate) fn run(body: &Body, context: &Context<'_>) -> Result<Flow> {
         {
             fail(format_args!("{} runs after its end", context.what));
         }
-        let flow = one(world, op, context)?;
+        let flow = one(world, *number, op, context)?;
         world.check_current(context.what);
         if flow == Flow::Return {
             return Ok(flow);
@@ -118,7 +118,7 @@ pub(crate) fn run(body: &Body, context: &Context<'_>) -> Result<Flow> {
     Ok(Flow::On)
 }
 
-fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
+fn one(world: &'static World, number: u32, op: &Op, context: &Context<'_>) -> Result<Flow> {
     match op {
         Op::New {
             slot,
@@ -128,6 +128,10 @@ fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
         } => {
             let parent = parent.and_then(|parent| world.greenlets.get(parent));
             put(world, *slot, new_greenlet(body.clone(), drop, parent));
+            // Most are started at once.
+            if let Some(greenlet) = world.greenlets.get(*slot).filter(|_| number % 3 != 0) {
+                let _ = transfer(world, greenlet, Transfer::Value);
+            }
         }
         Op::Switch { slot, how, on_error } => {
             let target = match how {
@@ -281,6 +285,7 @@ fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
         }
         Op::Trace { body, fails } => {
             disturb(world);
+            world.has_tracers.set(true);
             world.may_defer.set(true); // a tracer may end a greenlet during a switch
             let (body, fails, witness) = (body.clone(), *fails, world.witness("tracer", None));
             let tracer = Tracer::new(move |_| {
@@ -295,7 +300,7 @@ fn one(world: &'static World, op: &Op, context: &Context<'_>) -> Result<Flow> {
             });
             std::mem::drop(settrace(Some(tracer)));
         }
-        other => return bridge::one(world, other, context),
+        other => return bridge::one(world, number, other, context),
     }
     Ok(Flow::On)
 }

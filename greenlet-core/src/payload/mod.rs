@@ -27,6 +27,7 @@ pub(crate) mod message;
 pub(crate) mod thread_bound;
 pub(crate) mod thread_id;
 pub(crate) mod value;
+pub(crate) mod why;
 
 use std::any::{Any, TypeId, type_name};
 use std::mem::ManuallyDrop;

@@ -13,21 +13,9 @@ use crate::switch::finish;
 use crate::switch::teardown;
 use crate::switch::unraisable::{self, Unraisable};
 use crate::switch::unwind;
+use crate::thread::exit_guard::ExitGuard;
 use crate::thread::id::is_first_of_process;
 use crate::thread::{ThreadState, flag, inbox};
-
-thread_local! {
-    /// Releases what the thread state owns when the thread ends.
-    static EXIT_GUARD: ExitGuard = const { ExitGuard };
-}
-
-/// Arranges that [`ExitGuard`] is dropped when the calling thread ends. Returns `false` if that has
-/// happened.
-pub(crate) fn install_guard() -> bool {
-    EXIT_GUARD.try_with(|_| ()).is_ok()
-}
-
-struct ExitGuard;
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {

@@ -15,9 +15,10 @@ use anyhow::Error;
 use crate::payload::exit::{GreenletExit, reason};
 use crate::payload::message::Message;
 use crate::payload::value::Value;
+use crate::payload::why::Why;
 use crate::switch::{finish, unraisable};
 use crate::thread::ThreadState;
-use crate::thread::unwinding::{ForcedBody, InProgress, Why};
+use crate::thread::unwinding::{ForcedBody, InProgress};
 
 /// The payload of [`raise`].
 struct Raised(Error, #[expect(dead_code, reason = "it is dropped")] InProgress);

@@ -25,6 +25,7 @@
 //!   switch.
 
 pub(crate) mod create;
+pub(crate) mod exit_guard;
 mod flags;
 pub(crate) mod id;
 pub(crate) mod inbox;
@@ -53,8 +54,8 @@ use crate::node::pool::NodePool;
 use crate::node::rc::InnerRc;
 use crate::node::status::AwaitLock;
 use crate::payload::exit::ExitCache;
+use crate::payload::why::Why;
 use crate::stack::{self, SignalStack, Stack, StackCache};
-use crate::switch::thread_exit;
 use crate::thread::inbox::Inbox;
 use crate::thread::prefetch::Prefetcher;
 use crate::thread::tracer::Tracer;
@@ -107,7 +108,7 @@ pub(crate) struct ThreadState {
     /// How many waits were refused during the innermost end (see `switch/teardown.rs`).
     pub(crate) refusals: Cell<u32>,
     /// Why the thread unwinds without a panic, if it does.
-    pub(crate) unwinding: Cell<Option<unwinding::Why>>,
+    pub(crate) unwinding: Cell<Option<Why>>,
     /// How often a parent has changed, so that an end knows if its clean-up has changed any.
     parent_changes: Cell<u64>,
     pub(crate) prefetcher: Prefetcher,
@@ -168,7 +169,7 @@ impl ThreadState {
     #[inline(never)]
     fn set_up(&self) -> InnerRc {
         backend::mark_copy();
-        let is_alive = !self.has_flag(flag::EXITING) && thread_exit::install_guard();
+        let is_alive = !self.has_flag(flag::EXITING) && exit_guard::install();
         let main = self.create_main();
         self.main.set(main.as_ptr());
         self.current.set(main.as_ptr());

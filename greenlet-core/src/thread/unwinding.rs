@@ -9,38 +9,14 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::sync::Once;
 
 use crate::backend::abort;
 use crate::payload::thread_id::thread_id;
+use crate::payload::why::Why;
 use crate::thread::{self, ThreadState};
-
-/// Why a stack is unwound.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Why {
-    /// It did not end by its exit.
-    Forced,
-    /// `raise` was called with an exit.
-    RaisedExit,
-    /// `raise` was called with another error.
-    RaisedError,
-    /// A generator did not end when it was closed.
-    Generator,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Why::Forced => "was ended, did not return its exit, and was unwound by force",
-            Why::RaisedExit => "was ended, and was unwound, because its exit was raised",
-            Why::RaisedError => "was unwound by `raise`",
-            Why::Generator => "closed a generator, which was unwound by force",
-        })
-    }
-}
 
 /// Part of the payload of an unwinding: while it lives, the unwinding is in progress.
 pub(crate) struct InProgress {

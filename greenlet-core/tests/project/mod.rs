@@ -52,6 +52,7 @@ impl Project {
             .arg("--")
             .args(arguments)
             .env("RUST_BACKTRACE", "0")
+            .env_remove("RUSTFLAGS") // denied warnings are not for generated manifests
             .output()
             .expect("Cargo runs")
     }

@@ -22,8 +22,10 @@ use glue::{BridgedConnection, connect, transaction};
 mod glue;
 
 const SERVER: &str = "127.0.0.1:5432";
-/// For the pool. A busy machine needs a while to start a process of the server.
-const LIMIT: Duration = Duration::from_secs(2);
+/// For connecting to a server that is there: on a busy machine that takes a while.
+const PATIENT: Duration = Duration::from_secs(30);
+/// For a server that does not answer.
+const LIMIT: Duration = Duration::from_secs(4);
 /// For a function that waits for something that never comes.
 const SHORT: Duration = Duration::from_millis(200);
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
@@ -65,7 +67,7 @@ fn backend(connection: &mut BridgedConnection) -> QueryResult<i32> {
 // ---- the checks -------------------------------------------------------------------------------
 
 /// Returns a pool in front of an empty table.
-async fn pool(server: impl ToString, connections: usize) -> Result<Pool<AsyncPgConnection>> {
+async fn pool(server: impl ToString, connections: usize, limit: Duration) -> Result<Pool<AsyncPgConnection>> {
     let schema = format!("recipe_{}", std::process::id());
     let url = format!(
         "postgres://postgres@{}/test?options=-csearch_path%3D{schema}",
@@ -74,9 +76,9 @@ async fn pool(server: impl ToString, connections: usize) -> Result<Pool<AsyncPgC
     let pool = Pool::builder(AsyncDieselConnectionManager::new(url))
         .max_size(connections)
         .runtime(deadpool::Runtime::Tokio1)
-        .create_timeout(Some(LIMIT))
-        .recycle_timeout(Some(LIMIT))
-        .wait_timeout(Some(LIMIT))
+        .create_timeout(Some(limit))
+        .recycle_timeout(Some(limit))
+        .wait_timeout(Some(limit))
         .build()?;
     Ok(pool)
 }
@@ -119,7 +121,7 @@ async fn expect(pool: &Pool<AsyncPgConnection>, of: &'static str, cents: Option<
 }
 
 async fn many_jobs_share_few_connections() -> Result<()> {
-    let pool = pool(SERVER, 4).await?;
+    let pool = pool(SERVER, 4, PATIENT).await?;
     fresh(&pool).await?;
     let job = |pool: Pool<AsyncPgConnection>| {
         measured(move || {
@@ -134,7 +136,7 @@ async fn many_jobs_share_few_connections() -> Result<()> {
 }
 
 async fn a_nested_transaction_rolls_back_alone() -> Result<()> {
-    let pool = pool(SERVER, 2).await?;
+    let pool = pool(SERVER, 2, PATIENT).await?;
     fresh(&pool).await?;
     let jobs = pool.clone();
     measured(move || {
@@ -154,7 +156,7 @@ async fn a_nested_transaction_rolls_back_alone() -> Result<()> {
 }
 
 async fn an_error_rolls_back() -> Result<()> {
-    let pool = pool(SERVER, 1).await?;
+    let pool = pool(SERVER, 1, PATIENT).await?;
     fresh(&pool).await?;
     let jobs = pool.clone();
     let error = greenlet_spawn(move || {
@@ -190,7 +192,7 @@ async fn only_backend(pool: &Pool<AsyncPgConnection>) -> Result<i32> {
 }
 
 async fn a_panic_rolls_back_and_keeps_the_connection() -> Result<()> {
-    let pool = pool(SERVER, 1).await?;
+    let pool = pool(SERVER, 1, PATIENT).await?;
     fresh(&pool).await?;
     let (before, jobs) = (only_backend(&pool).await?, pool.clone());
     let spawned = tokio::task::spawn_local(greenlet_spawn(move || deposit_and_wait(&jobs, true)));
@@ -204,7 +206,7 @@ async fn a_panic_rolls_back_and_keeps_the_connection() -> Result<()> {
 }
 
 async fn a_cancel_rolls_back_and_keeps_the_connection() -> Result<()> {
-    let pool = pool(SERVER, 1).await?;
+    let pool = pool(SERVER, 1, PATIENT).await?;
     fresh(&pool).await?;
     let (before, jobs) = (only_backend(&pool).await?, pool.clone());
     let mut spawned = greenlet_spawn(move || deposit_and_wait(&jobs, false));
@@ -216,7 +218,7 @@ async fn a_cancel_rolls_back_and_keeps_the_connection() -> Result<()> {
 }
 
 async fn a_cancel_of_a_transaction_without_the_glue_replaces_the_connection() -> Result<()> {
-    let pool = pool(SERVER, 1).await?;
+    let pool = pool(SERVER, 1, PATIENT).await?;
     fresh(&pool).await?;
     let (before, jobs) = (only_backend(&pool).await?, pool.clone());
     let mut spawned = greenlet_spawn(move || {
@@ -229,12 +231,15 @@ async fn a_cancel_of_a_transaction_without_the_glue_replaces_the_connection() ->
     ensure!(timeout(SHORT, &mut spawned).await.is_err(), "it does not wait");
     ensure!(spawned.cancel().await.is_err(), "it was committed");
     expect(&pool, "ann", None).await?;
-    ensure!(before != only_backend(&pool).await?, "a connection in a transaction was used again");
+    ensure!(
+        before != only_backend(&pool).await?,
+        "a connection in a transaction was used again"
+    );
     Ok(())
 }
 
 async fn a_drop_rolls_back_and_replaces_the_connection() -> Result<()> {
-    let pool = pool(SERVER, 1).await?;
+    let pool = pool(SERVER, 1, PATIENT).await?;
     fresh(&pool).await?;
     let (before, jobs) = (only_backend(&pool).await?, pool.clone());
     let spawned = greenlet_spawn(move || deposit_and_wait(&jobs, false));
@@ -248,7 +253,7 @@ async fn a_drop_rolls_back_and_replaces_the_connection() -> Result<()> {
 }
 
 async fn a_time_limit_at_any_moment_leaves_the_pool_whole() -> Result<()> {
-    let pool = pool(SERVER, 2).await?;
+    let pool = pool(SERVER, 2, PATIENT).await?;
     fresh(&pool).await?;
     for step in 0..60 {
         let jobs = pool.clone();
@@ -260,7 +265,7 @@ async fn a_time_limit_at_any_moment_leaves_the_pool_whole() -> Result<()> {
 }
 
 async fn a_server_that_is_not_there() -> Result<()> {
-    let pool = pool(absent().await?, 2).await?;
+    let pool = pool(absent().await?, 2, LIMIT).await?;
     for _ in 0..4 {
         let jobs = pool.clone();
         let error = greenlet_spawn(move || connect(&jobs).map(drop))
@@ -279,7 +284,7 @@ async fn a_server_that_is_not_there() -> Result<()> {
 async fn a_server_that_fails_while_one_connects() -> Result<()> {
     let proxy = Proxy::to(SERVER).await?;
     for fault in FAULTS {
-        let pool = pool(proxy.address, 2).await?;
+        let pool = pool(proxy.address, 2, LIMIT).await?;
         proxy.set(fault);
         let jobs = pool.clone();
         let error = greenlet_spawn(move || connect(&jobs).map(drop))
@@ -301,7 +306,7 @@ async fn a_server_that_fails_while_one_connects() -> Result<()> {
 async fn a_server_that_fails_in_a_transaction() -> Result<()> {
     let proxy = Proxy::to(SERVER).await?;
     for fault in FAULTS {
-        let pool = pool(proxy.address, 2).await?;
+        let pool = pool(proxy.address, 2, PATIENT).await?;
         fresh(&pool).await?;
         let (jobs, breaks) = (pool.clone(), proxy.clone());
         let spawned = greenlet_spawn(move || {
@@ -325,7 +330,7 @@ async fn a_server_that_fails_in_a_transaction() -> Result<()> {
 }
 
 async fn removes_its_tables() -> Result<()> {
-    let pool = pool(SERVER, 1).await?;
+    let pool = pool(SERVER, 1, PATIENT).await?;
     greenlet_spawn(move || {
         let command = format!("drop schema if exists recipe_{} cascade", std::process::id());
         diesel::sql_query(command).execute(&mut connect(&pool)?)?;
@@ -337,12 +342,13 @@ async fn removes_its_tables() -> Result<()> {
 /// 1,000 transactions of three queries, 100 at once, on 10 connections.
 #[cfg(feature = "diesel_bench")]
 async fn compare() -> Result<()> {
+    use diesel::RunQueryDsl as Blocking;
     use diesel::r2d2::{ConnectionManager, Pool as BlockingPool};
-    use diesel_async::AsyncConnection;
+    use diesel_async::RunQueryDsl as Awaiting;
     use futures::stream::{StreamExt, TryStreamExt, iter};
 
     const JOBS: i64 = 1000;
-    let pool = pool(SERVER, 10).await?;
+    let pool = pool(SERVER, 10, PATIENT).await?;
     fresh(&pool).await?;
     let url = format!(
         "postgres://postgres@{SERVER}/test?options=-csearch_path%3Drecipe_{}",
@@ -356,13 +362,18 @@ async fn compare() -> Result<()> {
         iter((0..JOBS).map(job)).buffer_unordered(100).try_collect().await
     }
     macro_rules! job {
-        ($connection:ident, $id:ident $(, $await:tt)?) => {{
-            let name = accounts::name.eq(format!("account {}", $id));
-            diesel::insert_into(accounts::table).values((&name, accounts::cents.eq(1))).on_conflict(accounts::name)
-                .do_update().set(accounts::cents.eq(1)).execute($connection)$(.$await)??;
-            diesel::update(accounts::table.filter(&name)).set(accounts::cents.eq(accounts::cents + 1))
-                .execute($connection)$(.$await)??;
-            let cents: i64 = accounts::table.filter(&name).select(accounts::cents).first($connection)$(.$await)??;
+        ($run:ident, $connection:ident, $id:ident $(, $await:tt)?) => {{
+            let name = format!("account {}", $id);
+            let insert = diesel::insert_into(accounts::table)
+                .values((accounts::name.eq(&name), accounts::cents.eq(1)))
+                .on_conflict(accounts::name)
+                .do_update()
+                .set(accounts::cents.eq(1));
+            $run::execute(insert, $connection)$(.$await)??;
+            let update = diesel::update(accounts::table.filter(accounts::name.eq(&name)));
+            $run::execute(update.set(accounts::cents.eq(accounts::cents + 1)), $connection)$(.$await)??;
+            let select = accounts::table.filter(accounts::name.eq(&name)).select(accounts::cents);
+            let cents: i64 = $run::first(select, $connection)$(.$await)??;
             ensure!(cents == 2, "an account has {cents}");
             Ok(())
         }};
@@ -371,20 +382,17 @@ async fn compare() -> Result<()> {
         let pool = pool.clone();
         Box::pin(all(move |id| {
             let pool = pool.clone();
-            greenlet_spawn(move || connect(&pool)?.transaction(|connection| job!(connection, id)))
+            greenlet_spawn(move || connect(&pool)?.transaction(|connection| job!(Blocking, connection, id)))
         }))
     };
     let native = || -> Future {
-        use diesel_async::RunQueryDsl;
         let pool = pool.clone();
         Box::pin(all(move |id| {
             let pool = pool.clone();
             async move {
-                let mut connection = pool.get().await?;
-                let transaction = AsyncConnection::transaction(&mut *connection, async |connection| {
-                    job!(connection, id, await)
-                });
-                transaction.await
+                let connection = &mut *pool.get().await?;
+                let job = async |connection: &mut AsyncPgConnection| job!(Awaiting, connection, id, await);
+                diesel_async::AsyncConnection::transaction(connection, job).await
             }
         }))
     };
@@ -393,7 +401,10 @@ async fn compare() -> Result<()> {
         Box::pin(all(move |id| {
             let pool = pool.clone();
             async move {
-                let job = move || pool.get()?.transaction(|connection| job!(connection, id));
+                let job = move || {
+                    pool.get()?
+                        .transaction(|connection| job!(Blocking, connection, id))
+                };
                 tokio::task::spawn_blocking(job).await?
             }
         }))

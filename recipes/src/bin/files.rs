@@ -27,7 +27,7 @@ use glue::Ranges;
 #[path = "../../glue/files.rs"]
 mod glue;
 
-const LIMIT: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(1);
 const ROWS: u64 = 5000;
 
 // ---- the program: knows nothing of awaiting ----------------------------------------------------

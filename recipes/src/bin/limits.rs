@@ -164,7 +164,10 @@ async fn stacker_leaves_its_limit_behind_over_an_await() -> Result<()> {
     let meanwhile = stacker::remaining_stack().context("stacker has a limit")?;
     drop(spawned);
     eprintln!("stacker finds {before} bytes left of the thread's own stack, then {meanwhile}");
-    ensure!(meanwhile.abs_diff(before) > 1 << 20, "stacker is right: is the page still right?");
+    ensure!(
+        meanwhile.abs_diff(before) > 1 << 20,
+        "stacker is right: is the page still right?"
+    );
     Ok(())
 }
 

@@ -21,7 +21,7 @@ fn fetch(server: SocketAddr, key: &str) -> Result<String> {
 fn fetch_all(runtime: &Handle, server: SocketAddr, keys: &[String]) -> Result<Vec<String>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build()?;
     let fetch_one = |key: &String| {
-        // tokio's sockets need their runtime. The function takes its own copy: it must be `'static`.
+        // tokio's sockets need their runtime. The function must be `'static`, so it takes a copy.
         let (_entered, key) = (runtime.enter(), key.clone());
         block_on_greenlet(move || fetch(server, &key))
     };

@@ -16,7 +16,7 @@ use tokio::task::spawn_local;
 use tokio::time::timeout;
 use tungstenite::{Message, WebSocket, accept, client};
 
-const LIMIT: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_secs(1);
 
 type Tls<C> = StreamOwned<C, TokioIo<TcpStream>>;
 

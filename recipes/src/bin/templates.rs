@@ -121,7 +121,7 @@ async fn functions_of_templates_await() -> Result<()> {
 async fn the_body_streams_while_the_template_waits() -> Result<()> {
     let server = backend::start().await?.address;
     let long = "x".repeat(20_000);
-    let mut stream = page(&pool(), server, &[&long, "wait 250"]).into_data_stream();
+    let mut stream = page(&pool(), server, &[&long, "wait 800"]).into_data_stream();
     let start = Instant::now();
     let first = stream.next().await.expect("the body has a beginning")?;
     ensure!(
