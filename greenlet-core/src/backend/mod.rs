@@ -209,6 +209,8 @@ pub(crate) type SegmentEntry = unsafe extern "C" fn(
 #[cold]
 #[inline(never)]
 pub(crate) fn mark_copy() {
+    // The benchmarks have both backends in one program, and use one after the other.
+    #[cfg(not(greenlet_core_copy_for_benchmarks))]
     #[cfg(any(
         target_arch = "x86_64",
         target_arch = "x86",

@@ -6,6 +6,7 @@ use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::node::status::Status;
@@ -23,7 +24,7 @@ impl ThreadState {
         main
     }
 
-    #[inline]
+    #[inline(always)] // as a call, it adds 26 instructions to the 228 of create, run, end
     fn create(
         &self,
         parent: Option<Greenlet>,
@@ -34,10 +35,15 @@ impl ThreadState {
             .pool
             .alloc(parent, status, self.next_greenlet_id(), created_at);
         if TRACK_AGES.load(Ordering::Relaxed) {
-            self.creation_times.borrow_mut().insert(node.id(), Instant::now());
-            node.status.set_has_extras();
+            self.record_creation(&node);
         }
         node
+    }
+
+    #[cold]
+    fn record_creation(&self, node: &Inner) {
+        self.creation_times.borrow_mut().insert(node.id(), Instant::now());
+        node.status.set_has_extras();
     }
 }
 

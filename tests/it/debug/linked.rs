@@ -24,7 +24,7 @@ fn captures() -> String {
 fn assert_shows(text: &str, own: &[&'static str], callers: &[&'static str]) {
     let names = [own, callers].concat();
     let named = |line: &str| {
-        let function = line.rsplit("::").next()?;
+        let function = line.rsplit([':', ' ']).next()?;
         names.iter().copied().find(|name| function == *name)
     };
     let mut found: Vec<_> = text.lines().filter_map(named).collect();

@@ -24,7 +24,7 @@ fn captures() -> String {
 /// Returns which of the functions appear in a backtrace, in its order. Closures in them do not count.
 fn found_in(text: &str, names: &[&'static str]) -> Vec<&'static str> {
     let named = |line: &str| {
-        let function = line.rsplit("::").next()?;
+        let function = line.rsplit([':', ' ']).next()?;
         names.iter().copied().find(|name| function == *name)
     };
     let mut found: Vec<_> = text.lines().filter_map(named).collect();
