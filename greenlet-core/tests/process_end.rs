@@ -508,8 +508,10 @@ fn exit_handlers_may_capture_backtraces() {
     });
     let Some(output) = output else { return };
     let is_linked = greenlet::BACKEND == "asm" && !cfg!(feature = "valgrind");
+    // On 32-bit ARM, a backtrace of an exit handler ends in the C library.
+    let in_child = format!("in_child {}", !cfg!(target_arch = "arm"));
     let in_main = format!("in_main {is_linked}");
-    assert_ended(&output, 7, &["in_child true", "in_parent false", &in_main]);
+    assert_ended(&output, 7, &[&in_child, "in_parent false", &in_main]);
 }
 
 struct UsesAllLate(&'static str);
