@@ -251,7 +251,7 @@ fn a_greenlet_that_ends_another_has_a_backtrace() {
     });
     assert_eq!(asked.switch::<i32>(()).unwrap(), 7);
     let text = log.take().remove(0);
-    assert!(text.contains("last_handle_gone"), "{text}");
+    assert!(text.contains("teardown::"), "{text}"); // names of functions depend on what is inlined
 
     let tracer = Tracer::new(|event| {
         if event.target.name() == Some("asked in a tracer") {
