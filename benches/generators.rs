@@ -103,7 +103,8 @@ async fn hand_out(slot: &Cell<Option<u64>>, n: u64) {
     .await;
 }
 
-/// What a crate of generators over `async` does: a future leaves each value in a cell, and waits to be polled again.
+/// Does what a crate of generators over `async` does: a future leaves each value in a cell, and waits
+/// to be polled again.
 fn native_async() -> impl FnMut(u64) {
     let slot = Rc::new(Cell::new(None));
     let shared = Rc::clone(&slot);

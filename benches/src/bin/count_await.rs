@@ -1,5 +1,5 @@
-//! Awaits as many futures that are ready as the first argument says, in one spawned function, and does nothing else: for
-//! `.ci/instructions`.
+//! Awaits as many ready futures as the first argument says, in one spawned function, and does nothing
+//! else: for `.ci/instructions`.
 
 use std::future::{Future, ready};
 use std::hint::black_box;

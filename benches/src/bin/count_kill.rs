@@ -1,5 +1,5 @@
-//! Creates, starts and kills as many greenlets as the first argument says, by a thrown exit and by the drop of the last handle:
-//! for `.ci/instructions`.
+//! Creates, starts and kills as many greenlets as the first argument says, by a thrown exit and by
+//! the drop of the last handle: for `.ci/instructions`.
 
 use greenlet_core::{Greenlet, GreenletExit, getparent};
 

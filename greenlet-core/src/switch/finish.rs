@@ -20,7 +20,7 @@ use crate::thread::unwinding::abort_without_unwinding;
 use crate::thread::{ThreadState, flag};
 
 /// Ends the running greenlet with a value for its parent.
-#[inline(always)] // a call costs 3 of the 200 instructions of create, run, end
+#[inline(always)] // a call costs 3 of the 207 instructions of create, run, end
 pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
     // SAFETY: the running greenlet counts itself [own-count], so its node lives.

@@ -34,8 +34,8 @@ struct Forced(#[expect(dead_code, reason = "it is dropped")] InProgress);
 /// # Panics
 ///
 /// Unwinds like a panic, without calling the panic hook. Catch it with [`catch`], and not with
-/// `std::panic::catch_unwind`, which cannot tell it from a panic. In the main greenlet it ends the thread. A destructor that switches
-/// or awaits meanwhile gets [`Unwinding`](crate::Unwinding).
+/// `std::panic::catch_unwind`, which cannot tell it from a panic. In the main greenlet it ends the
+/// thread. A destructor that switches or awaits meanwhile gets [`Unwinding`](crate::Unwinding).
 ///
 /// With `panic = "abort"` nothing can be unwound. The greenlet ends with the error all the same, but
 /// its stack is left for good, with all that is on it, and that is reported. In the main greenlet, and

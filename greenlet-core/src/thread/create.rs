@@ -24,7 +24,7 @@ impl ThreadState {
         main
     }
 
-    #[inline(always)] // as a call, it adds 26 instructions to the 228 of create, run, end
+    #[inline(always)] // a call costs 16 of 254 instructions of create, run, end (release)
     fn create(
         &self,
         parent: Option<Greenlet>,
