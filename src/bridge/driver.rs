@@ -591,7 +591,8 @@ impl Driver {
         let Some(request) = self.request.get() else {
             return Polled::Withdrawn;
         };
-        if request.posted_by != waiter.id() {
+        // A tracer may run in the waiter, between its resumption and its next step [posted].
+        if request.posted_by != waiter.id() || waiter.is_current() {
             return Polled::Withdrawn; // [kept]
         }
         HAS_PENDING.set(false);

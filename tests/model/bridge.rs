@@ -13,7 +13,7 @@ use greenlet::{
 
 use crate::awaits::await_one;
 use crate::greenlets::{end, finish};
-use crate::program::{Body, GATES, Op, Options};
+use crate::program::{Body, GATES, OnError, Op, Options};
 use crate::run::{Context, Flow, Witness, drop_disturbing, recover, run, run_callback};
 use crate::tasks::{Running, cancel, poll, put, root_of};
 use crate::world::{Boom, Lower, Token, World, fail, world};
@@ -67,7 +67,8 @@ pub(crate) fn one(world: &'static World, number: u32, op: &Op, context: &Context
         Op::SwitchToRoot(slot) => {
             if let Some(root) = root_of(world, *slot) {
                 let token = world.token(None);
-                drop(root.switch::<Value>(token));
+                let result = root.switch::<Value>(token).map(drop);
+                recover(result, OnError::Ignore)?;
             }
         }
         Op::Await(wait) => recover(await_one(world, wait), wait.on_error)?,
@@ -81,9 +82,9 @@ pub(crate) fn one(world: &'static World, number: u32, op: &Op, context: &Context
         Op::BlockOn(_) if panicking() => {}
         Op::BlockOn(body) => {
             world.is_disturbed.set(true);
-            world.has_drivers.set(true);
             world.blocking.set(world.blocking.get() + 1);
             let _blocking = Lower(&world.blocking);
+            let _blocked = Blocked::enter();
             (0..GATES).for_each(open);
             let output = block_on_greenlet(function(body, None));
             return output.map(|_| Flow::On);
@@ -95,6 +96,25 @@ pub(crate) fn one(world: &'static World, number: u32, op: &Op, context: &Context
         other => unreachable!("{other:?}"),
     }
     Ok(Flow::On)
+}
+
+/// Marks the running greenlet as one in `block_on_greenlet`, until it is dropped.
+struct Blocked(u64);
+
+impl Blocked {
+    fn enter() -> Blocked {
+        let id = getcurrent().id();
+        world().blocked.borrow_mut().push(id);
+        Blocked(id)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        let mut all = world().blocked.borrow_mut();
+        let at = all.iter().position(|id| *id == self.0).expect("it was entered");
+        all.remove(at);
+    }
 }
 
 pub(crate) fn open(gate: usize) {
@@ -133,6 +153,7 @@ pub(crate) fn function(body: &Body, hooks: Option<Rc<Hooked>>) -> impl FnOnce() 
     move || {
         let active = world().activate("spawn");
         world().check_current("a spawn");
+        world().register(&getcurrent());
         if !world().is_disturbed.get() && hooks.as_ref().is_some_and(|hooks| !hooks.is_resumed.get()) {
             fail("a function starts outside of its hooks");
         }

@@ -2,7 +2,7 @@
 
 use anyhow::{Error, Result};
 use greenlet::{
-    AwaitInProgress, Greenlet, StackError, State, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
+    AwaitInProgress, Greenlet, GreenletExit, StackError, State, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
     Value, getcurrent,
 };
 
@@ -148,6 +148,9 @@ fn receive(world: &World, me: u64, result: Result<Value>) -> Result<()> {
             Ok(())
         }
         Err(error) => {
+            if error.is::<GreenletExit>() {
+                world.note_exit();
+            }
             if let Some(fault) = error.downcast_ref::<Fault>() {
                 world.arrive(fault.0.id(), me);
             }

@@ -86,6 +86,9 @@ impl Drop for Witness {
 pub(crate) fn run_callback(what: &'static str, body: &Body) {
     // After the end of the thread's function there is nothing left to do.
     if !body.is_empty() && !world().is_closed() {
+        let world = world();
+        world.callbacks.set(world.callbacks.get() + 1);
+        let _callback = Lower(&world.callbacks);
         let _ = run(body, &Context::new(what, None));
     }
 }
@@ -208,7 +211,10 @@ fn one(world: &'static World, number: u32, op: &Op, context: &Context<'_>) -> Re
             disturb(world);
             match catch_unwind(AssertUnwindSafe(|| run(body, context))) {
                 Ok(flow) => return flow,
-                Err(payload) => drop_payload(payload),
+                Err(payload) => {
+                    world.note_exit();
+                    drop_payload(payload);
+                }
             }
         }
         Op::NoSwitch(body) => {
@@ -219,9 +225,7 @@ fn one(world: &'static World, number: u32, op: &Op, context: &Context<'_>) -> Re
                 let _section = Lower(&world.sections);
                 result = Some(run(body, context));
             });
-            if !world.is_forbidden() {
-                world.check_deferred();
-            }
+            world.check_deferred();
             return result.expect("the section has run");
         }
         Op::Repeat(times, body) => {
@@ -325,6 +329,9 @@ fn put(world: &World, slot: usize, greenlet: Greenlet) {
 
 /// Ignores an error, or not.
 pub(crate) fn recover(result: Result<()>, on_error: OnError) -> Result<()> {
+    if result.as_ref().is_err_and(|error| error.is::<GreenletExit>()) {
+        world().note_exit();
+    }
     match on_error {
         OnError::Propagate => result,
         OnError::Ignore => Ok(()),

@@ -49,6 +49,7 @@ pub(crate) fn run_batch(first: u64, count: u64, threads: u64) {
                     writeln!(output, "{}", program.seed).expect("the supervisor reads this");
                     drop(output);
                     run_program(&program);
+                    println!("done {}", program.seed);
                 }
             });
         }
@@ -68,7 +69,7 @@ pub(crate) fn check_left() {
 
 /// How a child process has failed.
 struct Failure {
-    /// The seeds of the programs that ran last, the last one first.
+    /// The seeds of the programs that had not ended, the last one first.
     seeds: Vec<u64>,
     text: String,
 }
@@ -106,12 +107,13 @@ fn run_child(arguments: &[String]) -> Outcome {
         let _ = errors.read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     });
-    let mut seeds = Vec::new();
+    let mut seeds: Vec<u64> = Vec::new();
     let mut steps = 0;
     let hang = loop {
         match received.recv_timeout(LIMIT) {
-            Ok(line) => match line.strip_prefix("steps ") {
-                Some(count) => steps = count.parse().unwrap_or(0),
+            Ok(line) => match line.split_once(' ') {
+                Some(("steps", count)) => steps = count.parse().unwrap_or(0),
+                Some((_done, ended)) => seeds.retain(|seed| seed.to_string() != ended),
                 None => seeds.extend(line.parse::<u64>()),
             },
             Err(RecvTimeoutError::Disconnected) => break String::new(),

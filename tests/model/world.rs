@@ -74,12 +74,18 @@ pub(crate) struct World {
     known: RefCell<HashMap<u64, WeakGreenlet>>,
     /// The greenlets whose future their driver polls.
     held: RefCell<HashSet<u64>>,
+    /// The greenlets in a call of `block_on_greenlet`, which may await a spawn.
+    pub(crate) blocked: RefCell<Vec<u64>>,
     /// How often each greenlet was seen to run.
     runs: RefCell<HashMap<u64, u64>>,
     /// The greenlets whose end was deferred, with their runs at that time.
     deferred: RefCell<Vec<(WeakGreenlet, u64)>>,
     /// The greenlets that were ended before they started.
     ended_pending: RefCell<HashSet<u64>>,
+    /// The greenlets that have received an exit, or may have caught an unwinding. They may be in an end.
+    exited: RefCell<HashSet<u64>>,
+    /// How many callbacks of the library run, some of which may be part of an end.
+    pub(crate) callbacks: Cell<u32>,
     /// The greenlets that have refused to end.
     refused: RefCell<HashSet<u64>>,
     /// The number of generators that have not ended.
@@ -92,8 +98,6 @@ pub(crate) struct World {
     pub(crate) blocking: Cell<u32>,
     /// Set when a tracer may run other code in the middle of a function.
     pub(crate) has_tracers: Cell<bool>,
-    /// Set when a greenlet may have the driver of a spawn on its stack.
-    pub(crate) has_drivers: Cell<bool>,
     /// Set when something may have been left for good: a leak, or a body that refuses to end.
     pub(crate) may_leave: Cell<bool>,
     /// Set when a destructor has unwound. The compiler loses the value that its function returns then.
@@ -105,6 +109,11 @@ pub(crate) struct World {
     /// The number of greenlets in the report of those that are left suspended.
     expected_left: Cell<Option<usize>>,
     is_closed: Cell<bool>,
+}
+
+/// The greenlet and its ancestors.
+fn lineage(greenlet: Greenlet) -> impl Iterator<Item = Greenlet> {
+    std::iter::successors(Some(greenlet), Greenlet::parent)
 }
 
 /// A table of handles. Nothing is borrowed when one is dropped.
@@ -145,9 +154,12 @@ impl World {
             activations: RefCell::default(),
             known: RefCell::default(),
             held: RefCell::default(),
+            blocked: RefCell::default(),
             runs: RefCell::default(),
             deferred: RefCell::default(),
             ended_pending: RefCell::default(),
+            exited: RefCell::default(),
+            callbacks: Cell::new(0),
             refused: RefCell::default(),
             with_stacks: Cell::new(0),
             fuel: Cell::new(FUEL),
@@ -155,7 +167,6 @@ impl World {
             sections: Cell::new(0),
             blocking: Cell::new(0),
             has_tracers: Cell::new(false),
-            has_drivers: Cell::new(false),
             may_leave: Cell::new(false),
             may_lose: Cell::new(false),
             is_disturbed: Cell::new(false),
@@ -228,8 +239,22 @@ impl World {
         self.deferred.borrow_mut().push((greenlet.downgrade(), runs));
     }
 
+    /// Notes that the running greenlet may be in an end.
+    pub(crate) fn note_exit(&self) {
+        self.exited.borrow_mut().insert(getcurrent().id());
+    }
+
+    /// Returns `true` if the running code may be part of an end. Deferred ends wait for that.
+    fn may_be_in_an_end(&self) -> bool {
+        let has_exited = |one: &Greenlet| self.exited.borrow().contains(&one.id());
+        self.callbacks.get() > 0 || lineage(getcurrent()).any(|one| has_exited(&one))
+    }
+
     /// Checks that each deferred end has been done, or has begun at least.
     pub(crate) fn check_deferred(&self) {
+        if self.is_forbidden() || self.may_be_in_an_end() {
+            return;
+        }
         for (weak, runs) in self.deferred.take() {
             let Some(greenlet) = weak.upgrade() else { continue };
             if greenlet.is_active() && self.runs(greenlet.id()) == runs && !self.may_live(&greenlet) {
@@ -270,15 +295,8 @@ impl World {
     /// Returns `true` if the greenlet need not be dead after it was ended.
     pub(crate) fn may_live(&self, greenlet: &Greenlet) -> bool {
         let id = greenlet.id();
-        self.is_forbidden() || self.refused.borrow().contains(&id) || self.is_held(id) || {
-            let mut above = Some(getcurrent());
-            std::iter::from_fn(|| {
-                let next = above.take()?;
-                above = next.parent();
-                Some(next)
-            })
-            .any(|one| one == *greenlet)
-        }
+        let is_blocked = || self.blocked.borrow().contains(&id);
+        self.is_forbidden() || self.refused.borrow().contains(&id) || self.is_held(id) || is_blocked() || lineage(getcurrent()).any(|one| one == *greenlet)
     }
 
     // ---- things with destructors ----
@@ -360,9 +378,8 @@ impl World {
     /// Receives a report of the library. Does not panic.
     pub(crate) fn report(&self, report: &Unraisable) {
         if report.is_refusal() {
-            // The library reports too much where two greenlets end each other, and where the driver of
-            // another function is on the stack that is unwound: "Known faults" in docs/safety.md.
-            if !getcurrent().is_main() || self.has_drivers.get() {
+            // The clean-up of a program may do this.
+            if report.to_string().contains("left suspended in its clean-up") {
                 self.may_leave.set(true);
             }
             if !self.may_leave.get() {
@@ -546,11 +563,6 @@ const KNOWN: &[&str] = &[
     "a spawned function was ended before it returned",
     "returned without awaiting anything",
     "would block the executor",
-    // The two others are in "Known faults" in docs/safety.md. A tracer polls the spawn whose function is
-    // being ended.
-    "the running greenlet cannot be kept suspended",
-    // A greenlet below a spawned function ends the greenlet that polls it.
-    "a greenlet cannot be locked for an await from below it",
 ];
 
 /// Checks the place of each panic. The program's own panics call no hook.

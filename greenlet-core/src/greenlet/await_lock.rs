@@ -37,9 +37,8 @@ use crate::thread::ThreadState;
 /// the greenlet, or dropping the last handle of one below it, is still possible. Does nothing if
 /// the greenlet is locked already, is pending, or is dead.
 ///
-/// # Panics
-///
-/// Panics if the running greenlet is this one or below it: it would run behind the lock.
+/// Returns `false`, and locks nothing, if the running greenlet is this one or below it: it would run
+/// behind the lock.
 ///
 /// # Examples
 ///
@@ -48,40 +47,34 @@ use crate::thread::ThreadState;
 /// use greenlet::{AwaitInProgress, Greenlet, getparent, raw};
 /// let waiting = Greenlet::new(|(): ()| getparent().unwrap().switch::<u32>(()));
 /// waiting.switch::<()>(())?;
-/// raw::lock_for_await(&waiting);
+/// assert!(raw::lock_for_await(&waiting));
 /// assert!(waiting.switch::<u32>(1_u32).unwrap_err().is::<AwaitInProgress>());
 /// raw::unlock(&waiting);
 /// assert_eq!(waiting.switch::<u32>(2_u32)?, 2);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-pub fn lock_for_await(greenlet: &Greenlet) {
+#[must_use = "the greenlet may be unlocked"]
+pub fn lock_for_await(greenlet: &Greenlet) -> bool {
     let inner = greenlet.inner();
     if inner.status.await_lock() != AwaitLock::Unlocked || !inner.status.is_active() {
-        return;
+        return true;
     }
-    assert!(
-        !inner.context.sp.get().is_null() && !greenlet.is_current(),
-        "the running greenlet cannot be locked for an await; lock it after it has switched away"
-    );
+    if greenlet.is_current() {
+        return false;
+    }
+    // Without another handle there is none below it: each has a handle of its parent.
+    let is_counted = inner.has_other_handles();
+    if is_counted && ThreadState::current().current_inner().has_in_lineage(inner) {
+        return false;
+    }
     hide(inner);
-    inner.status.set_await_lock(AwaitLock::Locked);
-    if inner.has_other_handles() {
-        count_lock(greenlet);
+    if is_counted {
+        inner.status.set_await_lock(AwaitLock::LockedAndCounted);
+        ThreadState::current().add_await_lock();
+    } else {
+        inner.status.set_await_lock(AwaitLock::Locked);
     }
-}
-
-/// Makes every switch of the thread search for the lock of `greenlet`.
-#[cold]
-fn count_lock(greenlet: &Greenlet) {
-    let (thread, inner) = (ThreadState::current(), greenlet.inner());
-    if thread.current_inner().has_in_lineage(inner) {
-        unlock(greenlet);
-        panic!(
-            "a greenlet cannot be locked for an await from below it; lock it after control has left the branch"
-        );
-    }
-    inner.status.set_await_lock(AwaitLock::LockedAndCounted);
-    thread.add_await_lock();
+    true
 }
 
 /// Unlocks what [`lock_for_await`] locked. Does nothing if the greenlet is not locked.
@@ -162,10 +155,7 @@ fn hide_for_hold(greenlet: &Greenlet) {
         !greenlet.is_current(),
         "the running greenlet cannot be kept suspended; only a suspended one can"
     );
-    // A lock may have hidden it before. [held]
-    if !inner.context.sp.get().is_null() {
-        hide(inner);
-    }
+    hide(inner);
     assert!(
         !inner.hidden_sp.get().is_null(),
         "only a suspended greenlet can be kept suspended; this one is pending or dead"
@@ -204,10 +194,13 @@ impl Drop for Release<'_> {
     }
 }
 
-/// Hides the stack pointer from switches: see `[hidden-sp]`.
+/// Hides the stack pointer from switches: see `[hidden-sp]`. A lock or a hold may have hidden it
+/// before.
 #[inline]
 fn hide(inner: &Inner) {
-    inner.hidden_sp.set(inner.context.sp.replace(ptr::null_mut()));
+    if !inner.context.sp.get().is_null() {
+        inner.hidden_sp.set(inner.context.sp.replace(ptr::null_mut()));
+    }
 }
 
 /// Shows the stack pointer to switches again.

@@ -34,11 +34,10 @@ impl ThreadState {
     /// Runs the deferred ends, if greenlets can be ended now. Each runs to its very end before the
     /// next one begins: inside an end, this does nothing.
     pub(crate) fn run_deferred(&self) {
+        // Asked each time: one of them may end the running greenlet.
         let can_run = || self.can_end_greenlets() && !self.current_inner().is_in_an_end();
-        if !self.has_flag(flag::DEFERRED) || !can_run() {
-            return;
-        }
-        while let Some(next) = self.next_deferred() {
+        while self.has_flag(flag::DEFERRED) && can_run() {
+            let Some(next) = self.next_deferred() else { return };
             // CAUTION: runs arbitrary user code.
             match (next.by, next.cause) {
                 (Some(end), _) => end(),

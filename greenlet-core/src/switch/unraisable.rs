@@ -57,6 +57,9 @@ enum What {
     /// In a `RefCell`, so that a hook can take it.
     Panic(RefCell<Option<Box<dyn Any + Send>>>),
     RefusedToEnd,
+    /// Both stages of the greenlet's end have come, and it is in its clean-up, which ends another
+    /// greenlet. That one has switched away.
+    LeftInCleanUp,
     /// The greenlet has ended, and its stack could not be unwound.
     LeftStack,
     /// How many greenlets, and the text about them.
@@ -84,10 +87,14 @@ impl Unraisable {
     }
 
     pub(crate) fn of_refusal(greenlet: Greenlet) -> Unraisable {
+        let what = match greenlet.inner().status.is_ender() {
+            true => What::LeftInCleanUp,
+            false => What::RefusedToEnd,
+        };
         Unraisable {
             greenlet,
             generator: None,
-            what: What::RefusedToEnd,
+            what,
         }
     }
 
@@ -169,10 +176,16 @@ impl Unraisable {
     /// Returns `true` if the greenlet, or the generator, caught the forced unwind of its stack and
     /// did not end. It stays suspended for ever, and its stack is leaked.
     ///
+    /// This is also true of a greenlet whose clean-up ends another greenlet, and that one switched
+    /// away instead of ending.
+    ///
     /// With `panic = "abort"` no stack can be unwound: then this is also true of a greenlet that did
     /// not return its exit, or that called [`raise`](crate::raise).
     pub fn is_refusal(&self) -> bool {
-        matches!(self.what, What::RefusedToEnd | What::LeftStack)
+        matches!(
+            self.what,
+            What::RefusedToEnd | What::LeftInCleanUp | What::LeftStack
+        )
     }
 }
 
@@ -197,6 +210,11 @@ impl fmt::Display for Unraisable {
                     None => Ok(()),
                 }
             }
+            What::LeftInCleanUp => write!(
+                f,
+                "{label} is left suspended in its clean-up, and its stack is leaked: it was ending another \
+                 greenlet, which switched away"
+            ),
             What::RefusedToEnd if cfg!(panic = "abort") => write!(
                 f,
                 "{label} did not return its exit, and cannot be unwound, because the program is built with \

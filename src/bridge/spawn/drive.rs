@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use anyhow::{Error, Result};
 use greenlet_core::{
     AwaitInProgress, Builder, Greenlet, GreenletExit, ParentError, SwitchForbidden, ThreadExiting,
-    TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raw,
+    TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raise, raw,
 };
 
 use crate::bridge::driver::{self, CANCELLED, Driver, Event, NestedPoll, Phase, Polled, Ready};
@@ -272,7 +272,7 @@ impl<T: 'static> Drive<T> {
                     Ok(Event::Await(Some(waiter))) => {
                         // The poll keeps only the waiter suspended. The lock keeps other code out
                         // of the root.
-                        raw::lock_for_await(&self.root);
+                        self.lock_root()?;
                         let polled = self.poll_first(Some(&waiter), cx);
                         break (Some(waiter), polled);
                     }
@@ -331,7 +331,9 @@ impl<T: 'static> Drive<T> {
         match polled {
             Polled::Ready => Some(Ok(Action::Resume(waiter))),
             Polled::Pending => {
-                raw::lock_for_await(&self.root);
+                if let Err(error) = self.lock_root() {
+                    return Some(Err(error.into()));
+                }
                 self.stage = Stage::Waiting(waiter);
                 self.unbind();
                 self.note_pending();
@@ -429,6 +431,16 @@ impl<T: 'static> Drive<T> {
         }
     }
 
+    /// Keeps other code than this driver out of the root. Fails, as [`bind`](Drive::bind) does, if
+    /// the poller is below the root: a greenlet of the function may have ended the poller.
+    #[inline]
+    fn lock_root(&self) -> Result<(), ParentError> {
+        match raw::lock_for_await(&self.root) {
+            true => Ok(()),
+            false => self.bind_to(getcurrent()),
+        }
+    }
+
     #[inline]
     fn is_bound_to(&self, whom: impl FnOnce(&Greenlet) -> bool) -> bool {
         self.driver.poller.borrow().as_ref().is_some_and(whom)
@@ -471,6 +483,7 @@ impl<T: 'static> Drive<T> {
         let mut ended = self.lineage_of_waiter();
         ended.append(&mut self.cancelled);
         self.stage = Stage::Over;
+        self.unbind();
         let root = self.root.clone();
         if ended.is_empty() && self.hooks.is_empty() {
             // CAUTION: runs arbitrary user code.
@@ -495,10 +508,16 @@ impl<T: 'static> Drive<T> {
             Err(error) => error,
         };
         if self.root.is_active() {
-            if !is_refusal(&error) {
+            let is_refusal = is_refusal(&error);
+            // The exit of the poller, from code that ends or kills it.
+            let is_exit = GreenletExit::in_error(&error).is_some() && !getcurrent().is_main();
+            if !is_refusal && !is_exit {
                 return Ok(stray(&error, last));
             }
             self.end_function();
+            if is_exit {
+                raise(error);
+            }
             return Err(error);
         }
         // The function has died without a result, or could not be started.
@@ -590,13 +609,10 @@ impl<T: 'static> Drop for Drive<T> {
         if self.driver.phase.get() == Phase::Over {
             return;
         }
-        if self.root.is_dead() {
-            self.driver.phase.set(Phase::Over);
-            self.end_cancelled();
-            self.driver.forget_waker();
-            return;
+        match self.root.is_dead() {
+            true => self.shut_down(),
+            false => self.end_function(),
         }
-        self.end_function();
     }
 }
 
