@@ -178,7 +178,7 @@ fn child() {
     inside.switch::<()>(2_u32).unwrap();
     let locked = build("locked").build(|depth: u32| outer_body(depth));
     locked.switch::<()>(0_u32).unwrap();
-    raw::lock_for_await(&locked);
+    assert!(raw::lock_for_await(&locked));
     let aborts = build("aborts").build(|(): ()| -> Result<()> { std::process::abort() });
     aborts.switch::<()>(()).unwrap();
     drop((never, deep, inside, locked));

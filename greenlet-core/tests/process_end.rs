@@ -393,7 +393,7 @@ fn exit_while_unwinding_runs_no_suspended_code() {
 fn exit_leaves_a_kept_greenlet_suspended() {
     let output = child::run("exit_leaves_a_kept_greenlet_suspended", || {
         let kept = suspended("kept");
-        raw::lock_for_await(&kept);
+        assert!(raw::lock_for_await(&kept));
         raw::keep_suspended(&kept, || {
             println!("exits");
             std::process::exit(9)

@@ -118,8 +118,11 @@ impl Drop for Blocked {
 }
 
 pub(crate) fn open(gate: usize) {
+    let world = world();
+    world.opening.set(world.opening.get() + 1);
+    let _opening = Lower(&world.opening);
     let wakers = {
-        let gate = &mut world().gates.borrow_mut()[gate];
+        let gate = &mut world.gates.borrow_mut()[gate];
         gate.is_open = true;
         std::mem::take(&mut gate.wakers)
     };

@@ -2,8 +2,8 @@
 
 use anyhow::{Error, Result};
 use greenlet::{
-    AwaitInProgress, Greenlet, GreenletExit, StackError, State, SwitchForbidden, ThreadExiting, TypeMismatch, Unwinding,
-    Value, getcurrent,
+    AwaitInProgress, Greenlet, GreenletExit, StackError, State, SwitchForbidden, ThreadExiting, TypeMismatch,
+    Unwinding, Value, getcurrent,
 };
 
 use crate::program::{Body, Transfer};

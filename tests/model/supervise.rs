@@ -153,7 +153,11 @@ pub(crate) fn supervise(seconds: u64, first: u64) -> ExitCode {
         let seed = first.wrapping_add(programs);
         match run_child(&["--batch".into(), seed.to_string(), BATCH.to_string(), "2".into()]) {
             Outcome::Passed(count) => steps += count,
-            Outcome::Failed(failure) => {
+            Outcome::Failed(mut failure) => {
+                if failure.seeds.is_empty() {
+                    // The whole batch fails: of what its programs have left.
+                    failure.seeds = (seed..seed.wrapping_add(BATCH)).collect();
+                }
                 explain(&failure);
                 return ExitCode::FAILURE;
             }
@@ -201,14 +205,10 @@ fn explain(failure: &Failure) {
     let found = failure
         .seeds
         .iter()
-        .take(4)
         .find_map(|&seed| Some((seed, run_one(seed, &none)?)));
     let Some((seed, text)) = found else {
         let seeds: Vec<String> = failure.seeds.iter().take(4).map(u64::to_string).collect();
-        println!(
-            "none of the last programs fails alone: seeds {}",
-            seeds.join(", ")
-        );
+        println!("none of the programs fails alone: seeds {} ...", seeds.join(", "));
         return;
     };
     let skips = shrink(seed, &kind(&text));

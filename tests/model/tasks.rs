@@ -130,7 +130,8 @@ pub(crate) fn poll(world: &'static World, slot: usize) -> bool {
             resume_unwind(payload);
         }
     };
-    if progress != Progress::Pending && was_polled && !was_woken && !world.is_disturbed.get() {
+    let must_be_woken = was_polled && world.opening.get() == 0 && !world.is_disturbed.get();
+    if progress != Progress::Pending && must_be_woken && !was_woken {
         fail("a task was ready, and its waker was not called");
     }
     match progress {

@@ -96,6 +96,8 @@ pub(crate) struct World {
     pub(crate) sections: Cell<u32>,
     /// How many calls of `block_on_greenlet` have not returned. Gates are open then.
     pub(crate) blocking: Cell<u32>,
+    /// How many gates are being opened. Some of their wakers have not been called.
+    pub(crate) opening: Cell<u32>,
     /// Set when a tracer may run other code in the middle of a function.
     pub(crate) has_tracers: Cell<bool>,
     /// Set when something may have been left for good: a leak, or a body that refuses to end.
@@ -166,6 +168,7 @@ impl World {
             steps: Cell::new(0),
             sections: Cell::new(0),
             blocking: Cell::new(0),
+            opening: Cell::new(0),
             has_tracers: Cell::new(false),
             may_leave: Cell::new(false),
             may_lose: Cell::new(false),
@@ -296,7 +299,11 @@ impl World {
     pub(crate) fn may_live(&self, greenlet: &Greenlet) -> bool {
         let id = greenlet.id();
         let is_blocked = || self.blocked.borrow().contains(&id);
-        self.is_forbidden() || self.refused.borrow().contains(&id) || self.is_held(id) || is_blocked() || lineage(getcurrent()).any(|one| one == *greenlet)
+        self.is_forbidden()
+            || self.refused.borrow().contains(&id)
+            || self.is_held(id)
+            || is_blocked()
+            || lineage(getcurrent()).any(|one| one == *greenlet)
     }
 
     // ---- things with destructors ----

@@ -10,6 +10,7 @@ mod model;
 mod nested;
 mod nested_drivers;
 mod poll_in_place;
+mod poller_ends;
 #[cfg(feature = "tokio")]
 mod pool;
 mod soundness;

@@ -48,7 +48,7 @@ fn the_tree_shows_each_greenlet_below_its_parent() {
     let b = named("b");
     let awaiting = named("io");
     awaiting.switch::<()>(()).unwrap();
-    raw::lock_for_await(&awaiting);
+    assert!(raw::lock_for_await(&awaiting));
     let done = named("done");
     done.switch::<()>(()).unwrap();
     done.switch::<()>(()).unwrap();

@@ -163,7 +163,7 @@ fn taking_a_backtrace_changes_nothing_and_is_not_traced() {
 #[test]
 fn a_greenlet_locked_for_an_await_has_a_backtrace() {
     let greenlet = suspended(1);
-    raw::lock_for_await(&greenlet);
+    assert!(raw::lock_for_await(&greenlet));
     let text = greenlet.backtrace().unwrap().to_string();
     assert!(text.contains("waits_deep"), "{text}");
     assert!(

@@ -275,7 +275,7 @@ fn a_greenlet_below_one_that_awaits_has_its_own_backtrace() {
         }
     });
     parent.switch::<()>(()).unwrap();
-    raw::lock_for_await(&parent);
+    assert!(raw::lock_for_await(&parent));
     let child = child.borrow_mut().take().unwrap();
     assert!(child.backtrace().unwrap().to_string().contains("waits"));
     raw::unlock(&parent);

@@ -453,3 +453,84 @@ fn the_end_of_a_thread_survives_destructors_that_panic() {
         thread.join().unwrap();
     }
 }
+
+/// A deferred end may end the greenlet that runs the deferred ends. The next ones then wait for that.
+#[test]
+fn a_deferred_end_that_ends_the_running_greenlet_stops_the_others() {
+    let _no_leaks = NoLeaks::watch();
+    catch_reports();
+    let log = Log::new();
+    let handles = Handles::default();
+    // Ends `running` when it is resumed, and waits for that.
+    let (found, written) = (handles.clone(), log.clone());
+    let ends = Greenlet::new(move |(): ()| {
+        let asked = getmain().switch::<()>(());
+        let running = found.borrow()[0].clone();
+        running.end();
+        clean_up("ends", &written);
+        asked
+    });
+    ends.switch::<()>(()).unwrap();
+    // Resumes `ends` in its clean-up.
+    let (resumed, written) = (ends.clone(), log.clone());
+    let resumes = Greenlet::new(move |(): ()| {
+        let asked = getmain().switch::<()>(());
+        drop(resumed.switch::<Value>(()));
+        clean_up("resumes", &written);
+        asked
+    });
+    resumes.switch::<()>(()).unwrap();
+    let (first, second, written) = (resumes.clone(), ends.clone(), log.clone());
+    let running = Greenlet::new(move |(): ()| {
+        no_switch(|| {
+            first.end();
+            second.end();
+        });
+        clean_up("running", &written);
+        getmain().switch::<()>(())
+    });
+    handles.borrow_mut().push(running.clone());
+    drop(running.switch::<Value>(()));
+    end_suspended().unwrap();
+    assert!(
+        [&ends, &resumes, &running]
+            .iter()
+            .all(|greenlet| greenlet.is_dead())
+    );
+    let all = log.take();
+    // `resumes` has switched away in its clean-up, so it was unwound.
+    for name in ["ends", "running"] {
+        let of_one = all.iter().filter(|line| line.starts_with(name));
+        assert_eq!(of_one.count(), 3, "{name}: {all:?}");
+    }
+    handles.borrow_mut().clear();
+    assert_eq!(take_reports(), [""; 0]);
+}
+
+/// A clean-up that ends another greenlet, which switches to main instead: both stages of the outer end
+/// have come, and it cannot go on. The report says so.
+#[test]
+fn a_clean_up_that_is_left_in_the_middle_is_reported() {
+    catch_reports();
+    let inner = Greenlet::new(|(): ()| {
+        let asked = getmain().switch::<()>(());
+        let _ = getmain().switch::<()>(()); // in the clean-up
+        asked
+    });
+    inner.switch::<()>(()).unwrap();
+    let ended = inner.clone();
+    let outer = Greenlet::builder().name("outer").build(move |(): ()| {
+        let _ = getmain().switch::<()>(());
+        let unwound = catch_unwind(|| getmain().switch::<()>(())); // in the first stage
+        ended.end();
+        resume_unwind(unwound.unwrap_err());
+        #[expect(unreachable_code, reason = "the type of the function")]
+        Ok(())
+    });
+    outer.switch::<()>(()).unwrap();
+    outer.end();
+    assert_eq!(take_reports(), ["outer: refused to end"]);
+    assert!(outer.is_active() && inner.is_active());
+    inner.end();
+    assert!(inner.is_dead());
+}

@@ -117,7 +117,7 @@ fn an_end_leaves_no_greenlet_running_below_a_locked_one() {
     });
     locked.switch::<()>(()).unwrap();
     let victim = child.take().unwrap();
-    raw::lock_for_await(&locked);
+    assert!(raw::lock_for_await(&locked));
     let to_end = victim.clone();
     let ending = Greenlet::new(move |(): ()| {
         to_end.end();

@@ -157,7 +157,7 @@ fn a_switch_to_a_locked_greenlet_is_refused() {
     dead_below.switch::<()>(()).unwrap();
     dead_below.set_parent(&suspended_below).unwrap();
 
-    raw::lock_for_await(&waiting);
+    assert!(raw::lock_for_await(&waiting));
     for target in [&waiting, &below, &suspended_below, &dead_below] {
         let before = target.state();
         let awaiting: AwaitInProgress = target.switch::<u32>(9_u32).unwrap_err().downcast().unwrap();
@@ -196,7 +196,7 @@ fn no_greenlet_runs_below_a_locked_one() {
     let runs = Greenlet::new({
         let (pending, dead, waiting) = (pending.clone(), dead.clone(), waiting.clone());
         move |between: bool| {
-            raw::lock_for_await(&waiting);
+            assert!(raw::lock_for_await(&waiting));
             let between = if between { &pending } else { &dead };
             getcurrent().set_parent(between)?;
             let refused: ParentError = between.set_parent(&waiting).unwrap_err();
@@ -387,7 +387,7 @@ fn an_end_does_not_wait_for_code_that_retries_refused_switches() {
             Ok(())
         });
         greenlet.switch::<()>(()).unwrap();
-        raw::lock_for_await(&closed);
+        assert!(raw::lock_for_await(&closed));
         greenlet.end();
         raw::unlock(&closed);
         assert_eq!(greenlet.is_dead(), !stops_unwinding);

@@ -235,7 +235,7 @@ fn a_start_is_refused_also_if_a_stack_is_cached() {
 
     let closed = Greenlet::new(|(): ()| up::<()>(()));
     closed.switch::<()>(()).unwrap();
-    raw::lock_for_await(&closed); // no other handle exists, so the thread records no lock
+    assert!(raw::lock_for_await(&closed)); // no other handle exists, so the thread records no lock
     let below = Greenlet::builder().parent(&closed).build(|(): ()| Ok(()));
     leave_a_stack(stack::DEFAULT_SIZE);
     assert!(below.switch::<()>(()).unwrap_err().is::<AwaitInProgress>());
