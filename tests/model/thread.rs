@@ -31,7 +31,7 @@ pub(crate) fn run_thread(program: &Arc<Program>, body: &Body, end: ThreadEnd) {
         ThreadEnd::Orderly => {
             top();
             safely(tasks::drain);
-            safely(|| drop(getmain().switch::<Value>(())));
+            run_deferred();
             world.check_deferred();
         }
         // Hooks that panic can unwind out of it.
@@ -39,8 +39,7 @@ pub(crate) fn run_thread(program: &Arc<Program>, body: &Body, end: ThreadEnd) {
         ThreadEnd::Plain => {
             top();
             world.refuel();
-            // Runs what waits until a panic is over.
-            safely(|| drop(getmain().switch::<Value>(())));
+            run_deferred();
             return world.close();
         }
     }
@@ -66,6 +65,13 @@ pub(crate) fn run_thread(program: &Arc<Program>, body: &Body, end: ThreadEnd) {
         fail("main may not switch at its end");
     }
     world.check_end();
+}
+
+/// Runs the ends that wait until a panic is over. A hook that panics stops the others, and defers more.
+fn run_deferred() {
+    for _ in 0..10 {
+        safely(|| drop(getmain().switch::<Value>(())));
+    }
 }
 
 fn safely(action: impl FnOnce()) {

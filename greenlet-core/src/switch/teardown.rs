@@ -116,11 +116,29 @@ fn end(greenlet: &Greenlet, cause: Cause) {
     }
     if waits_for_current(node) {
         ThreadState::current().defer(greenlet, cause);
-    } else {
+        return;
+    }
+    for _ in 0..ROUNDS {
         end_now(greenlet, cause);
         // Those that have waited for this end. Does nothing inside another one.
+        // CAUTION: runs arbitrary user code. It may drop the handle that kept the greenlet.
         ThreadState::current().run_deferred();
+        let is_over = node.status.is_abandoned() || !node.status.is_active();
+        if is_over || cause == Cause::Ended || node.has_other_handles() || node.status.hold() != Hold::None {
+            return;
+        }
     }
+    abandon(greenlet).unwrap_or_else(|payload| resume_unwind(payload));
+}
+
+/// Leaves a greenlet that does not end, and reports it.
+///
+/// # Errors
+///
+/// Returns the payload of an end of the current greenlet itself.
+fn abandon(greenlet: &Greenlet) -> std::thread::Result<()> {
+    greenlet.inner().status.abandon();
+    unraisable::call(Unraisable::of_refusal(greenlet.clone()))
 }
 
 /// Ends an active greenlet that is neither current nor main, even if it waits for the end that the
@@ -179,8 +197,7 @@ fn end_now(greenlet: &Greenlet, cause: Cause) {
         // A greenlet that ends the current one, which must unwind, does not refuse: it waits.
         let waits = || unwound.is_end() && node.status.is_ender();
         if node.status.is_active() && !is_revived() && !waits() {
-            node.status.abandon();
-            unwound.run(|| unraisable::call(Unraisable::of_refusal(greenlet.clone())));
+            unwound.run(|| abandon(greenlet));
         }
     }
     thread.refusals.set(refusals);

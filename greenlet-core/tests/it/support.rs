@@ -137,6 +137,9 @@ pub(crate) fn catch_reports() {
                 (None, None) if report.left_suspended() > 0 => {
                     format!("{who}: {} left suspended", report.left_suspended())
                 }
+                (None, None) if report.to_string().contains("in its clean-up") => {
+                    format!("{who}: left in its clean-up")
+                }
                 (None, None) => format!("{who}: refused to end"),
             };
             // The list is gone late in the end of a thread. Nobody reads it then.

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use greenlet::{Greenlet, GreenletExit, State, Value, getcurrent, getparent};
+use greenlet::{Greenlet, GreenletExit, State, Value, getcurrent, getmain, getparent, no_switch};
 
-use crate::support::{Drops, Log, Witness, catch_reports, name, take_reports, up};
+use crate::support::{Drops, Log, NoLeaks, Witness, catch_reports, name, take_reports, up};
 
 /// A shared place for a handle.
 type Shelf = Rc<RefCell<Option<Greenlet>>>;
@@ -372,5 +372,36 @@ fn dropping_handles_of_main_does_not_end_it() {
     assert!(
         weak.upgrade()
             .is_some_and(|main| main.is_current() && main.is_active())
+    );
+}
+
+/// A greenlet that is revived in its end, by a child, is ended again when that child is gone: also if
+/// an end that has waited for the first one drops the child.
+#[test]
+fn a_revived_greenlet_is_ended_when_a_deferred_end_drops_what_kept_it() {
+    let _no_leaks = NoLeaks::watch();
+    let slot: Rc<RefCell<Option<Greenlet>>> = Rc::default();
+    let taken = slot.clone();
+    let drops_it = Greenlet::new(move |(): ()| {
+        let asked = getmain().switch::<()>(());
+        drop(taken.take());
+        asked
+    });
+    drops_it.switch::<()>(()).unwrap();
+    let (filled, ended) = (slot.clone(), drops_it.clone());
+    let revived = Greenlet::new(move |(): ()| {
+        let _exit = getmain().switch::<()>(());
+        filled.replace(Some(Greenlet::new(|(): ()| Ok(()))));
+        no_switch(|| ended.end()); // after this end
+        drop(ended);
+        getmain().switch::<()>(())
+    });
+    revived.switch::<()>(()).unwrap();
+    let weak = revived.downgrade();
+    drop(revived);
+    assert!(drops_it.is_dead() && slot.borrow().is_none());
+    assert!(
+        weak.upgrade().is_none(),
+        "it is suspended, and nobody refers to it"
     );
 }

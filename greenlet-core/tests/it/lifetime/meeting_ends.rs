@@ -529,7 +529,7 @@ fn a_clean_up_that_is_left_in_the_middle_is_reported() {
     });
     outer.switch::<()>(()).unwrap();
     outer.end();
-    assert_eq!(take_reports(), ["outer: refused to end"]);
+    assert_eq!(take_reports(), ["outer: left in its clean-up"]);
     assert!(outer.is_active() && inner.is_active());
     inner.end();
     assert!(inner.is_dead());
