@@ -10,6 +10,7 @@ pub mod watchdog;
 pub use spans::SpanHooks;
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use greenlet_core::Greenlet;
@@ -122,13 +123,23 @@ impl Hooks {
         }
     }
 
-    /// Calls the hooks around `end`, which ends the function.
+    /// Calls the hooks around `end`, which ends the function. If a hook panics, `end` is called all the
+    /// same.
     pub(super) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
-        let _resumed = self.run(root, None);
+        // Its destructor could panic, too.
+        let resumed = caught(move || self.run(root, None)).map_err(ManuallyDrop::new);
         // CAUTION: runs arbitrary user code. It unwinds if the greenlet that runs this is ended
         // meanwhile.
         end();
+        if let Err(panic) = resumed {
+            resume_unwind(ManuallyDrop::into_inner(panic));
+        }
     }
+}
+
+/// Calls a hook, which may change anything before it panics.
+fn caught<T>(call: impl FnOnce() -> T) -> std::thread::Result<T> {
+    catch_unwind(AssertUnwindSafe(call))
 }
 
 impl fmt::Debug for Hooks {
@@ -168,7 +179,7 @@ impl Drop for Resumed<'_> {
         // others are suspended all the same.
         let mut panic = None;
         while self.resumed > 0 {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.suspend_last(None))) {
+            if let Err(payload) = caught(|| self.suspend_last(None)) {
                 std::mem::forget(panic.replace(payload)); // its destructor could panic, too
             }
         }

@@ -204,6 +204,33 @@ fn a_hook_that_panics_is_not_called_again_and_the_others_are() {
     }
 }
 
+/// The end of a function comes, also if the hook around it panics. Otherwise nobody would end a function
+/// that a child of its own keeps.
+#[test]
+fn a_hook_that_panics_does_not_keep_the_function_from_ending() {
+    let _no_leaks = NoLeaks::watch();
+    let log = Log::new();
+    let hook = Panics {
+        name: "a",
+        in_call: 3,
+        log: log.clone(),
+    };
+    let written = log.clone();
+    let mut spawned = SpawnBuilder::new().hooks(hook).spawn(move || {
+        let _local = on_drop(move || written.add("function ends"));
+        let child = Greenlet::new(|(): ()| try_await_(pending::<()>()));
+        let _ = child.switch::<()>(());
+    });
+    assert!(poll(&mut spawned).is_pending());
+    let function = spawned.greenlet().clone();
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(spawned))).is_err());
+    assert!(function.is_dead());
+    assert_eq!(
+        log.take(),
+        ["a resumes", "a suspends", "a resumes", "function ends"]
+    );
+}
+
 #[test]
 fn two_hooks_that_panic_do_not_abort() {
     let _no_leaks = NoLeaks::watch();
