@@ -19,7 +19,7 @@ use crate::greenlet::introspect::StackUsage;
 use crate::payload::Payload;
 use crate::stack;
 pub use crate::switch::teardown::{count_refusal, interrupt};
-pub use crate::switch::unwind::discard;
+pub use crate::switch::unwind::{Unwound, discard};
 use crate::switch::{self, receive};
 use crate::thread::{self, Cause, ThreadState};
 

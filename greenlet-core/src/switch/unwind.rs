@@ -226,19 +226,23 @@ pub fn discard<T>(value: T) -> std::thread::Result<()> {
 ///
 /// As for [`discard`].
 pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) -> std::thread::Result<()> {
-    if is_end(&*payload) {
-        return Err(payload);
-    }
-    // CAUTION: runs arbitrary user code.
-    match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        Err(second) if is_end(&*second) => Err(second),
-        Err(second) => {
-            std::mem::forget(second); // leaked, since its destructor could panic again
-            Ok(())
+    let mut next = payload;
+    for _ in 0..PAYLOADS {
+        if is_end(&*next) {
+            return Err(next);
         }
-        Ok(()) => Ok(()),
+        // CAUTION: runs arbitrary user code.
+        match catch_unwind(AssertUnwindSafe(|| drop(next))) {
+            Ok(()) => return Ok(()),
+            Err(payload) => next = payload, // of a panic in its destructor
+        }
     }
+    std::mem::forget(next);
+    Ok(())
 }
+
+/// How many payloads are dropped if each panics in its destructor. The last one is leaked.
+const PAYLOADS: u32 = 100;
 
 /// Runs code of users while a message is in transit, and returns that.
 ///
@@ -267,13 +271,29 @@ fn drop_both(payload: Box<dyn Any + Send>, message: Message) -> ! {
 }
 
 /// Collects what unwinds several pieces of code that must all run.
-#[derive(Default)]
-pub(crate) struct Unwound(Option<Box<dyn Any + Send>>);
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::raw::Unwound;
+///
+/// let mut unwound = Unwound::default();
+/// unwound.run(|| panic!("in the first"));
+/// let mut has_run = false;
+/// unwound.run(|| {
+///     has_run = true;
+///     Ok(())
+/// });
+/// assert!(has_run && greenlet::catch(|| unwound.resume()).is_err());
+/// ```
+#[derive(Debug, Default)]
+pub struct Unwound(Option<Box<dyn Any + Send>>);
 
 impl Unwound {
     /// Runs a piece of code, which may also return a payload.
     #[inline]
-    pub(crate) fn run(&mut self, code: impl FnOnce() -> std::thread::Result<()>) {
+    pub fn run(&mut self, code: impl FnOnce() -> std::thread::Result<()>) {
         // CAUTION: runs arbitrary user code.
         let outcome = catch_unwind(AssertUnwindSafe(code)).and_then(|outcome| outcome);
         if let Err(payload) = outcome {
@@ -307,9 +327,20 @@ impl Unwound {
 
     /// Continues the unwinding, if there was one.
     #[inline]
-    pub(crate) fn resume(self) {
+    pub fn resume(self) {
         if let Some(payload) = self.0 {
             resume_unwind(payload);
+        }
+    }
+
+    /// Continues it, or drops the payload if a panic unwinds already: for destructors.
+    pub fn resume_or_discard(self) {
+        match self.0 {
+            Some(payload) if std::thread::panicking() => {
+                // A raised exit may have contexts, whose destructors could panic.
+                discard_payload(payload).unwrap_or_else(std::mem::forget);
+            }
+            payload => Unwound(payload).resume(),
         }
     }
 }

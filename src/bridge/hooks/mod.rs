@@ -10,10 +10,8 @@ pub mod watchdog;
 pub use spans::SpanHooks;
 
 use std::fmt;
-use std::mem::ManuallyDrop;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use greenlet_core::Greenlet;
+use greenlet_core::{Greenlet, raw};
 
 /// Runs code each time a spawned function is resumed and suspended: to swap context in
 /// thread-locals, to measure, or to log.
@@ -126,20 +124,24 @@ impl Hooks {
     /// Calls the hooks around `end`, which ends the function. If a hook panics, `end` is called all the
     /// same.
     pub(super) fn around_end(&mut self, root: &Greenlet, end: impl FnOnce()) {
-        // Its destructor could panic, too.
-        let resumed = caught(move || self.run(root, None)).map_err(ManuallyDrop::new);
-        // CAUTION: runs arbitrary user code. It unwinds if the greenlet that runs this is ended
-        // meanwhile.
-        end();
-        if let Err(panic) = resumed {
-            resume_unwind(ManuallyDrop::into_inner(panic));
-        }
+        let mut unwound = raw::Unwound::default();
+        let mut resumed = None;
+        unwound.run(|| {
+            resumed = Some(self.run(root, None));
+            Ok(())
+        });
+        unwound.run(|| {
+            // CAUTION: runs arbitrary user code. It unwinds if the greenlet that runs this is ended
+            // meanwhile.
+            end();
+            Ok(())
+        });
+        unwound.run(|| {
+            drop(resumed);
+            Ok(())
+        });
+        unwound.resume();
     }
-}
-
-/// Calls a hook, which may change anything before it panics.
-fn caught<T>(call: impl FnOnce() -> T) -> std::thread::Result<T> {
-    catch_unwind(AssertUnwindSafe(call))
 }
 
 impl fmt::Debug for Hooks {
@@ -177,15 +179,13 @@ impl Drop for Resumed<'_> {
     fn drop(&mut self) {
         // The function or a hook has panicked, or the function was ended. If a hook panics now, the
         // others are suspended all the same.
-        let mut panic = None;
+        let mut unwound = raw::Unwound::default();
         while self.resumed > 0 {
-            if let Err(payload) = caught(|| self.suspend_last(None)) {
-                std::mem::forget(panic.replace(payload)); // its destructor could panic, too
-            }
+            unwound.run(|| {
+                self.suspend_last(None);
+                Ok(())
+            });
         }
-        match panic {
-            Some(payload) if !std::thread::panicking() => resume_unwind(payload),
-            second => std::mem::forget(second),
-        }
+        unwound.resume_or_discard();
     }
 }
