@@ -203,7 +203,7 @@ impl NodePool {
     pub(crate) fn all(&self) -> Vec<(u64, InnerWeak)> {
         let mut all = Vec::new();
         for chunk in &*self.chunks.borrow() {
-            let used = chunk.nodes.iter().filter(|node| node.strong_count() > 0);
+            let used = chunk.nodes.iter().filter(|node| node.is_in_use());
             all.extend(used.map(|node| (node.id(), node.downgrade())));
         }
         all
@@ -215,7 +215,7 @@ impl NodePool {
         let chunks = self.chunks.try_borrow().ok()?;
         let nodes = chunks.iter().flat_map(|chunk| &chunk.nodes);
         nodes
-            .filter(|node| node.strong_count() > 0)
+            .filter(|node| node.is_in_use())
             .find_map(|node| look(node))
     }
 }
@@ -248,7 +248,7 @@ mod tests {
         for node in chunks.iter().flat_map(|chunk| &chunk.nodes) {
             let node: &Inner = node;
             assert_eq!(node.is_free(), free.binary_search(&NonNull::from(node)).is_ok());
-            assert!(node.strong_count() == 0 || !node.is_free());
+            assert!(!node.is_in_use() || !node.is_free());
             in_use += usize::from(!node.is_free());
         }
         assert_eq!(in_use + free.len(), chunks.len() * SLOTS);

@@ -62,7 +62,7 @@ pub(crate) enum Hold {
 #[derive(Debug)]
 pub(crate) struct Status(Cell<usize>);
 
-/// The [`State`], as a number: 0 pending, 1 active, 2 dead.
+/// The [`State`], as a number: 0 pending, 1 active, 2 dead. So the lowest bit says if it is active.
 ///
 /// It only ever grows: a greenlet is started once and ends once.
 const STATE: usize = 0b11;
@@ -146,7 +146,7 @@ impl Status {
 
     #[inline]
     pub(crate) fn is_active(&self) -> bool {
-        self.state() == State::Active
+        self.has(State::Active as usize)
     }
 
     pub(crate) fn is_dead(&self) -> bool {

@@ -23,23 +23,21 @@ use crate::thread::{ThreadState, flag};
 #[inline(always)] // a call costs 3 of the 207 instructions of create, run, end
 pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
-    // SAFETY: the running greenlet counts itself [own-count], so its node lives.
+    // SAFETY: the running greenlet is active, so its node is in use [active-kept].
     let node = unsafe { &*thread.current_ptr() };
     let Some(parent) = suspended_parent(thread, node) else {
         finish(Delivery::Payload(payload));
     };
     node.finish();
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: it is the greenlet's own count, which `activate` gave up. A handle has another one.
-    unsafe { InnerRc::decrement_strong_count(node) };
     // SAFETY: the greenlet has ended, and its stack is the last stack. The parent was just found
     // suspended, and nothing ran since [ready-now].
     unsafe { exit_to(parent, payload) }
 }
 
 /// Returns the parent of the running greenlet `node` if a bare stack switch can deliver a value to
-/// it: the parent is suspended, the thread has no flag, and a handle owns the node when the
-/// greenlet has ended.
+/// it: the parent is suspended, the thread has no flag, and a handle will release the node
+/// [active-kept].
 #[inline]
 fn suspended_parent(thread: &ThreadState, node: &Inner) -> Option<Target> {
     if !node.has_handles() {
@@ -81,8 +79,6 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
         }
     }
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: it is the greenlet's own count, which `activate` gave up. `node` is another one.
-    unsafe { InnerRc::decrement_strong_count(&node) };
     let mut envelope = ManuallyDrop::new(Envelope {
         delivery,
         origin: Some(Greenlet::from_inner(node)),

@@ -98,7 +98,7 @@ unsafe fn enter<S>(own: *const SavedContext, word: *const (), data: Word) -> (S,
     // SAFETY: every switch of the library carries the words of a payload, and these have just
     // arrived.
     let first = unsafe { Payload::from_words(word, data) };
-    // SAFETY: the greenlet is active, so it counts itself [own-count].
+    // SAFETY: the greenlet is active, so its node is in use [active-kept].
     let node = unsafe { &*node };
     // SAFETY: the closure is an `S`, says the caller.
     (unsafe { node.closure.take::<S>() }, first)

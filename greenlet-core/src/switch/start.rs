@@ -46,8 +46,6 @@ fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable
 /// `true`.
 #[inline]
 fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
-    // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
-    node.to_rc().into_raw();
     node.status.activate();
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`) and aligned, and nobody else has
     // it.

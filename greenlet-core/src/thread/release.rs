@@ -17,8 +17,8 @@ impl Drop for InnerRc {
     fn drop(&mut self) {
         let strong = &self.counts.strong;
         strong.set(strong.get() - 1);
-        if strong.get() == 0 {
-            // SAFETY: this was the last reference.
+        if !self.is_in_use() {
+            // SAFETY: this was the last reference, and the greenlet is not active.
             unsafe { release(self.0) };
         }
     }
@@ -28,7 +28,7 @@ impl Drop for InnerRc {
 ///
 /// # Safety
 ///
-/// - The strong count has just become 0.
+/// - The node has just become one that is not in use.
 // Most nodes are dead, without anything to drop, and in the recycled slot. These need no frame
 // here.
 #[inline(never)]
@@ -36,7 +36,7 @@ unsafe fn release(node: NonNull<Inner>) {
     // The weak count of all strong references together.
     let slot = ManuallyDrop::new(InnerWeak(node));
     if !slot.node().try_release_fast() {
-        // SAFETY: the strong count has just become 0, says the caller.
+        // SAFETY: the node is not in use any more, says the caller.
         return unsafe { release_slow(ManuallyDrop::into_inner(slot)) };
     }
     drop(ManuallyDrop::into_inner(slot));
@@ -55,8 +55,8 @@ impl Inner {
             return false;
         }
         match self.parent.take() {
-            // More than this handle and the own count, so this drop only decrements the count.
-            Some(parent) if parent.inner().strong_count() > 2 => drop(parent),
+            // This drop only decrements the count.
+            Some(parent) if parent.inner().has_other_handles() => drop(parent),
             parent => {
                 self.parent.init(parent);
                 return false;
@@ -129,7 +129,7 @@ fn release_with_ancestors(parent: Greenlet) {
     while let Some(parent) = next {
         // CAUTION: runs arbitrary user code: it may end the parent (rules PA-12, DE-23).
         parent.end_if_last_handle();
-        let is_last = parent.inner().strong_count() == 1;
+        let is_last = !parent.inner().has_other_handles() && !parent.inner().status.is_active();
         next = if is_last {
             parent.inner().parent.take()
         } else {
