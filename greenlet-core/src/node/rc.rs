@@ -14,7 +14,8 @@
 //!   Outside of `node`, a `&Inner` is always of such a node.
 //! - **[slot-kept]** While `weak` is above 0, the slot is not free, so the pool keeps its memory.
 //! - **[active-kept]** An active greenlet needs no reference: its node stays in use until it has
-//!   finished. It finishes only while there is a reference, whose drop releases the node.
+//!   finished. It finishes only while there is a reference, whose drop releases the node: see
+//!   `NO_HANDLES`.
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
@@ -117,7 +118,7 @@ pub(crate) struct InnerRc(pub(crate) NonNull<Inner>);
 impl InnerRc {
     /// Fills a free slot with a new node, and returns the first reference to it.
     #[inline]
-    pub(super) fn new_in(
+    pub(crate) fn new_in(
         slot: &Inner,
         parent: Option<Greenlet>,
         status: Status,

@@ -61,7 +61,7 @@ use crate::payload::{Payload, TypeTag};
 use crate::stack;
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::open;
-use crate::switch::start::{prepare_pending, start};
+use crate::switch::start::{prepare_pending, prepare_pending_slow, start};
 use crate::thread::{ThreadState, flag, inbox, prefetch};
 
 /// A place in a user's source.
@@ -168,10 +168,13 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     if !thread.allows_switch() {
         return false;
     }
-    // Checked first: all else is on another cache line, probably not cached if there are many
-    // greenlets.
-    if target.context.sp.get().is_null() {
+    // The status is on the cache line of the stack pointer. All else of a node is on another one,
+    // probably not cached if there are many greenlets.
+    if target.status.is_plain_pending() {
         return prepare_pending(target, carried);
+    }
+    if target.context.sp.get().is_null() {
+        return prepare_pending_slow(target, carried);
     }
     if thread.is_current(target) {
         return false;

@@ -49,7 +49,8 @@ impl Drop for ExitGuard {
         }
         // CAUTION: runs arbitrary user code if one of these is the last handle, and owns the last
         // handle of its parent.
-        left.into_iter().for_each(|greenlet| _ = unwind::discard(greenlet));
+        left.into_iter()
+            .for_each(|greenlet| _ = unwind::discard(greenlet));
         thread.keep_last_stack(None);
         thread.fibers.release_finished();
         thread.exit_cache.clear();
