@@ -20,7 +20,7 @@ import gdb
 import gdb.unwinder
 
 # The bits of `node::status::Status`.
-STATE, MAIN = 0b11, 1 << 7
+STATE, ACTIVE, MAIN = 0b11, 1, 1 << 7
 STATES = ["pending", "active", "dead"]
 # The first frames of a greenlet are the library's own.
 OWN_FRAMES = ["greenlet_core::switch::first_frame::"]
@@ -175,14 +175,15 @@ def greenlets():
 
 
 def nodes(state):
-    """The nodes of a thread: those in the slots of its chunks that are counted."""
+    """The nodes of a thread: those in the slots of its chunks that are active or referred to."""
     for chunk in elements(inside(state["pool"]["chunks"], "alloc::vec::Vec<")):
         slots = first_pointer(chunk).dereference()["value"]["nodes"]
         node_type = gdb.lookup_type("greenlet_core::node::Inner")
         first = int(slots["data_ptr"])
         for slot in range(int(slots["length"])):
             node = gdb.Value(first + slot * node_type.sizeof).cast(node_type.pointer()).dereference()
-            if word(int(node["counts"].address)) & 0xFFFFFFFF:
+            is_active = word(int(node["status"].address)) & STATE == ACTIVE
+            if is_active or word(int(node["counts"].address)) & 0xFFFFFFFF:
                 yield node
 
 

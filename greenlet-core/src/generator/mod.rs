@@ -38,6 +38,7 @@ use anyhow::{Error, Result};
 
 use crate::payload::error::Unwinding;
 use crate::payload::value::Value;
+use crate::switch::unwind::into_error;
 
 pub use builder::GeneratorBuilder;
 pub use error::GeneratorError;
@@ -237,7 +238,8 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// assert!(numbers.next().is_none());
     /// # Ok::<(), anyhow::Error>(())
     /// ```
-    pub fn throw(&self, error: Error) -> Option<Result<Y>> {
+    pub fn throw(&self, error: impl Into<Error> + 'static) -> Option<Result<Y>> {
+        let error = into_error(error);
         if self.is_executing() {
             return Some(Err(GeneratorError::new(Kind::Busy).into()));
         }

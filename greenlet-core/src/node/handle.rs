@@ -1,7 +1,9 @@
-//! The handle of a greenlet. What a user can do with one is in `greenlet`. What its destructor does
-//! is in `switch/teardown.rs`, because it may end the greenlet.
+//! The handle of a greenlet. What a user can do with one is in `greenlet`. Its destructor is in
+//! `thread/release.rs`.
 
 #![forbid(unsafe_code)]
+
+use std::mem::ManuallyDrop;
 
 use crate::node::rc::InnerRc;
 
@@ -40,7 +42,8 @@ use crate::node::rc::InnerRc;
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Greenlet {
-    pub(crate) inner: InnerRc,
+    /// `Drop for Greenlet` drops it.
+    pub(crate) inner: ManuallyDrop<InnerRc>,
 }
 
 impl Greenlet {
@@ -51,19 +54,21 @@ impl Greenlet {
 
     #[inline]
     pub(crate) fn from_inner(inner: InnerRc) -> Greenlet {
-        Greenlet { inner }
+        Greenlet {
+            inner: ManuallyDrop::new(inner),
+        }
     }
 
     /// Returns the counted reference, without what dropping a handle may do.
     pub(crate) fn into_inner(self) -> InnerRc {
         // The clone keeps the greenlet: the handle sees that it is not the last one.
-        self.inner.clone()
+        InnerRc::clone(&self.inner)
     }
 }
 
 impl Clone for Greenlet {
     #[inline]
     fn clone(&self) -> Greenlet {
-        Greenlet::from_inner(self.inner.clone())
+        Greenlet::from_inner(InnerRc::clone(&self.inner))
     }
 }

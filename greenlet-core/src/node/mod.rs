@@ -41,7 +41,7 @@ use crate::stack::Stack;
 /// ```
 ///
 /// A node is a slot of a chunk (`pool`), and is never moved. A free slot holds a node without
-/// parent, stack, closure and extras, so a reference to a free slot is harmless.
+/// parent, stack, resume point, closure and extras, so a reference to a free slot is harmless.
 ///
 /// `tools/greenlet-gdb.py` reads the fields that are marked with "gdb".
 #[repr(C, align(64))]
@@ -132,11 +132,10 @@ impl Inner {
         id: u64,
         created_at: &'static Location<'static>,
     ) {
-        self.context.sp.set(ptr::null_mut());
+        debug_assert!(self.resume_point().is_null());
         self.context.suspended_at.set(None);
         self.parent.init(parent);
         self.status.reset(status);
-        self.hidden_sp.set(ptr::null_mut());
         self.id.set(id);
         self.created_at.set(created_at);
     }

@@ -17,15 +17,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::mem::{self, ManuallyDrop};
-use std::panic::Location;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::node::Inner;
-use crate::node::handle::Greenlet;
-use crate::node::rc::{InnerRc, InnerWeak};
-use crate::node::status::Status;
+use crate::node::rc::InnerWeak;
 
 /// The number of slots in a chunk: as many as fit into two pages, with the header of an allocator.
 const SLOTS: usize = 42;
@@ -63,31 +60,16 @@ impl NodePool {
         }
     }
 
-    /// Creates a node in a free slot.
-    #[inline]
-    pub(crate) fn alloc(
-        &self,
-        parent: Option<Greenlet>,
-        status: Status,
-        id: u64,
-        created_at: &'static Location<'static>,
-    ) -> InnerRc {
-        let slot = self.free_recycled().unwrap_or_else(|| self.take_free());
-        InnerRc::new_in(slot, parent, status, id, created_at)
-    }
-
     /// The recycled slot, if there is one and it is free.
     #[inline]
-    fn free_recycled(&self) -> Option<&Inner> {
+    pub(crate) fn free_recycled(&self) -> Option<&Inner> {
         // SAFETY: it is the recycled slot, so its chunk is kept [chunk-kept].
         let recycled = self.recycled.get().map(|slot| unsafe { slot.as_ref() })?;
         recycled.is_free().then_some(recycled)
     }
 
     /// Takes a slot out of the list.
-    #[cold]
-    #[inline(never)]
-    fn take_free(&self) -> &Inner {
+    pub(crate) fn take_free(&self) -> &Inner {
         let slot = self.first_free.get().unwrap_or_else(|| self.grow());
         // SAFETY: it is in the list of free slots, so its chunk is kept [chunk-kept].
         let slot = unsafe { slot.as_ref() };
@@ -116,21 +98,20 @@ impl NodePool {
         self.free_slots.set(self.free_slots.get() + 1);
     }
 
+    /// Returns `true` if the slot is the recycled one, which nobody needs to take back.
+    #[inline]
+    pub(crate) fn is_recycled(&self, slot: NonNull<Inner>) -> bool {
+        self.recycled.get() == Some(slot)
+    }
+
     /// Takes back a slot.
     ///
     /// # Safety
     ///
     /// - The slot comes from this pool. Its weak count has just become 0.
-    #[inline]
     pub(crate) unsafe fn free(&self, slot: NonNull<Inner>) {
-        if self.recycled.get() != Some(slot) {
-            // SAFETY: it was in use, so its chunk is kept [chunk-kept].
-            self.free_slow(unsafe { slot.as_ref() });
-        }
-    }
-
-    #[inline(never)]
-    fn free_slow(&self, slot: &Inner) {
+        // SAFETY: it was in use, so its chunk is kept [chunk-kept].
+        let slot = unsafe { slot.as_ref() };
         if self.free_recycled().is_none() {
             // The slot that was recycled so far is in use, and becomes one like the others.
             self.recycled.set(Some(NonNull::from(slot)));
@@ -203,7 +184,7 @@ impl NodePool {
     pub(crate) fn all(&self) -> Vec<(u64, InnerWeak)> {
         let mut all = Vec::new();
         for chunk in &*self.chunks.borrow() {
-            let used = chunk.nodes.iter().filter(|node| node.strong_count() > 0);
+            let used = chunk.nodes.iter().filter(|node| node.is_in_use());
             all.extend(used.map(|node| (node.id(), node.downgrade())));
         }
         all
@@ -214,9 +195,7 @@ impl NodePool {
     pub(crate) fn find_from_handler<T>(&self, mut look: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
         let chunks = self.chunks.try_borrow().ok()?;
         let nodes = chunks.iter().flat_map(|chunk| &chunk.nodes);
-        nodes
-            .filter(|node| node.strong_count() > 0)
-            .find_map(|node| look(node))
+        nodes.filter(|node| node.is_in_use()).find_map(|node| look(node))
     }
 }
 
@@ -226,7 +205,7 @@ mod tests {
 
     use super::*;
     use crate::thread::ThreadState;
-    use crate::{WeakGreenlet, getcurrent};
+    use crate::{Greenlet, WeakGreenlet, getcurrent};
 
     /// Checks the list of free slots. Returns how many chunks there are, and how many slots are in
     /// use.
@@ -248,7 +227,7 @@ mod tests {
         for node in chunks.iter().flat_map(|chunk| &chunk.nodes) {
             let node: &Inner = node;
             assert_eq!(node.is_free(), free.binary_search(&NonNull::from(node)).is_ok());
-            assert!(node.strong_count() == 0 || !node.is_free());
+            assert!(!node.is_in_use() || !node.is_free());
             in_use += usize::from(!node.is_free());
         }
         assert_eq!(in_use + free.len(), chunks.len() * SLOTS);

@@ -4,17 +4,18 @@
 //! `Rc` cannot be used: stable Rust has no way to allocate its memory from the pool.
 //!
 //! ```text
-//!   strong    1 for each InnerRc: handles, links of children, an active greenlet itself
+//!   strong    1 for each InnerRc: handles, links of children
 //!   weak      1 for each InnerWeak, and 1 for all InnerRcs together
 //! ```
 //!
 //! # Invariants
 //!
-//! - **[node-alive]** While `strong` is above 0, the node is in use. Outside of `node`, a `&Inner`
-//!   is always of such a node.
+//! - **[node-alive]** While `strong` is above 0, or the greenlet is active, the node is in use.
+//!   Outside of `node`, a `&Inner` is always of such a node.
 //! - **[slot-kept]** While `weak` is above 0, the slot is not free, so the pool keeps its memory.
-//! - **[own-count]** An active greenlet has a count of itself, until it has finished. So it lives
-//!   without any handle.
+//! - **[active-kept]** An active greenlet needs no reference: its node stays in use until it has
+//!   finished. It finishes only while there is a reference, whose drop releases the node: see
+//!   `NO_HANDLES`.
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
@@ -44,30 +45,26 @@ impl Counts {
     }
 }
 
-/// Adds 1 to a count that is not 0.
-///
-/// Aborts if the count is 0, as in a free slot. Also aborts on overflow, which takes four thousand
-/// million leaked references.
+/// Adds 1 to a count. Aborts on overflow, which takes four thousand million leaked references.
 #[inline]
 fn increment(count: &Cell<u32>) {
-    match count.get() {
-        0 | u32::MAX => abort_on_bad_count(),
-        references => count.set(references + 1),
+    count.set(count.get().wrapping_add(1));
+    if count.get() == 0 {
+        abort_on_overflow();
     }
 }
 
 #[cold]
 #[inline(never)]
-fn abort_on_bad_count() -> ! {
-    abort_because(format_args!(
-        "the reference count of a greenlet is 0 or at its maximum"
-    ))
+fn abort_on_overflow() -> ! {
+    abort_because(format_args!("the reference count of a greenlet has overflowed"))
 }
 
 impl Inner {
     /// Returns another counted reference to this node.
     #[inline]
     pub(crate) fn to_rc(&self) -> InnerRc {
+        debug_assert!(self.is_in_use());
         increment(&self.counts.strong);
         InnerRc(NonNull::from(self))
     }
@@ -82,30 +79,36 @@ impl Inner {
         self.counts.strong.get()
     }
 
+    /// Returns `true` if the node has not been released.
+    #[inline]
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.strong_count() > 0 || self.status.is_active() // [active-kept]
+    }
+
     /// Returns `true` if nothing refers to the slot.
     #[inline]
     pub(super) fn is_free(&self) -> bool {
         self.counts.weak.get() == 0
     }
 
-    /// Returns `true` if there is a handle of this active greenlet.
+    /// Returns `true` if there is a handle of this greenlet.
     #[inline]
     pub(crate) fn has_handles(&self) -> bool {
-        self.strong_count() > 1 // [own-count]
+        self.strong_count() > 0
     }
 
     /// Returns `true` if the greenlet is active and has exactly one handle. Dropping that one ends
     /// the greenlet.
     #[inline]
     pub(crate) fn has_one_handle(&self) -> bool {
-        self.strong_count() == 2 && self.status.is_active() // [own-count]
+        self.strong_count() == 1 && self.status.is_active()
     }
 
     /// Returns `true` if the greenlet has more than one handle. Dropping one of them only
     /// decrements the count.
     #[inline]
     pub(crate) fn has_other_handles(&self) -> bool {
-        self.strong_count() > 1 + u32::from(self.status.is_active()) // [own-count]
+        self.strong_count() > 1
     }
 }
 
@@ -115,7 +118,7 @@ pub(crate) struct InnerRc(pub(crate) NonNull<Inner>);
 impl InnerRc {
     /// Fills a free slot with a new node, and returns the first reference to it.
     #[inline]
-    pub(super) fn new_in(
+    pub(crate) fn new_in(
         slot: &Inner,
         parent: Option<Greenlet>,
         status: Status,
@@ -157,17 +160,6 @@ impl InnerRc {
         // SAFETY: it was a reference, says the caller, so it is not null.
         InnerRc(unsafe { NonNull::new_unchecked(node.cast_mut()) })
     }
-
-    /// Drops a count that [`into_raw`](InnerRc::into_raw) gave up and that is not the last one.
-    ///
-    /// # Safety
-    ///
-    /// - As for [`from_raw`](InnerRc::from_raw). Another count remains.
-    #[inline]
-    pub(crate) unsafe fn decrement_strong_count(node: &Inner) {
-        debug_assert!(node.strong_count() > 1);
-        node.counts.strong.set(node.strong_count() - 1);
-    }
 }
 
 impl Deref for InnerRc {
@@ -201,12 +193,12 @@ impl InnerWeak {
 
     /// Returns `true` if the greenlet has ended, or the node is not in use any more.
     pub(crate) fn is_dead(&self) -> bool {
-        self.node().strong_count() == 0 || self.node().status.is_dead()
+        !self.node().is_in_use() || self.node().status.is_dead()
     }
 
     /// Returns a counted reference to the node, if it is still in use.
     pub(crate) fn upgrade(&self) -> Option<InnerRc> {
-        (self.node().strong_count() > 0).then(|| self.node().to_rc())
+        self.node().is_in_use().then(|| self.node().to_rc())
     }
 }
 

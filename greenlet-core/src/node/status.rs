@@ -62,7 +62,7 @@ pub(crate) enum Hold {
 #[derive(Debug)]
 pub(crate) struct Status(Cell<usize>);
 
-/// The [`State`], as a number: 0 pending, 1 active, 2 dead.
+/// The [`State`], as a number: 0 pending, 1 active, 2 dead. So the lowest bit says if it is active.
 ///
 /// It only ever grows: a greenlet is started once and ends once.
 const STATE: usize = 0b11;
@@ -90,8 +90,8 @@ const ABANDONED: usize = 1 << 6;
 /// Main is active without a stack of the library, has no parent, and ends with its thread.
 const MAIN: usize = 1 << 7;
 
-/// Set when any rarely used field (name, stack size, locals, attachment) has been written, or a
-/// creation time recorded.
+/// Set when any rarely used field (name, stack size, locals, attachment) has been written, or the
+/// thread has recorded the creation or a switch.
 ///
 /// Never cleared while the node is in use. A dead node whose status is exactly `DEAD` therefore has
 /// nothing to drop, and its slot is reused without running a destructor.
@@ -146,7 +146,7 @@ impl Status {
 
     #[inline]
     pub(crate) fn is_active(&self) -> bool {
-        self.state() == State::Active
+        self.has(State::Active as usize)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -221,11 +221,6 @@ impl Status {
         self.has(MAIN)
     }
 
-    #[inline]
-    pub(crate) fn is_unlocked_main(&self) -> bool {
-        self.0.get() & (MAIN | AWAIT_LOCK | HOLD) == MAIN
-    }
-
     pub(crate) fn abandon(&self) {
         self.replace(ABANDONED, ABANDONED);
     }
@@ -252,12 +247,19 @@ impl Status {
         self.has(ENDER)
     }
 
+    #[inline]
     pub(crate) fn set_has_extras(&self) {
         self.replace(HAS_EXTRAS, HAS_EXTRAS);
     }
 
     pub(crate) fn has_extras(&self) -> bool {
         self.has(HAS_EXTRAS)
+    }
+
+    /// Returns `true` if the greenlet is pending and no flag is set.
+    #[inline]
+    pub(crate) fn is_plain_pending(&self) -> bool {
+        self.0.get() == State::Pending as usize
     }
 
     /// Returns `true` if the greenlet is dead and no flag is set.
@@ -313,8 +315,8 @@ mod tests {
         status.finish();
         assert!(status.is_plain_dead());
         let main = Status::main();
-        assert!(main.is_active() && main.is_unlocked_main());
+        assert!(main.is_active() && main.is_main() && main.is_unlocked());
         main.set_await_lock(AwaitLock::Locked);
-        assert!(main.is_main() && !main.is_unlocked_main());
+        assert!(main.is_main() && !main.is_unlocked());
     }
 }

@@ -75,38 +75,36 @@ const LINE: usize = 64;
 /// A stack with a guard page. It owns its memory exclusively, and is not tied to a thread.
 ///
 /// Dropping it leaks the memory. [`StackCache::give`] makes it available again. It is one word,
-/// because each start and each end of a greenlet moves it: the base, and the class in the low bits.
+/// because each start and each end of a greenlet moves it: the entry, and the class in the low bits.
 #[derive(Debug)]
 pub(crate) struct Stack(Address);
 
-/// The bits of the class, which are part of those that `Address::floor` clears.
-const CLASS_BITS: usize = 0xff;
-const _: () = assert!(CLASSES <= CLASS_BITS);
+/// An entry is aligned to a line, and is on the page below the base.
+const _: () = assert!(CLASSES <= LINE && HEADER_ROOM + STAGGER <= 4096);
 
 impl Stack {
     /// Takes over a region of one stride, whose guard is installed.
     fn new(region: Region, class: Class) -> Stack {
         assert_eq!(region.len(), class.stride());
         let base = region.start().above(region.len());
-        debug_assert_eq!(base.get() & CLASS_BITS, 0);
-        Stack(base.above(class.index()))
+        Stack(entry_for(base).above(class.index()))
     }
 
     /// Returns the highest address of the stack, aligned to a page.
     #[inline]
     pub(crate) fn base(&self) -> NonNull<u8> {
-        self.0.floor().pointer()
+        self.0.below(self.0.get() % 4096).above(4096).pointer()
     }
 
     #[inline]
     fn class(&self) -> Class {
-        Class((self.0.get() & CLASS_BITS) as u8)
+        Class((self.0.get() % LINE) as u8)
     }
 
     /// Returns where the first frame begins: see [`entry_for`].
     #[inline]
     pub(crate) fn entry(&self) -> NonNull<u8> {
-        entry_for(self.0.floor())
+        self.0.below(self.0.get() % LINE).pointer()
     }
 
     /// Returns the usable size, without the guard page, in bytes.
@@ -134,8 +132,7 @@ impl Stack {
 /// All bases are aligned to a page, and most greenlets are suspended at a similar depth. Without
 /// the stagger, the frames of 1,000 greenlets compete for a few sets of the second-level cache. A
 /// ring of 1,000 bare switches then takes 49 ns a hop instead of 10.
-#[inline]
-fn entry_for(base: Address) -> NonNull<u8> {
+fn entry_for(base: Address) -> Address {
     let line = (base.get() >> 12) % (STAGGER / LINE);
     base.below(HEADER_ROOM + line * LINE)
 }
@@ -157,7 +154,7 @@ impl Around {
 
     /// Returns where the room above the entry begins [header-room].
     pub(crate) fn room(self) -> NonNull<u8> {
-        entry_for(self.base)
+        entry_for(self.base).pointer()
     }
 
     /// Returns the bytes from an address on the stack to its base, and the size of the stack.

@@ -55,20 +55,14 @@ impl Address {
         )
     }
 
-    /// Clears the lowest 12 bits.
-    #[inline]
-    pub(super) fn floor(self) -> Address {
-        Address(self.below(self.get() % 4096))
-    }
-
-    /// Returns the pointer `bytes` below, for less than 4096. A checked subtraction would need a
+    /// Returns the address `bytes` below, for less than 4096. A checked subtraction would need a
     /// frame for its panic: 4 of the 187 instructions that a start and an end take together.
     #[inline]
-    pub(super) fn below(self, bytes: usize) -> NonNull<u8> {
-        self.0.map_addr(|address| {
+    pub(super) fn below(self, bytes: usize) -> Address {
+        Address(self.0.map_addr(|address| {
             // SAFETY: the address is 4096 or more [above-zero], so the difference is not 0.
             unsafe { NonZeroUsize::new_unchecked(address.get() - bytes % 4096) }
-        })
+        }))
     }
 }
 

@@ -23,30 +23,40 @@ use crate::thread::{ThreadState, flag};
 #[inline(always)] // a call costs 3 of the 207 instructions of create, run, end
 pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
-    // SAFETY: the running greenlet counts itself [own-count], so its node lives.
+    // SAFETY: the running greenlet is active, so its node is in use [active-kept].
     let node = unsafe { &*thread.current_ptr() };
     let Some(parent) = suspended_parent(thread, node) else {
         finish(Delivery::Payload(payload));
     };
+    debug_assert!(node.has_handles()); // [active-kept]: `NO_HANDLES` is clear
     node.finish();
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: it is the greenlet's own count, which `activate` gave up. A handle has another one.
-    unsafe { InnerRc::decrement_strong_count(node) };
     // SAFETY: the greenlet has ended, and its stack is the last stack. The parent was just found
     // suspended, and nothing ran since [ready-now].
     unsafe { exit_to(parent, payload) }
 }
 
+/// Ends the running greenlet with an error, of which its parent receives an exit as a value (rule
+/// EX-2).
+#[inline(never)] // the same for all types
+pub(crate) fn finish_with_error(error: Error) -> ! {
+    match unwind::exit_of(error) {
+        Ok(exit) => {
+            let mut exit = ManuallyDrop::new(exit); // [nothing-to-drop]
+            finish_with_value(Payload::new(&mut exit))
+        }
+        Err(message) => finish(Delivery::Message(message)),
+    }
+}
+
 /// Returns the parent of the running greenlet `node` if a bare stack switch can deliver a value to
-/// it: the parent is suspended, the thread has no flag, and a handle owns the node when the
-/// greenlet has ended.
+/// it: the parent is suspended, and the thread has no flag.
 #[inline]
 fn suspended_parent(thread: &ThreadState, node: &Inner) -> Option<Target> {
-    if !node.has_handles() {
-        return None;
-    }
-    // SAFETY: the link owns a handle of the parent [node-alive], and nothing has changed it since.
-    let parent = unsafe { node.parent.as_ptr().as_ref() }?;
+    debug_assert!(!node.status.is_main());
+    // SAFETY: the greenlet is active, and is not main, which has no first frame. Nothing changes
+    // the parent before the switch.
+    let parent = unsafe { node.parent.get_unchecked() };
     let sp = parent.context.sp.get();
     let is_ready = thread.flags.allows(sp) || thread.allows_switch() && !sp.is_null();
     is_ready.then_some(Target(parent))
@@ -81,8 +91,6 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
         }
     }
     thread.keep_last_stack(node.stack.take());
-    // SAFETY: it is the greenlet's own count, which `activate` gave up. `node` is another one.
-    unsafe { InnerRc::decrement_strong_count(&node) };
     let mut envelope = ManuallyDrop::new(Envelope {
         delivery,
         origin: Some(Greenlet::from_inner(node)),

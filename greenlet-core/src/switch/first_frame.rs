@@ -27,7 +27,7 @@ use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::payload::message::Delivery;
 use crate::payload::{Payload, TypeTag};
-use crate::switch::finish::{finish, finish_with_value};
+use crate::switch::finish::{finish, finish_with_error, finish_with_value};
 use crate::switch::receive;
 use crate::switch::unwind;
 use crate::thread::ThreadState;
@@ -71,14 +71,7 @@ where
             let mut value = ManuallyDrop::new(value); // [nothing-to-drop]
             finish_with_value(Payload::new(&mut value))
         }
-        // The parent receives an exit as a value (rule EX-2).
-        Ok(Err(error)) => match unwind::exit_of(error) {
-            Ok(exit) => {
-                let mut exit = ManuallyDrop::new(exit); // [nothing-to-drop]
-                finish_with_value(Payload::new(&mut exit))
-            }
-            Err(message) => finish(Delivery::Message(message)),
-        },
+        Ok(Err(error)) => finish_with_error(error),
         Err(payload) => finish(Delivery::Message(unwind::parent_message(payload))),
     }
 }
@@ -98,7 +91,7 @@ unsafe fn enter<S>(own: *const SavedContext, word: *const (), data: Word) -> (S,
     // SAFETY: every switch of the library carries the words of a payload, and these have just
     // arrived.
     let first = unsafe { Payload::from_words(word, data) };
-    // SAFETY: the greenlet is active, so it counts itself [own-count].
+    // SAFETY: the greenlet is active, so its node is in use [active-kept].
     let node = unsafe { &*node };
     // SAFETY: the closure is an `S`, says the caller.
     (unsafe { node.closure.take::<S>() }, first)

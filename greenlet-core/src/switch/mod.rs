@@ -25,8 +25,9 @@
 //!   because clearing it would cost each switch a store. A greenlet that ends clears it.
 //! - **[ready-now]** Between [`find_ready`] and the switch no user code runs, and nothing of the
 //!   thread is borrowed.
-//! - **[target-alive]** The target of a switch is active, so it counts itself and lives. So does
-//!   the origin, unless it ends. The stack of one that ends is not reused before the target runs.
+//! - **[target-alive]** The target of a switch is active, so its node is in use [active-kept]. So
+//!   is the origin's, unless it ends. The stack of one that ends is not reused before the target
+//!   runs.
 
 pub(crate) mod backtrace_request;
 mod deferred;
@@ -60,7 +61,7 @@ use crate::payload::{Payload, TypeTag};
 use crate::stack;
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::open;
-use crate::switch::start::{prepare_pending, start};
+use crate::switch::start::{prepare_pending, prepare_pending_slow, start};
 use crate::thread::{ThreadState, flag, inbox, prefetch};
 
 /// A place in a user's source.
@@ -167,10 +168,13 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
     if !thread.allows_switch() {
         return false;
     }
-    // Checked first: all else is on another cache line, probably not cached if there are many
-    // greenlets.
-    if target.context.sp.get().is_null() {
+    // The status is on the cache line of the stack pointer. All else of a node is on another one,
+    // probably not cached if there are many greenlets.
+    if target.status.is_plain_pending() {
         return prepare_pending(target, carried);
+    }
+    if target.context.sp.get().is_null() {
+        return prepare_pending_slow(target, carried);
     }
     if thread.is_current(target) {
         return false;
@@ -202,7 +206,7 @@ pub(crate) fn switch_to_owned(target: Greenlet, payload: Payload, at: Loc) -> Re
     }
     drop(node);
     // SAFETY: between `find_ready` and the switch only a count was dropped, which runs no user code
-    // because the active target counts itself [ready-now].
+    // because the active target needs no reference [ready-now].
     Ok(unsafe { switch_stacks(ready, payload, at) })
 }
 
@@ -320,7 +324,7 @@ fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
 #[inline(never)]
 fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> Payload {
     let traced = thread.has_flag(flag::TRACED);
-    // SAFETY: the running greenlet's node lives [own-count].
+    // SAFETY: the running greenlet is active, so its node is in use [active-kept].
     let has_handle = unsafe { &*thread.current_ptr() }.has_handles();
     let mut envelope;
     let payload = match delivery {
@@ -340,7 +344,7 @@ fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> P
 }
 
 /// Drops the reference to a suspended greenlet, right before the switch to it. During the switch it
-/// would look like a handle. The greenlet is active, so it counts itself ([target-alive]).
+/// would look like a handle. The greenlet is active, so it needs none ([target-alive]).
 fn into_target(thread: &ThreadState, target: InnerRc) -> Target {
     if thread.has_flag(flag::NO_HANDLES) {
         thread.lower_flag(flag::NO_HANDLES); // `send` or `finish` has taken care of the origin

@@ -9,35 +9,36 @@ use crate::payload::TypeTag;
 use crate::payload::error::TypeMismatch;
 use crate::payload::message::Delivery;
 use crate::payload::value::Value;
-use crate::stack::Stack;
 use crate::stack::error::StackError;
+use crate::stack::{self, Stack};
 use crate::thread::ThreadState;
 
-/// Starts a pending target on a stack that the thread has. Returns `false` if it is not pending, or
-/// if the slow path is needed.
+/// Starts a pending target without extras. Returns `false` if the slow path is needed.
 #[inline]
 pub(super) fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
+    let thread = ThreadState::current();
+    if let Some(vtable) = target.closure.vtable() {
+        // A pending greenlet is never locked. Nor are the running one and its ancestors.
+        if carried.ptr_eq(vtable.takes) && target.parent.is_at(thread.current_ptr()) {
+            if let Some(stack) = thread.take_last_stack(stack::DEFAULT_SIZE) {
+                return activate(target, vtable, stack);
+            }
+        }
+    }
+    prepare_pending_slow(target, carried)
+}
+
+/// Starts a pending target with any parent, on any stack that the thread has. Returns `false` if it
+/// is not pending, or if the slow path is needed.
+#[inline(never)] // keeps the frame out of `prepare_target`
+pub(super) fn prepare_pending_slow(target: &Inner, carried: TypeTag) -> bool {
     let Some(vtable) = target.closure.vtable() else {
         return false;
     };
-    // A pending greenlet itself is never locked.
-    if carried.ptr_eq(vtable.takes) && target.parent.is_unlocked_main() {
-        if let Some(stack) = ThreadState::current().take_last_stack(target.stack_size()) {
-            return activate(target, vtable, stack);
-        }
-    }
-    prepare_pending_slow(target, carried, vtable)
-}
-
-/// Starts a pending target with any parent, on any stack that the thread has.
-#[inline(never)] // keeps the frame out of `prepare_target`
-fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable) -> bool {
+    let thread = ThreadState::current();
     carried.is(vtable.takes)
-        && (target.parent.is_unlocked_main()
-            || target
-                .await_locked_below(ThreadState::current().current_ptr())
-                .is_none())
-        && ThreadState::current()
+        && target.await_locked_below(thread.current_ptr()).is_none()
+        && thread
             .take_cached_stack(target.stack_size())
             .is_some_and(|stack| activate(target, vtable, stack))
 }
@@ -46,8 +47,6 @@ fn prepare_pending_slow(target: &Inner, carried: TypeTag, vtable: &ClosureVTable
 /// `true`.
 #[inline]
 fn activate(node: &Inner, vtable: &ClosureVTable, stack: Stack) -> bool {
-    // The greenlet counts itself from now on, until it ends: it needs no handle [own-count].
-    node.to_rc().into_raw();
     node.status.activate();
     // SAFETY: the stack is fresh, large enough (`stack::MIN_SIZE`) and aligned, and nobody else has
     // it.

@@ -49,17 +49,8 @@ impl Greenlet {
     }
 }
 
-impl Drop for Greenlet {
-    #[inline]
-    fn drop(&mut self) {
-        self.end_if_last_handle();
-    }
-}
-
 /// Ends an active greenlet whose last handle is being dropped. If it cannot be ended now, it is
 /// ended later.
-#[cold]
-#[inline(never)]
 fn last_handle_gone(greenlet: &Greenlet) {
     let thread = ThreadState::current();
     let node = greenlet.inner();

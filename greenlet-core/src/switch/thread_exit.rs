@@ -47,7 +47,10 @@ impl Drop for ExitGuard {
         if let Some(report) = report.filter(|_| !is_first_of_process()) {
             let _ = unraisable::call(report);
         }
-        left.into_iter().for_each(release);
+        // CAUTION: runs arbitrary user code if one of these is the last handle, and owns the last
+        // handle of its parent.
+        left.into_iter()
+            .for_each(|greenlet| _ = unwind::discard(greenlet));
         thread.keep_last_stack(None);
         thread.fibers.release_finished();
         thread.exit_cache.clear();
@@ -57,17 +60,13 @@ impl Drop for ExitGuard {
         thread.stacks.borrow_mut().release();
         thread.signal_stack.withdraw();
         let main = thread.main_ptr();
-        // SAFETY: the thread state owns two references to main [main-alive], which `set_up` gave
-        // up. This is the first.
-        let first = unsafe { InnerRc::from_raw(main) };
-        // SAFETY: the thread state owns two references to main [main-alive]. This is the second.
-        let second = unsafe { InnerRc::from_raw(main) };
+        // SAFETY: it is the reference of the thread state [main-alive], which `set_up` gave up.
+        let main = unsafe { InnerRc::from_raw(main) };
         // CAUTION: runs arbitrary user code: destructors of main's greenlet-locals.
-        let _ = unwind::discard(first.replace_locals(None));
-        first.finish();
-        drop(first);
+        let _ = unwind::discard(main.replace_locals(None));
+        main.finish();
         // CAUTION: runs arbitrary user code: the destructor of main's attachment.
-        let _ = unwind::discard(second);
+        let _ = unwind::discard(main);
         drop(thread.creation_times.take()); // an empty map may own memory
         thread.pool.close();
     }
@@ -79,14 +78,4 @@ fn mark_dead(thread: &ThreadState, node: &Inner) {
     finish::leave_stack(thread, node);
     node.hidden_sp.set(ptr::null_mut());
     node.finish();
-}
-
-/// Drops the handle of a greenlet that was [marked as dead](mark_dead), and its count of itself.
-fn release(greenlet: Greenlet) {
-    // SAFETY: `activate` gave up that count. Only the end of the greenlet would take it back, and
-    // none of its code runs any more [thread-exit]. The handle is another count.
-    unsafe { InnerRc::decrement_strong_count(greenlet.inner()) };
-    // CAUTION: runs arbitrary user code if this is the last handle, and owns the last handle of its
-    // parent.
-    let _ = unwind::discard(greenlet);
 }

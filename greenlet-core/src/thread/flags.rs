@@ -13,52 +13,53 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The flags. Each is a bit of [`SwitchFlags`].
 pub(crate) mod flag {
+    /// Set while the thread has many suspended greenlets (see `prefetch.rs`).
+    ///
+    /// It forbids nothing. A switch takes the cold path, where it records its target. It is the
+    /// lowest bit, so that one shift tests all others.
+    pub(crate) const PREFETCH: u32 = 1;
+
     /// Set while a tracer is installed.
     ///
     /// `settrace` sets and clears it. Each switch then sends a handle of its origin along, and the
     /// receiver calls the tracer.
-    pub(crate) const TRACED: u32 = 1;
+    pub(crate) const TRACED: u32 = 1 << 1;
 
     /// Set while ends of greenlets are deferred.
     ///
     /// `ThreadState::defer` sets it, and `run_deferred` clears it as it takes the last entry. The
     /// next switch runs what is deferred.
-    pub(crate) const DEFERRED: u32 = 1 << 1;
+    pub(crate) const DEFERRED: u32 = 1 << 2;
 
     /// Set inside a `no_switch` section.
     ///
     /// Switches are refused with `SwitchForbidden`, and ends of greenlets are deferred.
-    pub(crate) const NO_SWITCH: u32 = 1 << 2;
+    pub(crate) const NO_SWITCH: u32 = 1 << 3;
 
     /// Set when the thread begins to end, and never cleared.
     ///
     /// Switches are refused with `ThreadExiting`. A destructor of a thread-local may still ask for
     /// the current greenlet: it gets a main greenlet that is dead from the start.
-    pub(crate) const EXITING: u32 = 1 << 3;
+    pub(crate) const EXITING: u32 = 1 << 4;
 
     /// Set while `ThreadState::await_locks` is not 0.
     ///
     /// A switch then searches the ancestors of its target for a greenlet that is locked for an
     /// await.
-    pub(crate) const AWAIT_LOCKS: u32 = 1 << 4;
+    pub(crate) const AWAIT_LOCKS: u32 = 1 << 5;
 
     /// Set when a request is in the thread's inbox. The only flag that another thread sets.
     ///
     /// The thread clears it before it empties the inbox, and a request is added before the flag is
     /// set. So no request stays in the inbox while the flag is clear.
-    pub(crate) const REMOTE_CALL: u32 = 1 << 5;
+    pub(crate) const REMOTE_CALL: u32 = 1 << 6;
 
-    /// Set when the current greenlet has lost its last handle, or had only one left.
+    /// Set if the current greenlet has no handle. It may have got another one since.
     ///
-    /// The drop of a handle sets it. The next switch compares the reference count, and sends a
+    /// The drop of a handle sets it. The greenlet's end checks it alone. The next switch compares the reference count, and sends a
     /// handle along if there is no other, so that the receiver ends the greenlet (rule DE-15). Each
     /// switch clears it. Without the flag, every switch would have to load the reference count.
-    pub(crate) const NO_HANDLES: u32 = 1 << 6;
-
-    /// Set while the thread has many suspended greenlets (see `prefetch.rs`).
-    ///
-    /// It forbids nothing. A switch takes the cold path, where it records its target.
-    pub(crate) const PREFETCH: u32 = 1 << 7;
+    pub(crate) const NO_HANDLES: u32 = 1 << 7;
 }
 
 /// The flags of one thread.
@@ -80,11 +81,6 @@ impl SwitchFlags {
     #[inline]
     pub(crate) fn get(&self) -> u32 {
         (self.0.load(Ordering::Relaxed) >> SwitchFlags::SHIFT) as u32
-    }
-
-    #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == SwitchFlags::NO_FLAG
     }
 
     /// Returns `true` if no flag is set and `sp` is not null.
@@ -138,7 +134,7 @@ mod tests {
             assert!(!allowed(&flags));
             flags.raise(flag::TRACED);
             flags.lower(1 << bit);
-            assert_eq!(allowed(&flags), bit == 0); // `TRACED` is the lowest
+            assert_eq!(allowed(&flags), 1 << bit == flag::TRACED);
             flags.lower(flag::TRACED);
             assert!(allowed(&flags));
             assert_eq!(flags.get(), 0);

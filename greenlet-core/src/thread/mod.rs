@@ -11,12 +11,12 @@
 //! # Invariants
 //!
 //! - **[current-alive]** `current` is null before the first use of a greenlet. After that it points
-//!   to a node that is alive: main, or an active greenlet, which owns a reference to itself until
-//!   it finishes. The resumed side of a switch stores it, and until then it points to the greenlet
+//!   to a node that is alive: main, or an active greenlet, whose node is in use until it finishes
+//!   [active-kept]. The resumed side of a switch stores it, and until then it points to the greenlet
 //!   that switched away, which is alive as well. It becomes null again only with the last node of
 //!   the thread.
 //! - **[main-alive]** `main` is null or points to a node that is alive. The node's destructor
-//!   clears it. The thread state owns two references to main until the thread ends; a main greenlet
+//!   clears it. The thread state owns a reference to main until the thread ends; a main greenlet
 //!   that is created after that belongs to its handles.
 //! - **[state-stays]** A thread state never moves and has no destructor, so it can be used until
 //!   the thread is gone, from destructors of other thread-locals too. `switch/thread_exit.rs`
@@ -174,8 +174,6 @@ impl ThreadState {
         self.main.set(main.as_ptr());
         self.current.set(main.as_ptr());
         if is_alive {
-            // Two references: with one, main would look like a greenlet without handles.
-            main.clone().into_raw();
             main.clone().into_raw();
             inbox::register(self);
             stack::set_idle_but_counted(|| ThreadState::current().idle_but_counted());
@@ -316,8 +314,8 @@ pub(crate) fn with_current_inner<R>(look: impl FnOnce(&Inner) -> R) -> R {
     let is_rare = thread.current_ptr().is_null() || thread.has_flag(flag::EXITING);
     let _kept = is_rare.then(|| thread.current_inner());
     // One call of `look`, so that it is inlined: a return after a switch is mispredicted.
-    // SAFETY: the thread owns main until it ends, and any other greenlet owns a reference to itself
-    // until it finishes. It cannot finish before `look`, which runs on its stack, has returned.
+    // SAFETY: the thread owns main until it ends, and the node of any other greenlet is in use until
+    // it finishes [active-kept]. It cannot finish before `look`, which runs on its stack, has returned.
     look(unsafe { &*thread.current_ptr() })
 }
 

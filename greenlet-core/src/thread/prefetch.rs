@@ -68,6 +68,7 @@ pub(crate) fn record_and_prefetch(thread: &ThreadState, target: &Inner) {
     }
     let switches = thread.prefetcher.switches.get();
     thread.prefetcher.switches.set(switches.wrapping_add(1));
+    target.status.set_has_extras(); // `release` forgets it
     let recent = &thread.prefetcher.recent[switches % DISTANCE];
     // SAFETY: the node is in use [recent-alive].
     if let Some(earlier) = unsafe { recent.replace(target).as_ref() } {

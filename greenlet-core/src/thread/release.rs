@@ -1,5 +1,6 @@
 //! What the drop of a reference to a node does: the last one releases the node, and frees its slot
-//! if there is no weak reference either.
+//! if there is no weak reference either. If a handle is the last reference, an active greenlet is
+//! ended first.
 //!
 //! It is here and not in `node`, because the thread keeps things about its nodes.
 
@@ -12,15 +13,80 @@ use crate::node::handle::Greenlet;
 use crate::node::rc::{InnerRc, InnerWeak};
 use crate::thread::{ThreadState, flag};
 
+impl Drop for Greenlet {
+    #[inline]
+    fn drop(&mut self) {
+        if self.inner.has_other_handles() {
+            self.inner.counts.strong.set(self.inner.strong_count() - 1);
+        } else {
+            // SAFETY: it is the last reference, which nobody uses any more.
+            unsafe { drop_last_handle(self) };
+        }
+    }
+}
+
 impl Drop for InnerRc {
     #[inline]
     fn drop(&mut self) {
-        let strong = &self.counts.strong;
-        strong.set(strong.get() - 1);
-        if strong.get() == 0 {
-            // SAFETY: this was the last reference.
-            unsafe { release(self.0) };
+        if self.has_other_handles() {
+            self.counts.strong.set(self.strong_count() - 1);
+        } else {
+            // SAFETY: it is the last reference, which nobody uses any more.
+            unsafe { drop_last(self.0) };
         }
+    }
+}
+
+/// Drops a handle that is the last reference to its node.
+///
+/// Most greenlets are dead then, and own nothing but a handle of a parent that has others. They are
+/// released here. This runs no user code, and needs no frame.
+///
+/// # Safety
+///
+/// - There is no other reference, and this one is not used any more.
+#[inline(never)]
+unsafe fn drop_last_handle(handle: &mut Greenlet) {
+    let node = handle.inner();
+    // SAFETY: the node has a handle, and main is never plain.
+    if node.status.is_plain_dead() && unsafe { node.parent.drop_if_shared() } {
+        node.counts.strong.set(0);
+        drop(InnerWeak(node.0)); // the weak count of all strong references together
+    } else {
+        // SAFETY: nobody uses the handle any more, says the caller.
+        unsafe { drop_last_handle_slow(handle) };
+    }
+}
+
+/// As [`drop_last_handle`], for every greenlet.
+///
+/// # Safety
+///
+/// - This reference is not used any more.
+#[cold]
+#[inline(never)]
+unsafe fn drop_last_handle_slow(handle: &mut Greenlet) {
+    // Dropped last, also if the end of the greenlet unwinds.
+    // SAFETY: nobody uses the handle any more, says the caller, after this function.
+    let _node = unsafe { ManuallyDrop::take(&mut handle.inner) };
+    // CAUTION: runs arbitrary user code.
+    handle.end_if_last_handle();
+}
+
+/// Drops the last reference to a node, and releases the node unless its greenlet is active.
+///
+/// # Safety
+///
+/// - There is no other reference, and this one is not used any more.
+#[cold]
+#[inline(never)]
+unsafe fn drop_last(node: NonNull<Inner>) {
+    // The weak count of all strong references together.
+    let slot = ManuallyDrop::new(InnerWeak(node));
+    slot.node().counts.strong.set(0);
+    if !slot.node().is_in_use() {
+        // SAFETY: the node is not in use.
+        unsafe { release(ManuallyDrop::into_inner(slot)) };
     }
 }
 
@@ -28,52 +94,8 @@ impl Drop for InnerRc {
 ///
 /// # Safety
 ///
-/// - The strong count has just become 0.
-// Most nodes are dead, without anything to drop, and in the recycled slot. These need no frame
-// here.
-#[inline(never)]
-unsafe fn release(node: NonNull<Inner>) {
-    // The weak count of all strong references together.
-    let slot = ManuallyDrop::new(InnerWeak(node));
-    if !slot.node().try_release_fast() {
-        // SAFETY: the strong count has just become 0, says the caller.
-        return unsafe { release_slow(ManuallyDrop::into_inner(slot)) };
-    }
-    drop(ManuallyDrop::into_inner(slot));
-}
-
-impl Inner {
-    /// Releases the node and returns `true` if it owns nothing but a handle of a parent that has
-    /// others, and the thread keeps nothing about it.
-    ///
-    /// Most greenlets end like this. It runs no user code, and no destructor.
-    #[inline]
-    fn try_release_fast(&self) -> bool {
-        // `PREFETCH` is a flag, and a node whose creation was recorded is not plain. Main is
-        // released while `EXITING` is set.
-        if !ThreadState::current().flags.is_empty() || !self.status.is_plain_dead() {
-            return false;
-        }
-        match self.parent.take() {
-            // More than this handle and the own count, so this drop only decrements the count.
-            Some(parent) if parent.inner().strong_count() > 2 => drop(parent),
-            parent => {
-                self.parent.init(parent);
-                return false;
-            }
-        }
-        true
-    }
-}
-
-/// Releases a node that may own anything.
-///
-/// # Safety
-///
-/// - As for [`release`]. `slot` is the weak count of all strong references together.
-#[cold]
-#[inline(never)]
-unsafe fn release_slow(slot: InnerWeak) {
+/// - The node is not in use. `slot` is the weak count of all strong references together.
+unsafe fn release(slot: InnerWeak) {
     ThreadState::current().forget(slot.node());
     // Dropped last but for `slot`, also if a destructor below panics.
     let _parent = LastLink(slot.node().parent.take());
@@ -129,13 +151,10 @@ fn release_with_ancestors(parent: Greenlet) {
     while let Some(parent) = next {
         // CAUTION: runs arbitrary user code: it may end the parent (rules PA-12, DE-23).
         parent.end_if_last_handle();
-        let is_last = parent.inner().strong_count() == 1;
-        next = if is_last {
-            parent.inner().parent.take()
-        } else {
-            None
-        };
-        drop(parent);
+        let node = parent.into_inner(); // a node without a parent must have no handle [has-parent]
+        let is_last = !node.has_other_handles() && !node.status.is_active();
+        next = is_last.then(|| node.parent.take()).flatten();
+        drop(node);
     }
 }
 
@@ -144,10 +163,21 @@ impl Drop for InnerWeak {
     fn drop(&mut self) {
         let weak = &self.node().counts.weak;
         weak.set(weak.get() - 1);
-        if weak.get() == 0 {
-            // SAFETY: this was the last reference to the slot. It belongs to the pool of this
-            // thread, because references are not `Send`.
-            unsafe { ThreadState::current().pool.free(self.0) };
+        if weak.get() == 0 && !ThreadState::current().pool.is_recycled(self.0) {
+            // SAFETY: this was the last reference to the slot.
+            unsafe { free(self.0) };
         }
     }
+}
+
+/// Returns a slot to the pool of this thread.
+///
+/// # Safety
+///
+/// - Its weak count has just become 0.
+#[inline(never)]
+unsafe fn free(slot: NonNull<Inner>) {
+    // SAFETY: the count is 0, says the caller. References are not `Send`, so the slot belongs to the
+    // pool of this thread.
+    unsafe { ThreadState::current().pool.free(slot) };
 }

@@ -24,8 +24,8 @@ impl ThreadState {
     pub(crate) fn keep_last_stack(&self, stack: Option<Stack>) {
         // First the previous one: the cache may allocate. An allocator that starts a greenlet must
         // not find the stack that the thread still runs on.
-        if let Some(previous) = self.last_stack.take() {
-            self.cache_stack(previous);
+        if self.peek_last_stack(|_| ()).is_some() {
+            cache_last_stack();
         }
         self.last_stack.set(stack);
     }
@@ -76,14 +76,6 @@ impl ThreadState {
         }
     }
 
-    #[inline(never)]
-    fn cache_stack(&self, stack: Stack) {
-        let mut stacks = self.stacks.borrow_mut();
-        if stacks.give(stack) {
-            prefetch::adapt(self, stacks.in_use());
-        }
-    }
-
     /// Returns the base of the last stack, or null. Only to be compared with.
     pub(crate) fn last_stack_base(&self) -> *mut u8 {
         self.peek_last_stack(|stack| stack.base().as_ptr())
@@ -109,5 +101,19 @@ impl ThreadState {
         let found = stack.as_ref().map(look);
         self.last_stack.set(stack);
         found
+    }
+}
+
+/// Moves the last stack to the cache. Looks up the thread state itself: a caller that passed it
+/// would compute its address even if there is no last stack.
+#[inline(never)]
+fn cache_last_stack() {
+    let thread = ThreadState::current();
+    let Some(stack) = thread.last_stack.take() else {
+        return;
+    };
+    let mut stacks = thread.stacks.borrow_mut();
+    if stacks.give(stack) {
+        prefetch::adapt(thread, stacks.in_use());
     }
 }
