@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench bridge
-//! DATABASE_URL=postgres://user@host/db cargo bench --bench bridge       # with the repaint loop
+//! DATABASE_URL=postgres://user@host/db cargo bench --bench bridge --features postgres    # with the repaint loop
 //! ```
 //!
 //! Each pair is measured in turns, so that both see the same machine; medians of the rounds are
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use greenlet::{Spawn, SpawnBuilder, await_, greenlet_spawn};
-use sqlx::{Connection, PgConnection, Row};
 use tokio::task::{LocalSet, spawn_local, yield_now};
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -261,49 +260,56 @@ async fn memory() {
 }
 
 /// The repaint loop: a row is written and read back, a hundred times.
-const ROWS: usize = 100;
+#[cfg(feature = "postgres")]
+mod repaint {
+    use sqlx::{Connection, PgConnection, Row};
 
-async fn write_and_read(conn: &mut PgConnection, data: &str) -> String {
-    let insert = sqlx::query("insert into bench_bridge(data) values ($1) returning id").bind(data);
-    let id: i64 = insert.fetch_one(&mut *conn).await.unwrap().get("id");
-    let select = sqlx::query("select data from bench_bridge where id = ($1)").bind(id);
-    select.fetch_one(&mut *conn).await.unwrap().get("data")
-}
+    use super::*;
 
-fn write_and_read_repainted(conn: &mut PgConnection, data: &str) -> String {
-    let insert = sqlx::query("insert into bench_bridge(data) values ($1) returning id").bind(data);
-    let id: i64 = await_(insert.fetch_one(&mut *conn)).unwrap().get("id");
-    let select = sqlx::query("select data from bench_bridge where id = ($1)").bind(id);
-    await_(select.fetch_one(&mut *conn)).unwrap().get("data")
-}
+    const ROWS: usize = 100;
 
-async fn repaint(url: &str) {
-    let mut conn = PgConnection::connect(url).await.unwrap();
-    let table = "create temporary table bench_bridge (id bigserial primary key, data text not null)";
-    sqlx::query(table).execute(&mut conn).await.unwrap();
-    let (mut natives, mut bridges) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let start = Instant::now();
-        for _ in 0..ROWS {
-            black_box(write_and_read(&mut conn, "data").await);
-        }
-        natives.push(nanos(start.elapsed(), ROWS));
-        let start = Instant::now();
-        for _ in 0..ROWS {
-            conn = greenlet_spawn(move || {
-                black_box(write_and_read_repainted(&mut conn, "data"));
-                conn
-            })
-            .await;
-        }
-        bridges.push(nanos(start.elapsed(), ROWS));
+    async fn write_and_read(conn: &mut PgConnection, data: &str) -> String {
+        let insert = sqlx::query("insert into bench_bridge(data) values ($1) returning id").bind(data);
+        let id: i64 = insert.fetch_one(&mut *conn).await.unwrap().get("id");
+        let select = sqlx::query("select data from bench_bridge where id = ($1)").bind(id);
+        select.fetch_one(&mut *conn).await.unwrap().get("data")
     }
-    let (native, bridge) = (median(natives), median(bridges));
-    let percent = (bridge / native - 1.0) * 100.0;
-    println!(
-        "{:44} {native:12.1} {bridge:12.1} {percent:+11.1}%",
-        "a row of the repaint loop, PostgreSQL"
-    );
+
+    fn write_and_read_repainted(conn: &mut PgConnection, data: &str) -> String {
+        let insert = sqlx::query("insert into bench_bridge(data) values ($1) returning id").bind(data);
+        let id: i64 = await_(insert.fetch_one(&mut *conn)).unwrap().get("id");
+        let select = sqlx::query("select data from bench_bridge where id = ($1)").bind(id);
+        await_(select.fetch_one(&mut *conn)).unwrap().get("data")
+    }
+
+    pub(super) async fn run(url: &str) {
+        let mut conn = PgConnection::connect(url).await.unwrap();
+        let table = "create temporary table bench_bridge (id bigserial primary key, data text not null)";
+        sqlx::query(table).execute(&mut conn).await.unwrap();
+        let (mut natives, mut bridges) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            for _ in 0..ROWS {
+                black_box(write_and_read(&mut conn, "data").await);
+            }
+            natives.push(nanos(start.elapsed(), ROWS));
+            let start = Instant::now();
+            for _ in 0..ROWS {
+                conn = greenlet_spawn(move || {
+                    black_box(write_and_read_repainted(&mut conn, "data"));
+                    conn
+                })
+                .await;
+            }
+            bridges.push(nanos(start.elapsed(), ROWS));
+        }
+        let (native, bridge) = (median(natives), median(bridges));
+        let percent = (bridge / native - 1.0) * 100.0;
+        println!(
+            "{:44} {native:12.1} {bridge:12.1} {percent:+11.1}%",
+            "a row of the repaint loop, PostgreSQL"
+        );
+    }
 }
 
 fn main() {
@@ -325,8 +331,9 @@ fn main() {
         tasks("1 ready, in place", 1, true, || number(1)).await;
         tasks("1 that yields", 1, false, yield_now).await;
         tasks("10 that yield", 10, false, yield_now).await;
+        #[cfg(feature = "postgres")]
         match std::env::var("DATABASE_URL") {
-            Ok(url) if url.starts_with("postgres") => repaint(&url).await,
+            Ok(url) if url.starts_with("postgres") => repaint::run(&url).await,
             _ => println!("left out: the repaint loop wants a PostgreSQL DATABASE_URL"),
         }
         memory().await; // last: it leaves the allocator with much to tidy up

@@ -5,13 +5,13 @@
     python3 benches/record.py all               # and bridge, python
     python3 benches/record.py peers python      # these sections; the others keep the figures that they have
 
-| section        | what it measures                                                                      |
-| -------------- | ------------------------------------------------------------------------------------- |
-| `peers`        | `cargo bench -- --table` in benches/                                                  |
-| `build`        | compile time of greenlet-core from scratch; what a program gains in size              |
-| `instructions` | `.ci/instructions`: what a switch, a value and a creation execute (needs valgrind)    |
-| `bridge`       | `cargo bench --bench bridge`; with `DATABASE_URL`, the repaint loop as well           |
-| `python`       | `python_peers.py`, in a virtual environment of its own with greenlet and gevent       |
+| section        | what it measures                                                                        |
+| -------------- | --------------------------------------------------------------------------------------- |
+| `peers`        | `cargo bench -- --table` in benches/                                                    |
+| `build`        | compile time of greenlet-core from scratch; what a program gains in size                |
+| `instructions` | `.ci/instructions`: what a switch, a value and a creation execute (needs valgrind)      |
+| `bridge`       | `cargo bench --bench bridge --features postgres`; the repaint loop needs `DATABASE_URL` |
+| `python`       | `python_peers.py`, in a virtual environment of its own with greenlet and gevent         |
 
 The figures go to docs/performance/figures.json, each section with machine, date, command and load. From there
 `draw.py` makes the pictures and the tables. Nothing but Python's own library is needed.
@@ -132,9 +132,10 @@ def instructions():
 
 
 def bridge():
-    run("cargo", "bench", "--bench", "bridge", "--no-run")
+    command = ["cargo", "bench", "--bench", "bridge", "--features", "postgres"]
+    run(*command, "--no-run")
     load = os.getloadavg()[0]
-    printed = run("cargo", "bench", "--bench", "bridge")
+    printed = run(*command)
     lines = []
     for line in printed.splitlines():
         found = re.fullmatch(r"(\S.*?) {2,}([\d.]+) +([\d.]+) +([+-][\d.]+%?)", line.strip())
@@ -148,7 +149,7 @@ def bridge():
         found = re.fullmatch(r"(resident memory .*): (\d+) bytes", line.strip())
         if found:
             lines.append({"what": found[1], "bytes": int(found[2])})
-    return {"command": "cargo bench --bench bridge", "load": load, "lines": lines}
+    return {"command": " ".join(command), "load": load, "lines": lines}
 
 
 def python():

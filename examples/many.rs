@@ -86,7 +86,7 @@ fn main() -> Result<ExitCode> {
         after.mappings,
     );
     if let Some(error) = &refusal {
-        line += &format!(r#","error":{}"#, serde_json::to_string(&error.to_string())?);
+        line += &format!(r#","error":{:?}"#, error.to_string()); // no character that JSON writes otherwise
     }
     println!("{line}}}");
     Ok(ExitCode::from(if refusal.is_some() { 2 } else { 0 }))

@@ -6,9 +6,8 @@
 //! cargo run --release --example hub 200 50            200 clients, 50 lines each
 //! ```
 //!
-//! It runs the same echo on tokio too, with the same clients, and prints both results. `hub.rs` is
-//! the loop, `net.rs` has the sockets, `servers.rs` and `clients.rs` the tasks, `channel.rs` the
-//! channel between the hubs of two threads.
+//! `hub.rs` is the loop, `net.rs` has the sockets, `servers.rs` and `clients.rs` the tasks,
+//! `channel.rs` the channel between the hubs of two threads. `benches/echo` compares it with others.
 
 mod channel;
 mod clients;
@@ -24,7 +23,6 @@ use greenlet::run_to_end;
 use crate::channel::channel;
 use crate::clients::{chat_client, echo_client, greet_chat, greet_echo, run_clients};
 use crate::hub::Hub;
-use crate::servers::Server;
 
 /// Two hubs in two threads: one sends numbers, the other one squares them and sends them back.
 fn hand_over(count: u64) -> Result<u64> {
@@ -65,17 +63,12 @@ fn run() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|argument| argument.parse());
     let clients = arguments.next().unwrap_or(Ok(1000))?;
     let rounds = arguments.next().unwrap_or(Ok(100))?;
-    for (name, start) in [
-        ("hub", servers::hub_echo as fn() -> _),
-        ("tokio", servers::tokio_echo),
-    ] {
-        let server: Server = start()?;
-        let time = run_clients(clients, server.address, greet_echo, move |n, _, lines| {
-            echo_client(lines, n, rounds)
-        })?;
-        let per_second = (clients * rounds) as f64 / time.as_secs_f64();
-        println!("echo, {name}: {clients} clients, {rounds} lines each: {per_second:.0} lines a second");
-    }
+    let server = servers::hub_echo()?;
+    let time = run_clients(clients, server.address, greet_echo, move |n, _, lines| {
+        echo_client(lines, n, rounds)
+    })?;
+    let per_second = (clients * rounds) as f64 / time.as_secs_f64();
+    println!("echo: {clients} clients, {rounds} lines each: {per_second:.0} lines a second");
     let in_room = 10;
     let clients = clients.next_multiple_of(in_room);
     let server = servers::hub_chat()?;
@@ -83,7 +76,7 @@ fn run() -> Result<()> {
         chat_client(hub, lines, n, in_room)
     })?;
     println!(
-        "chat, hub: {clients} clients in rooms of {in_room}: {:.2} s",
+        "chat: {clients} clients in rooms of {in_room}: {:.2} s",
         time.as_secs_f64()
     );
 

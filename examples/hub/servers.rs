@@ -1,4 +1,4 @@
-//! The servers: a line echo and a chat on the hub, and the same echo on tokio.
+//! The servers: a line echo and a chat.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -8,7 +8,6 @@ use std::rc::Rc;
 use anyhow::Result;
 use greenlet::run_to_end;
 use mio::net::TcpListener;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::hub::Hub;
 use crate::net::{Lines, listen};
@@ -106,34 +105,4 @@ pub(crate) fn hub_chat() -> Result<Server> {
         let rooms = Rooms::default();
         move |lines| chat(&rooms, &lines)
     })
-}
-
-/// The same as [`hub_echo`] on tokio, also in one thread.
-pub(crate) fn tokio_echo() -> Result<Server> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    let address = listener.local_addr()?;
-    std::thread::spawn(move || -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()?;
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            loop {
-                let (socket, _) = listener.accept().await?;
-                socket.set_nodelay(true)?;
-                tokio::spawn(async move {
-                    let (read, mut write) = socket.into_split();
-                    let mut lines = BufReader::new(read).lines();
-                    while let Ok(Some(mut line)) = lines.next_line().await {
-                        line.push('\n');
-                        if write.write_all(line.as_bytes()).await.is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-        })
-    });
-    Ok(Server { address })
 }

@@ -82,7 +82,7 @@ pub(crate) fn step(world: &World, shared: &Gen, how: GenStep) -> Result<()> {
             }
             generator.resume(token)
         }
-        GenStep::Throw => generator.throw(Fault(world.token(None)).into()),
+        GenStep::Throw => generator.throw(Fault(world.token(None))),
         GenStep::Close => generator.close().err().map(Err),
         GenStep::End => {
             if generator.end() == was_busy {

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
 #[path = "../../../examples/hub/channel.rs"]
 mod channel;
@@ -34,6 +35,36 @@ mod net;
 mod servers;
 
 const NAMES: [&str; 3] = ["hub", "tokio", "may"];
+
+/// The same on tokio, on one thread.
+fn tokio_echo() -> Result<SocketAddr> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            loop {
+                let (socket, _) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                tokio::spawn(async move {
+                    let (read, mut write) = socket.into_split();
+                    let mut lines = tokio::io::BufReader::new(read).lines();
+                    while let Ok(Some(mut line)) = lines.next_line().await {
+                        line.push('\n');
+                        if write.write_all(line.as_bytes()).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        })
+    });
+    Ok(address)
+}
 
 /// The same on `may`, with one worker. Its reads and writes are those of blocking sockets, too.
 fn may_echo() -> Result<SocketAddr> {
@@ -72,7 +103,7 @@ fn echo_lines(stream: may::net::TcpStream) {
 fn serve(name: &str) -> Result<()> {
     let address = match name {
         "hub" => servers::hub_echo()?.address,
-        "tokio" => servers::tokio_echo()?.address,
+        "tokio" => tokio_echo()?,
         "may" => may_echo()?,
         _ => bail!("there is no server {name}"),
     };

@@ -11,7 +11,7 @@ use anyhow::Result;
 use super::header::{Header, Held};
 use super::step::{ERROR, UNWIND, VALUE};
 use super::words::{pack, unpack};
-use super::yielder::types;
+use super::yielder::Types;
 use super::{Generator, Yielder};
 use crate::backend::{self, Word, asan};
 use crate::stack;
@@ -71,7 +71,7 @@ where
     F: FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static,
 {
     let stack = ThreadState::current().take_stack(stack_size)?;
-    let header = Header::put(stack, created_at, name, types::<Y, S>, drop_function::<F>);
+    let header = Header::put(stack, created_at, name, Types::of::<Y, S>, drop_function::<F>);
     let place = place_of::<F>(header);
     // SAFETY: the place is on the fresh stack, which nobody else uses. It is aligned as the header
     // is.

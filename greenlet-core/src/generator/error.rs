@@ -18,9 +18,10 @@ pub struct GeneratorError {
     kind: Kind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Outside,
+    /// What was yielded, and where.
+    Outside(String),
     Busy,
     ExitIgnored,
 }
@@ -30,9 +31,13 @@ impl GeneratorError {
         GeneratorError { kind }
     }
 
+    pub(super) fn outside(text: String) -> GeneratorError {
+        GeneratorError::new(Kind::Outside(text))
+    }
+
     /// Returns `true` if the yield was outside a generator of these types.
     pub fn is_outside(&self) -> bool {
-        self.kind == Kind::Outside
+        matches!(self.kind, Kind::Outside(_))
     }
 
     /// Returns `true` if the function was running, or in the middle of a switch, at the step:
@@ -50,10 +55,12 @@ impl GeneratorError {
 
 impl fmt::Display for GeneratorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.kind {
-            Kind::Outside => {
-                "yield outside a generator of this type: call it from a generator's function, in the greenlet \
-                 that steps it"
+        f.write_str(match &self.kind {
+            Kind::Outside(text) => {
+                return write!(
+                    f,
+                    "{text}; yield from the generator's function, in the greenlet that steps it"
+                );
             }
             Kind::Busy => {
                 "generator already executing: its function runs, or has switched elsewhere; step it again when \

@@ -12,7 +12,6 @@
 //!
 //! The header begins with the label, so [`Label::at`] finds the header, too.
 
-use std::any::TypeId;
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::num::NonZero;
@@ -20,6 +19,7 @@ use std::ops::Deref;
 use std::panic::Location;
 use std::ptr::NonNull;
 
+use super::yielder::Types;
 use crate::backend;
 use crate::backend::abort::abort;
 use crate::stack::label::Label;
@@ -41,7 +41,7 @@ pub(super) struct Header {
     /// How many yields may still be refused, plus one, while the body is thrown an exit.
     pub(super) refusals_left: Cell<Option<NonZero<u32>>>,
     stack: Stack,
-    types: fn() -> [TypeId; 2],
+    types: fn() -> Types,
     /// `None` after the body has begun, or the function was dropped.
     pub(super) unrun: Cell<Option<DropFunction>>,
 }
@@ -58,7 +58,7 @@ impl Header {
         stack: Stack,
         created_at: &'static Location<'static>,
         name: Option<Box<str>>,
-        types: fn() -> [TypeId; 2],
+        types: fn() -> Types,
         unrun: DropFunction,
     ) -> NonNull<Header> {
         valgrind::reuse(&stack);
@@ -98,21 +98,27 @@ impl Header {
         unsafe { header.as_ref() }
     }
 
-    pub(super) fn has_types(&self, types: [TypeId; 2]) -> bool {
-        (self.types)() == types
+    /// Returns what to call the generator.
+    pub(super) fn describe(&self) -> String {
+        let name = self
+            .label
+            .name()
+            .map_or_else(String::new, |name| format!(" '{name}'"));
+        let place = self
+            .label
+            .created_at()
+            .map_or_else(String::new, |place| format!(" created at {place}"));
+        format!("generator{name}{place}")
+    }
+
+    pub(super) fn types(&self) -> Types {
+        (self.types)()
     }
 }
 
 /// Returns what to call each generator that the caller runs in, from the innermost outwards.
 pub(crate) fn labels_of_running() -> impl Iterator<Item = String> {
-    Header::chain().filter_map(|header| {
-        let header = Header::of(&header);
-        let created_at = header.label.created_at()?;
-        Some(match header.label.name() {
-            Some(name) => format!("generator '{name}' created at {created_at}"),
-            None => format!("generator created at {created_at}"),
-        })
-    })
+    Header::chain().map(|header| Header::of(&header).describe())
 }
 
 /// Owns one count of a header.

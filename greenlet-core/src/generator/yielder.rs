@@ -7,7 +7,7 @@
 //! - in a `no_switch` section that began in the body, because the yield would leave it;
 //! - while a panic unwinds, because `std::thread::panicking` would be `true` in the consumer.
 
-use std::any::TypeId;
+use std::any::{TypeId, type_name};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -18,13 +18,13 @@ use std::ptr;
 use anyhow::{Error, Result};
 
 use super::end::FORCES;
-use super::error::{GeneratorError, Kind};
+use super::error::GeneratorError;
 use super::header::{Header, Held};
 use super::step::{UNWIND, VALUE};
 use super::words::{pack, unpack};
 use crate::backend::abort::abort_because;
 use crate::backend::{self, Word, Words, asan};
-use crate::payload::error::{SwitchForbidden, Unwinding};
+use crate::payload::error::{SwitchForbidden, Unwinding, with_literal_hint};
 use crate::payload::value::Value;
 use crate::stack;
 use crate::thread::ThreadState;
@@ -60,9 +60,25 @@ pub struct Yielder<Y: 'static, S: 'static = ()> {
     types: PhantomData<fn(Y) -> S>,
 }
 
-/// Identifies the type of a yielder.
-pub(super) fn types<Y: 'static, S: 'static>() -> [TypeId; 2] {
-    [TypeId::of::<Y>(), TypeId::of::<S>()]
+/// The types of a yielder: of its items, and of what each step sends.
+pub(super) struct Types {
+    ids: [TypeId; 2],
+    pub(super) names: [&'static str; 2],
+}
+
+impl Types {
+    pub(super) fn of<Y: 'static, S: 'static>() -> Types {
+        Types {
+            ids: [TypeId::of::<Y>(), TypeId::of::<S>()],
+            names: [type_name::<Y>(), type_name::<S>()],
+        }
+    }
+}
+
+impl PartialEq for Types {
+    fn eq(&self, other: &Types) -> bool {
+        self.ids == other.ids
+    }
 }
 
 impl<Y: 'static, S: 'static> Yielder<Y, S> {
@@ -80,8 +96,8 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     /// Returns a [`GeneratorError`] (`is_outside`) if there is none.
     pub fn nearest() -> Result<Yielder<Y, S>, GeneratorError> {
         let header = Header::chain()
-            .find(|header| Header::of(header).has_types(types::<Y, S>()))
-            .ok_or(GeneratorError::new(Kind::Outside))?;
+            .find(|header| Header::of(header).types() == Types::of::<Y, S>())
+            .ok_or_else(|| outside(&Types::of::<Y, S>()))?;
         // SAFETY: the body runs, so the generator owns a count [header-alive].
         Ok(Yielder::new(unsafe { Held::clone_from_raw(header) }))
     }
@@ -157,6 +173,23 @@ impl<Y: 'static, S: 'static> Yielder<Y, S> {
     }
 }
 
+/// Returns the error of a yield of these types, for which the caller runs in no generator.
+#[cold]
+fn outside(types: &Types) -> GeneratorError {
+    let [item, sent] = types.names;
+    let Some(nearest) = Header::chain().next() else {
+        return GeneratorError::outside(format!("yield of a `{item}` outside a generator"));
+    };
+    let nearest = Header::of(&nearest);
+    let [its_item, its_sent] = nearest.types().names;
+    let label = nearest.describe();
+    let mut text = format!("yield of a `{item}`, but the nearest {label} is of `{its_item}`");
+    if item == its_item {
+        text += &format!(", and takes a `{its_sent}` where this yield takes a `{sent}`");
+    }
+    GeneratorError::outside(with_literal_hint(text, its_item, item))
+}
+
 /// Where the caller of a yield runs.
 enum Position {
     Inside,
@@ -190,7 +223,10 @@ fn refuse(held: &Held, position: Position, value: Value) -> Error {
     let error = match position {
         Position::Unwinding => Unwinding::new(Some(value)).into(),
         Position::Forbidden(since) => SwitchForbidden::new(since, Some(value)).into(),
-        Position::Inside | Position::Outside => return GeneratorError::new(Kind::Outside).into(),
+        Position::Inside | Position::Outside => {
+            let text = format!("yield outside the function of the {}", held.describe());
+            return GeneratorError::outside(text).into();
+        }
     };
     if let Some(left) = held.refusals_left.get() {
         let Some(left) = NonZero::new(left.get() - 1) else {

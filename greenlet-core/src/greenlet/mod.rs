@@ -14,10 +14,10 @@ use crate::greenlet::builder::Builder;
 pub use crate::node::handle::Greenlet;
 use crate::node::rc::InnerWeak;
 use crate::node::status::State;
-use crate::payload::Payload;
 use crate::payload::error::ParentError;
 use crate::payload::exit::GreenletExit;
 use crate::payload::value::Value;
+use crate::payload::{Payload, TypeTag};
 use crate::switch;
 use crate::switch::receive;
 use crate::switch::teardown;
@@ -113,7 +113,12 @@ impl Greenlet {
         const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        receive::receive(switch::switch_to(&self.inner, Payload::new(&mut value), at)?)
+        receive::receive(switch::switch_to(
+            &self.inner,
+            Payload::new(&mut value),
+            at,
+            TypeTag::of::<R>(),
+        )?)
     }
 
     /// Switches to this greenlet as [`switch`](Greenlet::switch) does, and drops the handle on the
@@ -144,7 +149,12 @@ impl Greenlet {
         const { receive::assert_has_values::<R>() }
         let mut value = ManuallyDrop::new(value);
         let at = Location::caller();
-        receive::receive(switch::switch_to_owned(self, Payload::new(&mut value), at)?)
+        receive::receive(switch::switch_to_owned(
+            self,
+            Payload::new(&mut value),
+            at,
+            TypeTag::of::<R>(),
+        )?)
     }
 
     /// Switches to the parent of this greenlet with a value, and returns what is next sent to the
@@ -218,7 +228,7 @@ impl Greenlet {
         const { receive::assert_has_values::<R>() }
         let at = Location::caller();
         let payload = Payload::thrown(into_error(error));
-        receive::receive(switch::switch_to(&self.inner, payload, at)?)
+        receive::receive(switch::switch_to(&self.inner, payload, at, TypeTag::of::<R>())?)
     }
 
     /// Throws a [`GreenletExit`] at this greenlet: Python's `throw()` without arguments.

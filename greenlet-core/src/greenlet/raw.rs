@@ -16,11 +16,11 @@ use crate::backend;
 use crate::greenlet::Greenlet;
 pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlock};
 use crate::greenlet::introspect::StackUsage;
-use crate::payload::Payload;
+use crate::payload::{Payload, TypeTag};
 use crate::stack;
 pub use crate::switch::teardown::{count_refusal, interrupt};
 pub use crate::switch::unwind::{Unwound, discard};
-use crate::switch::{self, receive};
+use crate::switch::{self, Arrival, receive};
 use crate::thread::{self, Cause, ThreadState};
 
 /// Returns `true` if the running greenlet is the parent of `greenlet`. Counts no reference.
@@ -110,7 +110,7 @@ pub fn switch_in<R: 'static>(
     let mut value = ManuallyDrop::new(value);
     match switch::try_switch_in(place, Payload::new(&mut value), at) {
         Ok(back) => Ok(receive::receive(back)),
-        Err(unsent) => Ok(switch_in_slow(place, unsent, at)?.and_then(receive::receive)),
+        Err(unsent) => Ok(switch_in_slow(place, unsent, at, TypeTag::of::<R>())?.and_then(receive::receive)),
     }
 }
 
@@ -120,7 +120,8 @@ fn switch_in_slow(
     place: &RefCell<Option<Greenlet>>,
     unsent: Payload,
     at: &'static Location<'static>,
-) -> Result<Result<Payload>> {
+    wanted: TypeTag,
+) -> Result<Result<Arrival>> {
     if let Err(refused) = switch::check_switch_allowed() {
         // CAUTION: runs arbitrary user code: the destructor of the value.
         drop(unsent.into_value());
@@ -130,7 +131,7 @@ fn switch_in_slow(
         .borrow()
         .clone()
         .expect("`place` has the greenlet to switch to");
-    Ok(switch::switch_to_owned(target, unsent, at))
+    Ok(switch::switch_to_owned(target, unsent, at, wanted))
 }
 
 /// Calls `look` with what is attached to the running greenlet, if that is a `T`, and with the

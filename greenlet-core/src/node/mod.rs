@@ -174,6 +174,14 @@ impl Inner {
         }
     }
 
+    /// As [`label`](Inner::label), without the place of creation if there is a name.
+    pub(crate) fn short_label(&self) -> String {
+        match self.name() {
+            Some(name) if !self.status.is_main() => format!("greenlet '{name}'"),
+            _ => self.label(),
+        }
+    }
+
     #[inline]
     pub(crate) fn finish(&self) {
         self.status.finish();

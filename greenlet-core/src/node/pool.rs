@@ -190,9 +190,9 @@ impl NodePool {
         all
     }
 
-    /// The first node for which `look` returns `Some`. For signal handlers: returns `None` if the
-    /// list of chunks is being changed.
-    pub(crate) fn find_from_handler<T>(&self, mut look: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
+    /// The first node for which `look` returns `Some`. Works in signal handlers: returns `None` if
+    /// the list of chunks is being changed.
+    pub(crate) fn find<T>(&self, mut look: impl FnMut(&Inner) -> Option<T>) -> Option<T> {
         let chunks = self.chunks.try_borrow().ok()?;
         let nodes = chunks.iter().flat_map(|chunk| &chunk.nodes);
         nodes.filter(|node| node.is_in_use()).find_map(|node| look(node))

@@ -127,7 +127,7 @@ impl InnerRc {
     ) -> InnerRc {
         debug_assert!(slot.is_free());
         slot.fill(parent, status, id, created_at);
-        // A signal handler looks at all nodes with references (`NodePool::find_from_handler`).
+        // A signal handler looks at all nodes with references (`NodePool::find`).
         compiler_fence(Ordering::Release);
         slot.counts.weak.set(1);
         slot.counts.strong.set(1);

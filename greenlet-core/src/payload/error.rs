@@ -54,19 +54,18 @@ pub(crate) use carries_value;
 pub struct TypeMismatch {
     expected: &'static str,
     found: &'static str,
+    /// Which greenlets, and where.
+    text: String,
     value: Carried,
 }
 
 impl TypeMismatch {
-    /// Creates the error of a switch that asks for an `R` and gets this value.
-    pub(crate) fn of<R: 'static>(value: Value) -> TypeMismatch {
-        TypeMismatch::new(std::any::type_name::<R>(), value)
-    }
-
-    pub(crate) fn new(expected: &'static str, value: Value) -> TypeMismatch {
+    pub(crate) fn new(text: String, expected: &'static str, value: Value) -> TypeMismatch {
+        let found = value.type_name();
         TypeMismatch {
+            text: with_literal_hint(text, expected, found),
             expected,
-            found: value.type_name(),
+            found,
             value: Some(ThreadBound::new(value)),
         }
     }
@@ -88,11 +87,27 @@ impl fmt::Display for TypeMismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the receiver asked for a value of type `{}`, but a `{}` was sent; ask for `Value` to take \
-             anything, or take the value out of this error",
-            self.expected, self.found
+            "{}; ask for `Value` to take anything, or take the value out of this error",
+            self.text
         )
     }
+}
+
+/// Adds a hint to a message, if the value may be a literal of the type that literals have by
+/// default.
+pub(crate) fn with_literal_hint(text: String, expected: &str, found: &str) -> String {
+    const NUMBERS: [&str; 13] = [
+        "i8", "i16", "i64", "i128", "isize", "u8", "u16", "u32", "u64", "u128", "usize", "f32", "f64",
+    ];
+    let hint = match (found, expected) {
+        ("i32", expected) if NUMBERS.contains(&expected) => {
+            "an integer without a suffix is an `i32`: write `1_u64` for a `u64`"
+        }
+        ("f64", "f32") => "a number without a suffix is an `f64`: write `1.0_f32`",
+        ("&str", "alloc::string::String") => "a text in quotes is a `&str`: write `\"a\".to_owned()`",
+        _ => return text,
+    };
+    format!("{text} ({hint})")
 }
 
 /// A parent was refused, and the old one stays: see

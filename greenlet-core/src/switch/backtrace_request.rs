@@ -26,7 +26,7 @@ use crate::backend::abort::abort;
 use crate::node::Inner;
 use crate::node::rc::InnerRc;
 use crate::payload::Payload;
-use crate::switch::{Target, switch_stacks};
+use crate::switch::{Arrival, Target, switch_stacks};
 use crate::thread::{self, ThreadState};
 
 /// The free stack that a capture needs, in bytes. A test measures it.
@@ -57,7 +57,7 @@ pub(crate) fn request(target: &InnerRc) -> Option<Backtrace> {
     // SAFETY: the target has a resume point, so it is suspended [suspended-sp], and nothing ran
     // since. The request is one word, so it is in the payload itself.
     let back = unsafe { switch_stacks(Target(target.as_ptr()), payload, Location::caller()) };
-    let reply = serve(back).downcast::<Reply>();
+    let reply = serve(back).settle().downcast::<Reply>();
     if !hidden.is_null() {
         target.hidden_sp.set(target.context.sp.replace(ptr::null_mut()));
     }
@@ -77,20 +77,24 @@ pub(crate) fn capture() -> Backtrace {
     }
 }
 
-/// Serves requests until a payload is none, and returns that. Every receiver of a payload calls it.
+/// Serves requests until what arrives is none, and returns that. Every receiver calls it.
 #[inline]
-pub(crate) fn serve(mut payload: Payload) -> Payload {
+pub(crate) fn serve(mut arrival: Arrival) -> Arrival {
     loop {
-        payload = match payload.downcast() {
-            Ok(request) => serve_one(request),
-            Err(message) => return message,
+        let Arrival { payload, own } = arrival;
+        arrival = match payload.downcast() {
+            Ok(request) => {
+                ThreadState::current().set_current(own);
+                serve_one(request)
+            }
+            Err(payload) => return Arrival { payload, own },
         };
     }
 }
 
 #[cold]
 #[inline(never)]
-fn serve_one(request: BacktraceRequest) -> Payload {
+fn serve_one(request: BacktraceRequest) -> Arrival {
     let backtrace = match catch_unwind(capture) {
         Ok(backtrace) => Some(backtrace),
         Err(panic) => {

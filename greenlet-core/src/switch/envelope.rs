@@ -31,6 +31,20 @@ impl Envelope {
         Payload::new(&mut ManuallyDrop::new(envelope))
     }
 
+    /// Wraps a payload that came without an envelope.
+    pub(crate) fn plain(payload: Payload) -> Envelope {
+        Envelope {
+            delivery: Delivery::of(payload),
+            origin: None,
+            traced: false,
+        }
+    }
+
+    /// Returns `true` if the receiver itself has wrapped the message.
+    pub(crate) fn is_local(&self) -> bool {
+        self.origin.is_none() && matches!(self.delivery, Delivery::Message(_))
+    }
+
     /// Takes the envelope out of a payload, or returns the payload if it is a plain value.
     pub(crate) fn open(payload: Payload) -> Result<Envelope, Payload> {
         payload

@@ -15,7 +15,7 @@ use crate::payload::value::Value;
 use crate::switch::envelope::Envelope;
 use crate::switch::start::{StartError, start};
 use crate::switch::unraisable::{self, Unraisable};
-use crate::switch::{self, Target, exit_to, into_target, unsent, unwind};
+use crate::switch::{self, Target, exit_to, into_target, mismatch, unsent, unwind};
 use crate::thread::unwinding::abort_without_unwinding;
 use crate::thread::{ThreadState, flag};
 
@@ -75,19 +75,19 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
     let mut delivery = delivery;
     let mut target = nearest_live_ancestor(&node);
     while target.status.is_pending() {
-        match start(thread, &target, &delivery) {
-            Ok(()) => break,
-            // The value has the wrong type, so the ancestor is started with the error and ends with
-            // it, as a Python function of wrong arguments does (rule RT-5).
-            Err(error @ StartError::Type { .. }) => {
-                delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
-            }
-            // Without a stack the ancestor stays pending, and the next one gets the error (rule
-            // RT-6).
-            Err(error @ StartError::Stack(_)) => {
-                delivery = Delivery::Message(Message::Error(error.with(unsent(delivery))));
-                target = nearest_live_ancestor(&target);
-            }
+        let Err(error) = start(thread, &target, &delivery) else {
+            break;
+        };
+        let has_stack = matches!(error, StartError::Type { .. });
+        // A value of the wrong type: the ancestor is started with the error and ends with it, as a
+        // Python function of wrong arguments does (rule RT-5).
+        let error = error.with(unsent(delivery), |expected, value| {
+            mismatch::of_pending_ancestor(&target, &node, expected, value)
+        });
+        delivery = Delivery::Message(Message::Error(error));
+        // Without a stack the ancestor stays pending, and the next one gets the error (rule RT-6).
+        if !has_stack {
+            target = nearest_live_ancestor(&target);
         }
     }
     thread.keep_last_stack(node.stack.take());

@@ -63,7 +63,7 @@ where
     // Unwind safety: the panic is resumed in the parent, so no code continues as if nothing had
     // happened.
     let outcome = catch_unwind(AssertUnwindSafe(move || {
-        let first = receive::receive::<A>(first)?;
+        let first = receive::receive_first::<A>(first)?;
         function(first)
     }));
     match outcome {

@@ -34,6 +34,7 @@ mod deferred;
 pub(crate) mod envelope;
 pub(crate) mod finish;
 pub(crate) mod first_frame;
+mod mismatch;
 pub(crate) mod receive;
 mod start;
 pub(crate) mod teardown;
@@ -50,7 +51,7 @@ use std::ptr;
 use anyhow::Error;
 
 use crate::backend::abort::abort;
-use crate::backend::{self, asan};
+use crate::backend::{self, SavedContext, asan};
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
@@ -72,18 +73,51 @@ type Loc = &'static Location<'static>;
 /// A greenlet that a bare stack switch can resume, until user code or a switch runs ([ready-now]).
 pub(crate) struct Target(*const Inner);
 
-/// Switches to `target` with a payload. Returns the payload of the switch back.
+/// What control comes back with: a payload, in a greenlet that is not the current one yet.
+///
+/// `current` still is the sender, so that an error can name it.
+#[must_use = "the greenlet is to become the current one"]
+pub(crate) struct Arrival {
+    pub(crate) payload: Payload,
+    /// The context of the greenlet that runs now.
+    pub(crate) own: *const SavedContext,
+}
+
+impl Arrival {
+    /// Returns the arrival of a payload in the current greenlet.
+    pub(crate) fn in_current(payload: Payload) -> Arrival {
+        Arrival {
+            payload,
+            own: Inner::context_of(ThreadState::current().current_ptr()),
+        }
+    }
+
+    /// Makes the greenlet the current one. Returns the payload.
+    #[inline]
+    pub(crate) fn settle(self) -> Payload {
+        ThreadState::current().set_current(self.own);
+        self.payload
+    }
+}
+
+/// Switches to `target` with a payload. Returns the payload of the switch back. `wanted` is the type
+/// that the caller asks for.
 ///
 /// # Errors
 ///
 /// Returns why the switch was refused.
 #[inline(always)] // hot: see "Inlining"
-pub(crate) fn switch_to(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Error> {
+pub(crate) fn switch_to(
+    target: &Inner,
+    payload: Payload,
+    at: Loc,
+    wanted: TypeTag,
+) -> Result<Arrival, Error> {
     match find_ready(target, payload.tag()) {
         // SAFETY: nothing runs between `find_ready` and the switch [ready-now]. A value that the
         // payload points to is in the caller's frame, which this switch suspends.
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
-        None => switch_slow(target, payload, at),
+        None => switch_slow(target, payload, at, wanted),
     }
 }
 
@@ -110,7 +144,7 @@ fn find_ready(target: &Inner, carried: TypeTag) -> Option<Target> {
 /// - `target` was just found ready ([ready-now]).
 /// - What the payload points to stays in place until the receiver has taken it ([payload-owned]).
 #[inline(always)] // hot: see "Inlining"
-unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Payload {
+unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Arrival {
     let thread = ThreadState::current();
     let (word, data) = payload.into_words();
     let from = Inner::context_of(thread.current_ptr());
@@ -129,9 +163,9 @@ unsafe fn switch_stacks(target: Target, payload: Payload, at: Loc) -> Payload {
     // its stack again.
     let (own, word, data) = unsafe { backend::switch(from, at, to, word, data) };
     asan::arrive(left);
-    thread.set_current(own);
     // SAFETY: every switch carries the words of a payload, and these have just arrived.
-    unsafe { Payload::from_words(word, data) }
+    let payload = unsafe { Payload::from_words(word, data) };
+    Arrival { payload, own }
 }
 
 /// Resumes `target` and gives up the stack of the running greenlet, which has ended.
@@ -190,13 +224,18 @@ fn prepare_target(target: &Inner, carried: TypeTag) -> bool {
 /// # Errors
 ///
 /// Returns why the switch was refused.
-pub(crate) fn switch_to_owned(target: Greenlet, payload: Payload, at: Loc) -> Result<Payload, Error> {
+pub(crate) fn switch_to_owned(
+    target: Greenlet,
+    payload: Payload,
+    at: Loc,
+    wanted: TypeTag,
+) -> Result<Arrival, Error> {
     let thread = ThreadState::current();
     let node = target.inner();
     let is_suspended = node.status.is_active() && !thread.is_current(node);
     let Some(ready) = is_suspended.then(|| find_ready(node, payload.tag())).flatten() else {
         // The slow path may need the handle, so it is dropped afterwards.
-        let back = switch_slow(node, payload, at)?;
+        let back = switch_slow(node, payload, at, wanted)?;
         return Ok(drop_handle(target, back));
     };
     // Dropping the reference and not the handle does not end the greenlet, which is about to run.
@@ -220,7 +259,7 @@ pub(crate) fn try_switch_in(
     place: &RefCell<Option<Greenlet>>,
     payload: Payload,
     at: Loc,
-) -> Result<Payload, Payload> {
+) -> Result<Arrival, Payload> {
     let target = place
         .borrow()
         .as_ref()
@@ -242,7 +281,7 @@ pub(crate) fn try_switch_in(
 /// Returns why the switch was refused.
 #[cold]
 #[inline(never)]
-fn switch_slow(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Error> {
+fn switch_slow(target: &Inner, payload: Payload, at: Loc, wanted: TypeTag) -> Result<Arrival, Error> {
     let thread = ThreadState::current();
     let mut delivery = Delivery::of(payload);
     if let Some(refusal) = Refusal::of(thread) {
@@ -269,7 +308,8 @@ fn switch_slow(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Err
         return Err(ThreadExiting::new(unsent(delivery)).into());
     };
     if thread.is_current(&live) {
-        return Ok(echo(thread, live, delivery));
+        return echo(thread, live, delivery, wanted)
+            .map_err(|unwanted| mismatch::of_echo(target, at, wanted.name(), unwanted).into());
     }
     if let Some(locked) = find_await_lock(thread, &live) {
         let error = AwaitInProgress::new(locked.label(), unsent(delivery)).into();
@@ -279,7 +319,9 @@ fn switch_slow(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Err
     }
     if live.status.is_pending() {
         if let Err(error) = start(thread, &live, &delivery) {
-            return Err(error.with(unsent(delivery)));
+            return Err(error.with(unsent(delivery), |expected, value| {
+                mismatch::of_pending(&live, at, expected, value)
+            }));
         }
     }
     Ok(send(thread, live, delivery, at))
@@ -290,7 +332,7 @@ fn switch_slow(target: &Inner, payload: Payload, at: Loc) -> Result<Payload, Err
 ///
 /// The caller has released the greenlet's await lock, and knows that no panic unwinds.
 #[inline(always)] // see "Inlining"
-pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Payload {
+pub(crate) fn deliver_stage(target: &Inner, message: Message, at: Loc) -> Arrival {
     let thread = ThreadState::current();
     if target.context.sp.get().is_null() {
         target.context.sp.set(target.hidden_sp.replace(ptr::null_mut()));
@@ -322,7 +364,7 @@ fn find_await_lock(thread: &ThreadState, live: &Inner) -> Option<InnerRc> {
 /// Resumes the active greenlet `target`. Uses an envelope if the receiver must do more than take a
 /// value.
 #[inline(never)]
-fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> Payload {
+fn send(thread: &ThreadState, target: InnerRc, delivery: Delivery, at: Loc) -> Arrival {
     let traced = thread.has_flag(flag::TRACED);
     // SAFETY: the running greenlet is active, so its node is in use [active-kept].
     let has_handle = unsafe { &*thread.current_ptr() }.has_handles();
@@ -359,27 +401,42 @@ fn into_target(thread: &ThreadState, target: InnerRc) -> Target {
 ///
 /// Dropping the last handle ends the greenlet, which runs user code. So the payload is opened first
 /// ([take-first]).
-pub(crate) fn drop_handle(handle: Greenlet, back: Payload) -> Payload {
+fn drop_handle(handle: Greenlet, back: Arrival) -> Arrival {
     if handle.inner().has_other_handles() {
         return back;
     }
     let message = open(back);
     // CAUTION: runs arbitrary user code.
-    Envelope::local(unwind::run_holding(message, || drop(handle)))
+    let message = unwind::run_holding(message, || drop(handle));
+    Arrival::in_current(Envelope::local(message))
 }
 
 /// Answers a switch or throw of the running greenlet to itself (rules SW-8, SW-21, TH-10).
-fn echo(thread: &ThreadState, current: InnerRc, delivery: Delivery) -> Payload {
+///
+/// # Errors
+///
+/// Returns a value that is not of the type `wanted`.
+fn echo(
+    thread: &ThreadState,
+    current: InnerRc,
+    mut delivery: Delivery,
+    wanted: TypeTag,
+) -> Result<Arrival, Value> {
     // Take a handle: losing the last other one while the tracer runs must be detected.
     let current = Greenlet::from_inner(current);
     if thread.has_flag(flag::TRACED) {
         // CAUTION: runs arbitrary user code (the tracer).
-        return Envelope::local(trace::call(&current, delivery.into_message()));
+        delivery = Delivery::Message(trace::call(&current, delivery.into_message()));
     }
-    match delivery {
-        Delivery::Payload(payload) => payload,
-        Delivery::Message(message) => Envelope::local(message),
-    }
+    let is_wanted = delivery.check_type(wanted).is_ok();
+    let payload = match delivery {
+        Delivery::Payload(payload) if is_wanted => payload,
+        delivery => match delivery.into_message() {
+            Message::Value(value) if !is_wanted => return Err(value),
+            message => Envelope::local(message),
+        },
+    };
+    Ok(Arrival::in_current(payload))
 }
 
 // ---- refusals

@@ -1,6 +1,7 @@
 //! The receiving half of a switch.
 //!
-//! After the stack switch the resumed greenlet holds a `Payload`. In order of frequency it is:
+//! After the stack switch the resumed greenlet holds an `Arrival`: a `Payload`, and its own context,
+//! which it makes the current one. In order of frequency it is:
 //!   1. a value of the type that the caller asked for -> moved out and returned (one comparison)
 //!   2. a thrown error                                -> returned as `Err`
 //!   3. an `Envelope`                                 -> traced, its origin dropped, then delivered
@@ -11,15 +12,18 @@
 
 #![forbid(unsafe_code)]
 
+use std::any::type_name;
+
 use anyhow::Error;
 
-use crate::payload::Payload;
-use crate::payload::error::TypeMismatch;
 use crate::payload::exit::GreenletExit;
 use crate::payload::message::Message;
 use crate::payload::value::Value;
+use crate::payload::{Payload, TypeTag};
 use crate::switch::envelope::Envelope;
-use crate::switch::{backtrace_request, trace, unwind};
+use crate::switch::mismatch::Sender;
+use crate::switch::{Arrival, backtrace_request, mismatch, trace, unwind};
+use crate::thread::ThreadState;
 
 /// Fails to compile for a type without values, which no switch can return.
 ///
@@ -31,33 +35,69 @@ pub(crate) const fn assert_has_values<R>() {
     );
 }
 
-/// Returns the value of a payload if it is an `R`.
+/// Makes the resumed greenlet the current one. Returns the value that arrived, if it is an `R`.
 #[inline(always)] // hot: see "Inlining" in `switch`
-pub(crate) fn receive<R: 'static>(payload: Payload) -> Result<R, Error> {
+pub(crate) fn receive<R: 'static>(arrival: Arrival) -> Result<R, Error> {
+    let Arrival { payload, own } = arrival;
     // By `?`, since the caller knows then that the fast path succeeded: 27 instructions a switch
     // instead of 30.5.
     let value = match payload.downcast_fast() {
+        Ok(value) => {
+            ThreadState::current().set_current(own);
+            value
+        }
+        Err(payload) => receive_slow(Arrival { payload, own })?,
+    };
+    Ok(value)
+}
+
+/// As [`receive`], for the first payload of a greenlet, which is the current one already.
+#[inline(always)]
+pub(crate) fn receive_first<A: 'static>(payload: Payload) -> Result<A, Error> {
+    let value = match payload.downcast_fast() {
         Ok(value) => value,
-        Err(payload) => receive_slow(payload)?,
+        Err(payload) => receive_slow(Arrival::in_current(payload))?,
     };
     Ok(value)
 }
 
 #[cold]
 #[inline(never)]
-fn receive_slow<R: 'static>(payload: Payload) -> Result<R, Error> {
+fn receive_slow<R: 'static>(Arrival { payload, own }: Arrival) -> Result<R, Error> {
+    let thread = ThreadState::current();
     let payload = match payload.into_thrown() {
-        Ok(error) => return Err(error),
+        Ok(error) => {
+            thread.set_current(own);
+            return Err(error);
+        }
         Err(payload) => payload,
     };
     // Sender and receiver may have been compiled into different crates, with a tag each.
     let payload = match payload.downcast() {
-        Ok(value) => return Ok(value),
+        Ok(value) => {
+            thread.set_current(own);
+            return Ok(value);
+        }
         Err(payload) => payload,
     };
-    deliver(open(payload))?
+    let (value, sender) = receive_any(Arrival { payload, own }, TypeTag::of::<R>())?;
+    value
         .downcast()
-        .map_err(|value| TypeMismatch::of::<R>(value).into())
+        .map_err(|value| mismatch::of_arrival(sender, type_name::<R>(), value).into())
+}
+
+/// Returns the value that arrived. If it is not of the type `wanted`, also describes its sender.
+fn receive_any(arrival: Arrival, wanted: TypeTag) -> Result<(Value, Option<Sender>), Error> {
+    let arrival = backtrace_request::serve(arrival);
+    let sender = ThreadState::current().current_ptr();
+    let envelope = Envelope::open(arrival.settle()).unwrap_or_else(Envelope::plain);
+    // Before user code runs, which may drop the sender's last handle.
+    let is_wanted = envelope.delivery.check_type(wanted).is_ok();
+    // `switch_to_owned` may have opened the payload and wrapped it again, in this greenlet.
+    let sender = (!is_wanted && !envelope.is_local())
+        .then(|| Sender::find(sender))
+        .flatten();
+    Ok((deliver(process(envelope))?, sender))
 }
 
 /// Returns the value or the error of a message, or unwinds.
@@ -70,27 +110,28 @@ pub(crate) fn deliver(message: Message) -> Result<Value, Error> {
     }
 }
 
-/// Returns the message of a payload, or `None` for a [`GreenletExit`]. Nearly all ended greenlets
+/// Returns the message that arrived, or `None` for a [`GreenletExit`]. Nearly all ended greenlets
 /// deliver one, so this saves boxing it as a `Value`.
-pub(crate) fn open_unless_exit(payload: Payload) -> Option<Message> {
+pub(crate) fn open_unless_exit(arrival: Arrival) -> Option<Message> {
+    let Arrival { payload, own } = arrival;
     match payload.downcast::<GreenletExit>() {
-        Ok(_) => None,
-        Err(payload) => Some(open(payload)),
+        Ok(_) => {
+            ThreadState::current().set_current(own);
+            None
+        }
+        Err(payload) => Some(open(Arrival { payload, own })),
     }
 }
 
-/// Takes the message out of a payload. Processes its envelope: calls the tracer, and drops the
-/// origin's handle.
-pub(crate) fn open(payload: Payload) -> Message {
-    let envelope = match Envelope::open(backtrace_request::serve(payload)) {
-        Ok(envelope) => envelope,
-        Err(payload) => {
-            return match payload.into_thrown() {
-                Ok(error) => Message::Error(error),
-                Err(payload) => Message::Value(payload.into_value()),
-            };
-        }
-    };
+/// Takes the message out of what arrived, and processes its envelope.
+pub(crate) fn open(arrival: Arrival) -> Message {
+    let payload = backtrace_request::serve(arrival).settle();
+    process(Envelope::open(payload).unwrap_or_else(Envelope::plain))
+}
+
+/// Does what an envelope asks for: calls the tracer, and drops the origin's handle. Returns the
+/// message.
+fn process(envelope: Envelope) -> Message {
     let mut message = envelope.delivery.into_message();
     if envelope.traced {
         let origin = envelope

@@ -62,9 +62,14 @@ pub(super) enum StartError {
 }
 
 impl StartError {
-    pub(super) fn with(self, value: Option<Value>) -> Error {
+    /// Returns the error for the sender of `value`. `mismatch` creates the one of a wrong type.
+    pub(super) fn with(
+        self,
+        value: Option<Value>,
+        mismatch: impl FnOnce(&'static str, Value) -> TypeMismatch,
+    ) -> Error {
         match (self, value) {
-            (StartError::Type { expected }, Some(value)) => TypeMismatch::new(expected, value).into(),
+            (StartError::Type { expected }, Some(value)) => mismatch(expected, value).into(),
             (StartError::Type { .. }, None) => unreachable!("only values have a wrong type"),
             (StartError::Stack(error), value) => error.carrying(value).into(),
         }

@@ -196,7 +196,10 @@ impl fmt::Display for Unraisable {
             label = format!("a generator created at {created_at}, in {label},");
         }
         match &self.what {
-            What::Error(error) => write!(f, "{label} was ended, and this was ignored: {error:#}"),
+            What::Error(error) => write!(
+                f,
+                "{label} failed while it was being ended, and the error was ignored: {error:#}"
+            ),
             What::Panic(payload) => {
                 write!(f, "{label} was ended, and a panic was ignored")?;
                 // `try_borrow`, because a hook may print the report while it drops the payload.
@@ -222,7 +225,7 @@ impl fmt::Display for Unraisable {
             ),
             What::RefusedToEnd => write!(
                 f,
-                "{label} stopped its own end; it is left suspended, and its stack is leaked"
+                "{label} caught its forced unwinding (a `catch_unwind` that does not resume it?); it is left suspended, and its stack is leaked; use `catch` instead"
             ),
             What::LeftStack => write!(
                 f,

@@ -86,7 +86,7 @@ impl Overflowed<'_> {
         }
         let resumed = thread
             .pool
-            .find_from_handler(|node| is_on(node, hit).then_some(ptr::from_ref(node)))?;
+            .find(|node| is_on(node, hit).then_some(ptr::from_ref(node)))?;
         // SAFETY: the pool has just found the node alive, and the thread cannot drop it while the
         // handler runs. [handler-reads]
         Some(Overflowed::Greenlet(unsafe { &*resumed }))

@@ -4,6 +4,7 @@ mod creation;
 mod current;
 mod errors_of_misuse;
 mod locals;
+mod messages;
 mod parents;
 mod propagation;
 mod python_regressions;

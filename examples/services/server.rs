@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release --features tokio --example server                  # embedded SQLite, no set-up
-//! DATABASE_URL=postgres://user@host/db cargo run --release --features tokio --example server
+//! DATABASE_URL=postgres://user@host/db cargo run --release --features tokio,postgres --example server
 //!
 //! curl -X POST localhost:3000/accounts -d '{"owner": "ann", "balance": 100}' -H content-type:application/json
 //! curl -X POST localhost:3000/transfers -d '{"from": 1, "to": 2, "amount": 5}' -H content-type:application/json

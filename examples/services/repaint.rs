@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! cargo run --release --example repaint                                   # embedded SQLite, no set-up
-//! DATABASE_URL=postgres://user@host/db cargo run --release --example repaint
 //! cargo run --release --example repaint -- --tasks 10                     # ten loops at once, one thread
+//! DATABASE_URL=postgres://user@host/db cargo run --release --features postgres --example repaint
 //! ```
 //!
 //! Exit status: 0 when every row came back as it went in, 1 with one line on standard error
@@ -180,6 +180,7 @@ fn kind(url: &str) -> Result<&'static str> {
     if url.starts_with("sqlite:") {
         Ok("sqlite")
     } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        ensure!(cfg!(feature = "postgres"), "it needs `--features postgres`");
         Ok("postgres")
     } else {
         bail!("unknown kind of database; it starts with postgres:// or sqlite:")

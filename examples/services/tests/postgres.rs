@@ -1,6 +1,6 @@
 //! The bridge over a real PostgreSQL server: concurrent transactions, rollbacks, lost connections,
-//! timeouts. Without `DATABASE_URL` these tests print that they were skipped; `sqlite.rs` needs no
-//! server.
+//! timeouts. They need the feature `postgres`. Without `DATABASE_URL` they print that they were
+//! skipped; `sqlite.rs` needs no server.
 
 use std::io::{self, Write};
 use std::rc::Rc;
