@@ -180,12 +180,12 @@ pub(super) fn is_cancelled_from_outside(cx: &Context<'_>) -> bool {
 #[cold]
 pub(super) fn clean_up_nested<T>(clean_up: impl FnOnce() -> T, waits: impl FnOnce(&T) -> bool) -> T {
     let restored = Restored(CANCELLED_TASK.take());
+    let before = BUSY_CLEAN_UPS.get();
     // CAUTION: runs arbitrary user code.
     let result = clean_up();
     drop(restored);
-    if waits(&result) {
-        BUSY_CLEAN_UPS.set(BUSY_CLEAN_UPS.get().wrapping_add(1));
-    }
+    // Those that it has polled itself do not count: it waits for them, or has left them.
+    BUSY_CLEAN_UPS.set(before.wrapping_add(u64::from(waits(&result))));
     result
 }
 

@@ -410,3 +410,31 @@ fn a_nested_await_ends_with_its_function() {
         assert_eq!(log.take(), ["dropped"]);
     }
 }
+
+/// A spawn whose clean-up waits, and a future that returns without it: the clean-up is nobody's to wait
+/// for any more. Otherwise the cancelled spawn above would wait for a waker that nobody calls.
+#[test]
+fn a_clean_up_that_its_future_does_not_wait_for_holds_up_nobody() {
+    let _no_leaks = NoLeaks::watch();
+    let mut outer = greenlet_spawn(|| {
+        await_(greenlet_spawn(|| {
+            let mut inner = greenlet_spawn(|| {
+                let _exit = try_await_(pending::<()>());
+                let _ = try_await_(pending::<()>()); // in the clean-up
+            });
+            let mut polls = 0;
+            await_(poll_fn(move |cx| {
+                assert!(Pin::new(&mut inner).poll(cx).is_pending());
+                polls += 1;
+                if polls == 2 {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            }));
+        }));
+    });
+    assert!(poll(&mut outer).is_pending());
+    let cancelled = ready(poll(&mut outer.cancel()));
+    assert!(cancelled.unwrap_err().is::<GreenletExit>());
+}
