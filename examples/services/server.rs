@@ -170,6 +170,7 @@ fn is_sqlite(url: &str) -> bool {
 // ---- the threads -----------------------------------------------------------------------------------------
 
 /// A running server: some threads that listen on one address.
+#[derive(Debug)]
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
@@ -213,10 +214,12 @@ impl Server {
     /// Accepts no more connections, and returns when all requests have been answered.
     pub fn shut_down(self) -> Result<()> {
         self.stop.send_replace(true);
-        let joined = self.threads.into_iter().map(JoinHandle::join);
-        joined
-            .map(|ended| ended.expect("a server does not panic"))
-            .collect()
+        let mut outcome = Ok(());
+        for thread in self.threads {
+            let ended = thread.join().expect("a server does not panic");
+            outcome = outcome.and(ended);
+        }
+        outcome
     }
 }
 
