@@ -4,8 +4,13 @@
 extern crate greenlet_core as greenlet;
 
 use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use greenlet::{Greenlet, GreenletExit, StackError, State, getparent, stack, stacks_in_use};
+use anyhow::Result;
+use greenlet::{
+    Generator, Greenlet, GreenletExit, StackError, State, Yielder, getcurrent, getparent, raw, stack,
+    stacks_in_use, track_high_water,
+};
 
 #[path = "child/this_binary.rs"]
 mod this_binary;
@@ -268,7 +273,14 @@ fn stacks_of_many_sizes_coexist_and_bad_sizes_are_refused() {
         &[],
         || {
             let of_size = |size| Greenlet::builder().stack_size(size).build(wait);
-            for size in [0, 1, stack::MIN_SIZE - 1, stack::MAX_SIZE + 1, usize::MAX] {
+            for size in [
+                0,
+                1,
+                stack::MIN_SIZE - 1,
+                stack::MAX_SIZE + 1,
+                usize::MAX - 1,
+                usize::MAX,
+            ] {
                 let greenlet = of_size(size);
                 let error = greenlet.switch::<usize>(3_usize).unwrap_err();
                 let error = error.downcast::<StackError>().unwrap();
@@ -282,7 +294,7 @@ fn stacks_of_many_sizes_coexist_and_bad_sizes_are_refused() {
                 20_000,
                 64 << 10,
                 100_000,
-                stack::DEFAULT_SIZE,
+                stack::default_size(),
                 5 << 20,
             ];
             let all: Vec<Greenlet> = sizes.into_iter().map(of_size).collect();
@@ -297,13 +309,71 @@ fn stacks_of_many_sizes_coexist_and_bad_sizes_are_refused() {
     );
 }
 
+/// Returns the size of the stack of a greenlet, and that of a generator, for which no size was
+/// asked.
+fn sizes_by_default() -> [usize; 2] {
+    let size = || getcurrent().stack_usage().unwrap().size;
+    let greenlet = Greenlet::new(move |(): ()| Ok(size()));
+    let mut generator = Generator::new(move |out: Yielder<usize>| {
+        out.yield_(raw::running_stack().unwrap().size)?;
+        Ok(())
+    });
+    [greenlet.switch(()).unwrap(), generator.next().unwrap().unwrap()]
+}
+
+/// `GREENLET_MIN_STACK` sets the default of the process; a number out of range is the nearest one,
+/// and text is ignored.
+#[test]
+fn the_environment_sets_the_default_size() {
+    let test = "the_environment_sets_the_default_size";
+    for (variable, size) in [
+        ("1000000", 1 << 20),
+        ("1", stack::MIN_SIZE),
+        ("99999999999", stack::MAX_SIZE),
+        ("much", stack::DEFAULT_SIZE),
+        ("", stack::DEFAULT_SIZE),
+    ] {
+        let expected = size.to_string();
+        let settings = [("GREENLET_MIN_STACK", variable), ("EXPECTED", expected.as_str())];
+        in_child(test, &settings, || {
+            let expected: usize = std::env::var("EXPECTED").unwrap().parse().unwrap();
+            if expected < stack::MAX_SIZE {
+                assert_eq!(sizes_by_default(), [expected; 2]);
+            }
+            assert_eq!(stack::default_size(), expected);
+        });
+    }
+}
+
+#[test]
+fn the_program_sets_the_default_size() {
+    let settings = [("GREENLET_MIN_STACK", "4194304")];
+    in_child("the_program_sets_the_default_size", &settings, || {
+        let pending = Greenlet::new(|(): ()| Ok(getcurrent().stack_usage().unwrap().size));
+        for refused in [0, stack::MIN_SIZE - 1, stack::MAX_SIZE + 1, usize::MAX] {
+            assert!(stack::set_default_size(refused).unwrap_err().is_bad_size());
+        }
+        stack::set_default_size(100_000).unwrap();
+        assert_eq!(stack::default_size(), 128 << 10);
+        assert_eq!(pending.switch::<usize>(()).unwrap(), 128 << 10);
+        assert_eq!(sizes_by_default(), [128 << 10; 2]);
+        stack::set_default_size(1 << 20).unwrap();
+        assert_eq!(sizes_by_default(), [1 << 20; 2], "the cached stack is too small");
+        let asked = Greenlet::builder().stack_size(64 << 10);
+        let asked = asked.build(|(): ()| Ok(getcurrent().stack_usage().unwrap().size));
+        assert_eq!(asked.switch::<usize>(()).unwrap(), 64 << 10);
+    });
+}
+
+/// Uses at least so many KiB of the stack.
+fn deep(levels: usize) -> usize {
+    let frame = std::hint::black_box([levels; 128]);
+    let below = if levels == 0 { 0 } else { deep(levels - 1) };
+    below + std::hint::black_box(frame)[0].min(1)
+}
+
 #[test]
 fn the_high_water_mark_is_the_deepest_use_of_a_stack() {
-    fn deep(levels: usize) -> usize {
-        let frame = std::hint::black_box([levels; 128]);
-        let below = if levels == 0 { 0 } else { deep(levels - 1) };
-        below + std::hint::black_box(frame)[0].min(1)
-    }
     in_child("the_high_water_mark_is_the_deepest_use_of_a_stack", &[], || {
         let greenlet = Greenlet::new(|levels: usize| wait(deep(levels)));
         assert_eq!(greenlet.stack_high_water(), None);
@@ -316,4 +386,39 @@ fn the_high_water_mark_is_the_deepest_use_of_a_stack() {
         shallow.switch::<usize>(0_usize).unwrap();
         assert!(shallow.stack_high_water().unwrap() < mark);
     });
+}
+
+#[test]
+fn the_high_water_mark_of_a_tracked_greenlet_outlives_it() {
+    in_child(
+        "the_high_water_mark_of_a_tracked_greenlet_outlives_it",
+        &[],
+        || {
+            let ended = |levels: usize| {
+                let greenlet = Greenlet::new(move |(): ()| Ok(deep(levels)));
+                assert_eq!(greenlet.switch::<usize>(()).unwrap(), levels);
+                greenlet
+            };
+            track_high_water(true);
+            let shallow = ended(1);
+            let deeper = ended(60);
+            let panics = Greenlet::new(|(): ()| -> Result<()> {
+                deep(60);
+                resume_unwind(Box::new("ends by a panic"))
+            });
+            catch_unwind(AssertUnwindSafe(|| panics.switch::<()>(()))).unwrap_err();
+            let never_started = Greenlet::new(|(): ()| Ok(()));
+            track_high_water(false);
+            let untracked = ended(60);
+            for dead in [&deeper, &panics] {
+                let mark = dead.stack_high_water().unwrap();
+                assert!((60 * 1024..stack::default_size()).contains(&mark), "{mark}");
+                assert!(dead.is_dead() && dead.stack_usage().is_none());
+            }
+            assert!(shallow.stack_high_water().unwrap() < 32 * 1024);
+            assert_eq!(untracked.stack_high_water(), None);
+            assert_eq!(never_started.stack_high_water(), None);
+            assert_eq!(deeper.age(), None, "only the stack is tracked");
+        },
+    );
 }

@@ -65,6 +65,6 @@ pub use io::FuturesIo;
 pub use io::TokioIo;
 pub use nested::{await_nested, try_await_nested};
 #[cfg(feature = "tokio")]
-pub use pool::{PinnedPool, Pooled};
+pub use pool::{PinnedPool, PoolBuilder, PoolError, PoolResult, PoolStream, Pooled};
 pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
 pub use stream::{Items, SpawnStream, StreamIter, iter_stream, stream_from};

@@ -29,7 +29,7 @@ use crate::text::one_line;
 /// worker.switch::<()>(())?;
 /// println!("{}", tree());
 /// // main       current
-/// // └─ worker  suspended at src/main.rs:5  stack 1.1 of 256 KiB, created at src/main.rs:5
+/// // └─ worker  suspended at src/main.rs:5  stack 1.1 of 512 KiB, created at src/main.rs:5
 /// assert_eq!(tree().to_string().lines().count(), 2);
 /// # Ok::<(), anyhow::Error>(())
 /// ```

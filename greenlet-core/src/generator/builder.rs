@@ -15,7 +15,7 @@ use super::{Generator, Yielder};
 #[must_use = "a builder creates nothing before `build`"]
 pub struct GeneratorBuilder {
     name: Option<Box<str>>,
-    stack_size: usize,
+    stack_size: Option<usize>,
 }
 
 impl GeneratorBuilder {
@@ -23,7 +23,7 @@ impl GeneratorBuilder {
     pub const fn new() -> GeneratorBuilder {
         GeneratorBuilder {
             name: None,
-            stack_size: stack::DEFAULT_SIZE,
+            stack_size: None,
         }
     }
 
@@ -36,7 +36,7 @@ impl GeneratorBuilder {
     /// Sets the size of the stack, in bytes, as [`Builder::stack_size`](crate::Builder::stack_size)
     /// does. For a size out of range the first step returns a [`StackError`](crate::StackError).
     pub fn stack_size(mut self, bytes: usize) -> GeneratorBuilder {
-        self.stack_size = bytes;
+        self.stack_size = Some(bytes);
         self
     }
 
@@ -63,7 +63,8 @@ impl GeneratorBuilder {
         S: 'static,
         R: 'static,
     {
-        Generator::create(self.name, self.stack_size, Location::caller(), function)
+        let stack_size = self.stack_size.map_or(stack::UNSPECIFIED, stack::explicit);
+        Generator::create(self.name, stack_size, Location::caller(), function)
     }
 }
 

@@ -70,7 +70,7 @@ where
     S: 'static,
     F: FnOnce(Yielder<Y, S>, S) -> Result<R> + 'static,
 {
-    let stack = ThreadState::current().take_stack(stack_size)?;
+    let stack = ThreadState::current().take_stack(stack::or_default(stack_size))?;
     let header = Header::put(stack, created_at, name, Types::of::<Y, S>, drop_function::<F>);
     let place = place_of::<F>(header);
     // SAFETY: the place is on the fresh stack, which nobody else uses. It is aligned as the header

@@ -48,7 +48,7 @@ impl Builder {
 
     /// Sets the size of the stack, in bytes. It is rounded up to the size class of the stack pool.
     ///
-    /// The default is [`stack::DEFAULT_SIZE`](crate::stack::DEFAULT_SIZE), the minimum
+    /// The default is [`stack::default_size`](crate::stack::default_size), the minimum
     /// [`stack::MIN_SIZE`](crate::stack::MIN_SIZE). Only touched pages cost memory. The first
     /// switch reports a size that is out of range, as a [`StackError`](crate::StackError).
     ///

@@ -3,15 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::panic::Location;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::backend;
 use crate::greenlet::Greenlet;
 use crate::node::status::State;
-use crate::stack::{self, Around, Stack};
+use crate::stack::{self, Around};
 use crate::thread::ThreadState;
-use crate::thread::create::TRACK_AGES;
+use crate::thread::create::{self, track};
 
 impl Greenlet {
     /// Returns the state: pending, active or dead.
@@ -167,8 +166,7 @@ impl Greenlet {
     /// assert!(Greenlet::new(|(): ()| Ok(())).age().is_some());
     /// ```
     pub fn age(&self) -> Option<Duration> {
-        let times = ThreadState::current().creation_times.borrow();
-        Some(times.get(&self.id())?.elapsed())
+        Some(ThreadState::current().record_of(self.id()).created?.elapsed())
     }
 
     /// Returns `true` if the greenlet awaits a future, or is below one that does. A switch to it is
@@ -201,7 +199,7 @@ impl Greenlet {
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn stack_usage(&self) -> Option<StackUsage> {
-        self.with_stack(|_| ())?;
+        self.inner().with_stack(|_| ())?;
         self.usage_of_innermost_stack()
     }
 
@@ -218,7 +216,8 @@ impl Greenlet {
     }
 
     /// Returns an upper bound of how much of its stack the greenlet has ever used, in bytes. `None`
-    /// if it has no stack of its own: see [`stack_usage`](Greenlet::stack_usage).
+    /// if it has no stack of its own: see [`stack_usage`](Greenlet::stack_usage). A dead greenlet
+    /// still has the number if [`track_high_water`] was on when it was created.
     ///
     /// The kernel is asked which pages have been touched, so this costs nothing until it is called.
     /// On a reused stack the number includes earlier greenlets. Call
@@ -231,19 +230,13 @@ impl Greenlet {
     /// use greenlet::{Greenlet, getparent, stack};
     /// let child = Greenlet::new(|(): ()| getparent().unwrap().switch::<()>(()));
     /// child.switch::<()>(())?;
-    /// assert!(child.stack_high_water().unwrap() < stack::DEFAULT_SIZE / 2);
+    /// assert!(child.stack_high_water().unwrap() < stack::default_size() / 2);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
     pub fn stack_high_water(&self) -> Option<usize> {
-        self.with_stack(stack::high_water)
-    }
-
-    fn with_stack<T>(&self, look: impl FnOnce(&Stack) -> T) -> Option<T> {
-        let place = &self.inner().stack;
-        let stack = place.take()?;
-        let seen = look(&stack);
-        place.set(Some(stack));
-        Some(seen)
+        self.inner()
+            .with_stack(stack::high_water)
+            .or_else(|| ThreadState::current().record_of(self.id()).high_water)
     }
 }
 
@@ -317,5 +310,24 @@ pub fn stacks_in_use() -> usize {
 /// assert!(Greenlet::new(|(): ()| Ok(())).age().is_some());
 /// ```
 pub fn track_ages(track: bool) {
-    TRACK_AGES.store(track, Ordering::Relaxed);
+    create::set_tracked(track::AGES, track);
+}
+
+/// Starts or stops recording how much of its stack each greenlet has used when it ends, in all
+/// threads, for [`Greenlet::stack_high_water`]. It is off by default, because it asks the kernel at
+/// each end. Only greenlets that are created while it is on are recorded.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, track_high_water};
+/// track_high_water(true);
+/// let parser = Greenlet::new(|text: &str| Ok(text.len()));
+/// parser.switch::<usize>("(((())))")?;
+/// println!("the parser has used {} bytes of stack", parser.stack_high_water().unwrap());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+pub fn track_high_water(track: bool) {
+    create::set_tracked(track::HIGH_WATER, track);
 }

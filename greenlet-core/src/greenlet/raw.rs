@@ -39,7 +39,7 @@ pub fn is_child_of_current(greenlet: &Greenlet) -> bool {
 /// # extern crate greenlet_core as greenlet;
 /// use greenlet::{Greenlet, raw, stack};
 /// let child = Greenlet::new(|(): ()| Ok(raw::running_stack().unwrap().size));
-/// assert_eq!(child.switch::<usize>(())?, stack::DEFAULT_SIZE);
+/// assert_eq!(child.switch::<usize>(())?, stack::default_size());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub fn running_stack() -> Option<StackUsage> {

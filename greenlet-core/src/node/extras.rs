@@ -24,6 +24,7 @@ pub(crate) struct Extras {
     /// `None` until the first variable is set.
     locals: Cell<Option<LocalValues>>,
     attachment: OnceCell<Rc<dyn Any>>,
+    /// `UNSPECIFIED` unless a size was asked for.
     stack_size: Cell<usize>,
 }
 
@@ -33,21 +34,21 @@ impl Extras {
             name: OnceCell::new(),
             locals: Cell::new(None),
             attachment: OnceCell::new(),
-            stack_size: Cell::new(stack::DEFAULT_SIZE),
+            stack_size: Cell::new(stack::UNSPECIFIED),
         }
     }
 }
 
 impl Inner {
-    /// The size of the greenlet's stack in bytes, also before it has one.
+    /// The size of the stack that the greenlet starts on, in bytes: see [`stack::or_default`].
     #[inline]
     pub(crate) fn stack_size(&self) -> usize {
-        self.extras.stack_size.get()
+        stack::or_default(self.extras.stack_size.get())
     }
 
     pub(crate) fn set_stack_size(&self, bytes: usize) {
         self.status.set_has_extras();
-        self.extras.stack_size.set(bytes);
+        self.extras.stack_size.set(stack::explicit(bytes));
     }
 
     pub(crate) fn name(&self) -> Option<&str> {

@@ -182,10 +182,11 @@ impl Inner {
         }
     }
 
+    /// Marks the greenlet as dead. Returns `true` if the use of its stack is to be recorded.
     #[inline]
-    pub(crate) fn finish(&self) {
-        self.status.finish();
+    pub(crate) fn finish(&self) -> bool {
         self.context.sp.set(ptr::null_mut());
+        self.status.finish()
     }
 
     /// The saved stack pointer of a suspended greenlet, hidden or not. Null if the greenlet is not
@@ -199,12 +200,17 @@ impl Inner {
         }
     }
 
+    /// Calls `look` with the greenlet's stack. `None` if it has no stack of the library.
+    pub(crate) fn with_stack<T>(&self, look: impl FnOnce(&Stack) -> T) -> Option<T> {
+        let stack = self.stack.take();
+        let seen = stack.as_ref().map(look);
+        self.stack.set(stack);
+        seen
+    }
+
     /// Returns the high end of the greenlet's first frame. `None` if it has no stack of the library.
     pub(crate) fn first_frame(&self) -> Option<NonNull<u8>> {
-        let stack = self.stack.take();
-        let first_frame = stack.as_ref().map(Stack::entry);
-        self.stack.set(stack);
-        first_frame
+        self.with_stack(Stack::entry)
     }
 
     #[inline]

@@ -367,7 +367,10 @@ mod tests {
                 assert_eq!(slot, address_of(&next), "the slot is used again");
                 assert!(next.name().is_none() && next.locals().is_none());
                 assert!(next.attached::<()>().is_none());
-                assert_eq!(next.inner().stack_size(), crate::stack::DEFAULT_SIZE);
+                assert_eq!(
+                    next.inner().stack_size(),
+                    crate::stack::or_default(crate::stack::UNSPECIFIED)
+                );
                 next.switch::<()>(()).unwrap();
                 // Also if it gets them after its end.
                 next.set_locals(crate::Locals::new());

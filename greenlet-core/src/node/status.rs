@@ -91,7 +91,7 @@ const ABANDONED: usize = 1 << 6;
 const MAIN: usize = 1 << 7;
 
 /// Set when any rarely used field (name, stack size, locals, attachment) has been written, or the
-/// thread has recorded the creation or a switch.
+/// thread has recorded the creation, a switch, or the use of the stack.
 ///
 /// Never cleared while the node is in use. A dead node whose status is exactly `DEAD` therefore has
 /// nothing to drop, and its slot is reused without running a destructor.
@@ -107,6 +107,12 @@ const ENDING: usize = 1 << 9;
 ///
 /// An end of this one that comes from there is deferred, because the two would wait for each other.
 const ENDER: usize = 1 << 10;
+
+/// Set if the use of the stack is to be recorded when the greenlet ends: see `track_high_water`.
+///
+/// It is the sign of the word. So the end of a greenlet, which adds to the word, needs no more than a
+/// jump for it.
+const IS_MEASURED: usize = 1 << (usize::BITS - 1);
 
 impl Status {
     pub(crate) const fn pending() -> Status {
@@ -170,10 +176,17 @@ impl Status {
         self.replace(STATE, State::Dead as usize);
     }
 
+    /// Marks an active greenlet as dead. Returns `true` if the use of its stack is to be recorded.
     #[inline]
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&self) -> bool {
         debug_assert_eq!(self.state(), State::Active);
-        self.0.set(self.0.get() + 1);
+        let dead = self.0.get() + 1;
+        self.0.set(dead);
+        dead & IS_MEASURED != 0
+    }
+
+    pub(crate) fn set_measured(&self) {
+        self.replace(IS_MEASURED, IS_MEASURED);
     }
 
     #[inline]

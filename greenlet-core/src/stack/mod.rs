@@ -2,7 +2,8 @@
 //!
 //! A stack is carved out of a slab, a large mapping that holds many stacks of one size (`slab.rs`;
 //! `sys.rs` has the system calls). A thread caches free stacks, and exchanges them with a pool that
-//! all threads share (`pool.rs`). `fault.rs` tells a touched guard page from other faults.
+//! all threads share (`pool.rs`). `default_size.rs` has the size of a stack if none is asked for.
+//! `fault.rs` tells a touched guard page from other faults.
 //!
 //! ```text
 //!   base  ─► ├───────────────┤ highest address, aligned to a page
@@ -24,6 +25,7 @@
 
 use std::ptr::NonNull;
 
+mod default_size;
 pub(crate) mod error;
 #[allow(unsafe_code)] // handles signals
 mod fault;
@@ -37,6 +39,8 @@ mod sys;
 #[allow(unsafe_code)] // has assembly
 pub(crate) mod valgrind;
 
+pub use default_size::{DEFAULT_SIZE, default_size, set_default_size};
+pub(crate) use default_size::{UNSPECIFIED, explicit, is_default, or_default};
 use error::{StackError, StackErrorKind};
 pub(crate) use fault::{GuardHit, SignalStack, install as install_fault_handler};
 pub(crate) use pool::StackCache;
@@ -52,12 +56,6 @@ pub(crate) use {slab::guard_at, sys::discard};
 ///
 /// It is enough for a function that makes few calls, and not for a panic with a backtrace.
 pub const MIN_SIZE: usize = 16 << 10;
-
-/// The size of a stack if you ask for none, in bytes.
-///
-/// A stack cannot grow, so the default is generous: it is enough for a panic with a symbolised
-/// backtrace in a debug build. It costs address space, not memory.
-pub const DEFAULT_SIZE: usize = 256 << 10;
 
 /// The size of the largest stack, in bytes: 1 GiB, or 128 MiB where addresses are 32 bits wide.
 pub const MAX_SIZE: usize = MIN_SIZE << (CLASSES - 1);

@@ -29,7 +29,9 @@ pub(crate) fn finish_with_value(payload: Payload) -> ! {
         finish(Delivery::Payload(payload));
     };
     debug_assert!(node.has_handles()); // [active-kept]: `NO_HANDLES` is clear
-    node.finish();
+    if node.finish() {
+        thread.record_high_water(node);
+    }
     thread.keep_last_stack(node.stack.take());
     // SAFETY: the greenlet has ended, and its stack is the last stack. The parent was just found
     // suspended, and nothing ran since [ready-now].
@@ -71,7 +73,9 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
     // Now, because no user code may run between the greenlet's end and the delivery (rule UD-5).
     run_deferred_quietly(thread);
     let node = thread.current_inner();
-    node.finish();
+    if node.finish() {
+        thread.record_high_water(&node);
+    }
     let mut delivery = delivery;
     let mut target = nearest_live_ancestor(&node);
     while target.status.is_pending() {

@@ -9,8 +9,8 @@ use crate::payload::TypeTag;
 use crate::payload::error::TypeMismatch;
 use crate::payload::message::Delivery;
 use crate::payload::value::Value;
+use crate::stack::Stack;
 use crate::stack::error::StackError;
-use crate::stack::{self, Stack};
 use crate::thread::ThreadState;
 
 /// Starts a pending target without extras. Returns `false` if the slow path is needed.
@@ -20,7 +20,7 @@ pub(super) fn prepare_pending(target: &Inner, carried: TypeTag) -> bool {
     if let Some(vtable) = target.closure.vtable() {
         // A pending greenlet is never locked. Nor are the running one and its ancestors.
         if carried.ptr_eq(vtable.takes) && target.parent.is_at(thread.current_ptr()) {
-            if let Some(stack) = thread.take_last_stack(stack::DEFAULT_SIZE) {
+            if let Some(stack) = thread.take_last_default_stack() {
                 return activate(target, vtable, stack);
             }
         }

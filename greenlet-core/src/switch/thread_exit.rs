@@ -67,7 +67,7 @@ impl Drop for ExitGuard {
         main.finish();
         // CAUTION: runs arbitrary user code: the destructor of main's attachment.
         let _ = unwind::discard(main);
-        drop(thread.creation_times.take()); // an empty map may own memory
+        drop(thread.records.take()); // an empty map may own memory
         thread.pool.close();
     }
 }

@@ -1,20 +1,45 @@
-//! Creates the nodes of greenlets: gives each an id, and records the time if ages are tracked.
+//! Creates the nodes of greenlets: gives each an id, and a record if ages or stacks are tracked.
 
 #![forbid(unsafe_code)]
 
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use crate::node::Inner;
 use crate::node::handle::Greenlet;
 use crate::node::rc::InnerRc;
 use crate::node::status::Status;
+use crate::stack;
 use crate::thread::ThreadState;
 
-/// Set if all threads record when they create greenlets. Off by default: reading the clock and
-/// storing the time takes nearly as long as creating a greenlet.
-pub(crate) static TRACK_AGES: AtomicBool = AtomicBool::new(false);
+/// What all threads record about the greenlets that they create: bits of [`track`]. Nothing by
+/// default: reading the clock and storing the time takes nearly as long as creating a greenlet.
+static TRACKED: AtomicU8 = AtomicU8::new(0);
+
+/// The bits of [`TRACKED`].
+pub(crate) mod track {
+    /// The time of the creation.
+    pub(crate) const AGES: u8 = 1;
+    /// How much of its stack the greenlet has used, when it ends.
+    pub(crate) const HIGH_WATER: u8 = 1 << 1;
+}
+
+/// Starts or stops recording what a bit of [`track`] names.
+pub(crate) fn set_tracked(what: u8, tracked: bool) {
+    match tracked {
+        true => TRACKED.fetch_or(what, Ordering::Relaxed),
+        false => TRACKED.fetch_and(!what, Ordering::Relaxed),
+    };
+}
+
+/// What is recorded about a greenlet.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Record {
+    pub(crate) created: Option<Instant>,
+    /// [`stack::high_water`], of a dead greenlet.
+    pub(crate) high_water: Option<usize>,
+}
 
 impl ThreadState {
     /// Creates the node of the main greenlet.
@@ -22,6 +47,21 @@ impl ThreadState {
         let main = create_in(self.pool.take_free(), None, Status::main(), Location::caller());
         main.set_name("main".into());
         main
+    }
+
+    /// Records how much of its stack the running greenlet has used, which ends.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn record_high_water(&self, node: &Inner) {
+        let used = node.with_stack(stack::high_water);
+        if let Some(record) = self.records.borrow_mut().get_mut(&node.id()) {
+            record.high_water = used;
+        }
+    }
+
+    /// Returns what is recorded about the greenlet with this id.
+    pub(crate) fn record_of(&self, id: u64) -> Record {
+        self.records.borrow().get(&id).copied().unwrap_or_default()
     }
 }
 
@@ -51,17 +91,25 @@ fn create_in(
 ) -> InnerRc {
     let id = ThreadState::current().next_greenlet_id();
     let node = InnerRc::new_in(slot, parent, status, id, created_at);
-    if TRACK_AGES.load(Ordering::Relaxed) {
-        return record_creation(node);
+    let tracked = TRACKED.load(Ordering::Relaxed);
+    if tracked != 0 {
+        return record_creation(node, tracked);
     }
     node
 }
 
 #[cold]
 #[inline(never)]
-fn record_creation(node: InnerRc) -> InnerRc {
-    let times = &ThreadState::current().creation_times;
-    times.borrow_mut().insert(node.id(), Instant::now());
+fn record_creation(node: InnerRc, tracked: u8) -> InnerRc {
+    let record = Record {
+        created: (tracked & track::AGES != 0).then(Instant::now),
+        high_water: None,
+    };
+    let records = &ThreadState::current().records;
+    records.borrow_mut().insert(node.id(), record);
     node.status.set_has_extras();
+    if tracked & track::HIGH_WATER != 0 {
+        node.status.set_measured();
+    }
     node
 }

@@ -42,7 +42,6 @@ use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
 use std::sync::Arc;
-use std::time::Instant;
 
 pub(crate) use flags::{SwitchFlags, flag};
 pub use id::ThreadId;
@@ -56,6 +55,7 @@ use crate::node::status::AwaitLock;
 use crate::payload::exit::ExitCache;
 use crate::payload::why::Why;
 use crate::stack::{self, SignalStack, Stack, StackCache};
+use crate::thread::create::Record;
 use crate::thread::inbox::Inbox;
 use crate::thread::prefetch::Prefetcher;
 use crate::thread::tracer::Tracer;
@@ -115,8 +115,8 @@ pub(crate) struct ThreadState {
     pub(crate) exit_cache: ExitCache,
     /// `Some` while the thread is in the registry.
     inbox: RefCell<Option<Arc<Inbox>>>,
-    /// By the greenlet's id. Only of greenlets that were created while ages were tracked.
-    pub(crate) creation_times: RefCell<BTreeMap<u64, Instant>>,
+    /// By the greenlet's id. Only of greenlets that were created while ages or stacks were tracked.
+    pub(crate) records: RefCell<BTreeMap<u64, Record>>,
 }
 
 thread_local! {
@@ -148,7 +148,7 @@ impl ThreadState {
             prefetcher: Prefetcher::new(),
             exit_cache: ExitCache::none(),
             inbox: RefCell::new(None),
-            creation_times: RefCell::new(BTreeMap::new()),
+            records: RefCell::new(BTreeMap::new()),
         }
     }
 

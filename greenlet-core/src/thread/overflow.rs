@@ -121,7 +121,11 @@ impl Overflowed<'_> {
         if let Some(created_at) = created_at {
             write!(text, "; it was created at {created_at}")?;
         }
-        write!(text, "\n  = give it more with `{builder}::stack_size`\n")
+        write!(
+            text,
+            "\n  = give it more with `{builder}::stack_size`, or all of them with \
+             `stack::set_default_size` or GREENLET_MIN_STACK\n"
+        )
     }
 }
 

@@ -121,9 +121,9 @@ impl ThreadState {
         if self.has_flag(flag::PREFETCH) {
             self.prefetcher.forget(node);
         }
-        let mut times = self.creation_times.borrow_mut();
-        if !times.is_empty() {
-            times.remove(&node.id());
+        let mut records = self.records.borrow_mut();
+        if !records.is_empty() {
+            records.remove(&node.id());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The stacks of one thread, from the warmest to the coldest.
 //!
 //! ```text
-//!   last stack   that of the greenlet that finished last   take_last_stack
+//!   last stack   that of the greenlet that finished last   take_last_default_stack
 //!   cache        free stacks of this thread                take_cached_stack: after the last stack
 //!   pool         free stacks of all threads, with a lock   take_stack: after both
 //! ```
@@ -15,7 +15,7 @@
 use std::ptr;
 
 use crate::StackError;
-use crate::stack::Stack;
+use crate::stack::{self, Stack};
 use crate::thread::{ThreadState, flag, overflow, prefetch};
 
 impl ThreadState {
@@ -30,11 +30,16 @@ impl ThreadState {
         self.last_stack.set(stack);
     }
 
-    /// Takes the last stack if it has the size.
+    /// Takes the last stack if it has the default size.
     #[inline]
-    pub(crate) fn take_last_stack(&self, size: usize) -> Option<Stack> {
+    pub(crate) fn take_last_default_stack(&self) -> Option<Stack> {
+        self.take_last_stack(stack::is_default)
+    }
+
+    #[inline]
+    fn take_last_stack(&self, fits: impl FnOnce(&Stack) -> bool) -> Option<Stack> {
         match self.last_stack.take() {
-            Some(stack) if stack.size() == size => Some(stack),
+            Some(stack) if fits(&stack) => Some(stack),
             other => {
                 self.last_stack.set(other);
                 None
@@ -44,7 +49,7 @@ impl ThreadState {
 
     /// Takes a stack that this thread has: the last stack if it has the size, or one of the cache.
     pub(crate) fn take_cached_stack(&self, size: usize) -> Option<Stack> {
-        self.take_last_stack(size).or_else(|| {
+        self.take_last_stack(|stack| stack.size() == size).or_else(|| {
             self.keep_last_stack(None);
             self.stacks.borrow_mut().take(size)
         })

@@ -184,6 +184,14 @@ pub struct SpawnResult<T: 'static> {
     cancels: bool,
 }
 
+impl<T: 'static> SpawnResult<T> {
+    /// Lets the next poll cancel the function: see [`Spawn::cancel`].
+    #[cfg(feature = "tokio")]
+    pub(in crate::bridge) fn start_cancel(&mut self) {
+        self.cancels = true;
+    }
+}
+
 impl<T: 'static> Future for SpawnResult<T> {
     type Output = Result<T>;
 

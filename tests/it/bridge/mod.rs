@@ -13,6 +13,8 @@ mod poll_in_place;
 mod poller_ends;
 #[cfg(feature = "tokio")]
 mod pool;
+#[cfg(feature = "tokio")]
+mod pool_ends;
 mod soundness;
 #[cfg(feature = "tracing")]
 mod spans;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use greenlet::{
     Greenlet, ThreadId, dump, dump_all_threads, end_suspended, getcurrent, getparent, greenlets, no_switch,
-    raw, run_on_all_threads, run_pending_broadcasts, stacks_in_use, track_ages, tree,
+    raw, run_on_all_threads, run_pending_broadcasts, stack, stacks_in_use, track_ages, tree,
 };
 
 fn named(name: &str) -> Greenlet {
@@ -93,7 +93,7 @@ fn a_line_shows_the_place_of_suspension_the_place_of_creation_and_the_age() {
         "{line}"
     );
     assert!(
-        line.contains(" of 256 KiB, ") && line.contains("s old, "),
+        line.contains(&format!(" of {} KiB, ", stack::default_size() >> 10)) && line.contains("s old, "),
         "{line}"
     );
     assert!(line.ends_with(&made), "{line}");

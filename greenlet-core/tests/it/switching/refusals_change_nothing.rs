@@ -226,7 +226,7 @@ fn leave_a_stack(size: usize) {
 
 #[test]
 fn a_start_is_refused_also_if_a_stack_is_cached() {
-    leave_a_stack(stack::DEFAULT_SIZE);
+    leave_a_stack(stack::default_size());
     let pending = Greenlet::new(|text: String| Ok(text.len()));
     let error = pending.switch::<usize>([7_u64; 3]).unwrap_err();
     let value = error.downcast::<TypeMismatch>().unwrap().into_value();
@@ -237,7 +237,7 @@ fn a_start_is_refused_also_if_a_stack_is_cached() {
     closed.switch::<()>(()).unwrap();
     assert!(raw::lock_for_await(&closed)); // no other handle exists, so the thread records no lock
     let below = Greenlet::builder().parent(&closed).build(|(): ()| Ok(()));
-    leave_a_stack(stack::DEFAULT_SIZE);
+    leave_a_stack(stack::default_size());
     assert!(below.switch::<()>(()).unwrap_err().is::<AwaitInProgress>());
     assert_eq!(below.state(), State::Pending);
     raw::unlock(&closed);
@@ -246,14 +246,14 @@ fn a_start_is_refused_also_if_a_stack_is_cached() {
 #[test]
 fn a_cached_stack_of_another_size_is_not_used() {
     for (left, asked) in [
-        (stack::MIN_SIZE, stack::DEFAULT_SIZE),
-        (stack::DEFAULT_SIZE, 1 << 20),
+        (stack::MIN_SIZE, stack::default_size()),
+        (stack::default_size(), 4 << 20),
     ] {
         leave_a_stack(left);
         let measures = |(): ()| Ok(getcurrent().stack_usage().unwrap().size);
         let of_default = Greenlet::new(measures);
         let of_size = Greenlet::builder().stack_size(asked).build(measures);
-        let greenlet = if asked == stack::DEFAULT_SIZE {
+        let greenlet = if asked == stack::default_size() {
             of_default
         } else {
             of_size
