@@ -42,7 +42,13 @@ fn a_function_may_end_its_poller() {
                 match below {
                     false => ends(),
                     // Ends this function, too, since it waits for nobody but the child.
-                    true => drop(Greenlet::new(move |(): ()| Ok(ends())).switch::<()>(())),
+                    true => {
+                        let child = Greenlet::new(move |(): ()| {
+                            ends();
+                            Ok(())
+                        });
+                        drop(child.switch::<()>(()));
+                    }
                 }
                 seen.set(Some(true));
                 try_await_(pending::<()>()).unwrap_err()
