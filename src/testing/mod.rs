@@ -1,5 +1,7 @@
-//! Helpers for tests: a recorder of switches, a check for leaks, and a stepper for bridged code.
+//! Helpers for tests: a search through all orders, a recorder of switches, a check for leaks, and a stepper
+//! for bridged code.
 
+pub mod explore;
 pub(crate) mod leaks;
 pub mod recorder;
 

@@ -11,3 +11,4 @@ mod bridge;
 mod debug;
 mod lifetime;
 mod switching;
+mod testing;

@@ -1,0 +1,3 @@
+//! The search through all orders.
+
+mod explore;
