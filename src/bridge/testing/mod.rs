@@ -1,5 +1,5 @@
-//! Helpers for tests of bridged code. They step it by hand, without an executor, and end it at each
-//! of its awaits.
+//! Helpers for tests of bridged code. An executor runs it in every order. Others step it by hand, and end
+//! it at each of its awaits.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,12 @@ use anyhow::Result;
 
 use super::driver::with_stops;
 use super::spawn::{Spawn, SpawnResult, greenlet_spawn};
+use crate::testing::explore::Explore;
 use crate::testing::leaks::assert_no_leaks;
+
+mod executor;
+
+pub use executor::{Executor, Sleep, Task, or_fault};
 
 /// A spawned function that a test steps from await to await.
 ///
@@ -179,6 +184,11 @@ impl Witnesses {
         self.made.set(self.made.get() + 1);
         Witness { all: self.clone() }
     }
+
+    /// Returns `true` if every witness has been dropped.
+    pub fn all_dropped(&self) -> bool {
+        self.dropped.get() == self.made.get()
+    }
 }
 
 /// A value whose drop is counted: see [`Witnesses::make`].
@@ -228,57 +238,46 @@ where
     T: 'static,
     F: FnOnce() -> T + 'static,
 {
-    let mut nth = 0;
-    loop {
-        let mut has_returned = false;
-        for end in [End::Drop, End::Cancel] {
-            let witnesses = Witnesses::default();
-            let function = make(&witnesses);
-            has_returned = assert_no_leaks(|| {
-                let mut stepper = Stepper::new(function);
-                let has_returned = reach(&mut stepper, nth);
-                match end {
-                    _ if has_returned => {}
-                    End::Drop => drop(stepper),
-                    End::Cancel => drop(stepper.cancel()),
+    let awaits = Cell::new(0);
+    let _ = Explore::new().max_orders(u64::MAX).max_choices(usize::MAX).check(|choices| {
+        let witnesses = Witnesses::default();
+        let function = make(&witnesses);
+        let mut reached = 0;
+        let mut end = "its return";
+        assert_no_leaks(|| {
+            let mut stepper = Stepper::new(function);
+            loop {
+                match choices.fault(2) {
+                    1 => {
+                        end = "Drop";
+                        return drop(stepper);
+                    }
+                    2 => {
+                        end = "Cancel";
+                        return drop(stepper.cancel());
+                    }
+                    _ => {}
                 }
-                has_returned
-            });
-            assert_eq!(
-                witnesses.dropped.get(),
-                witnesses.made.get(),
-                "the numbers of dropped and of created witnesses differ: the function was ended at await number {nth} by {end:?}"
-            );
-        }
-        if has_returned {
-            return nth - 1;
-        }
-        nth += 1;
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum End {
-    Drop,
-    Cancel,
-}
-
-/// Steps to the `nth` await, those of nested spawns included. Returns `true` if the function has
-/// returned before.
-fn reach<T>(stepper: &mut Stepper<T>, nth: u64) -> bool {
-    let mut found = 0;
-    while found < nth {
-        let wakes = stepper.wakes();
-        let (step, stops) = with_stops(|| stepper.step());
-        found += stops;
-        match step {
-            Step::Awaits { .. } => {}
-            Step::Pending => assert!(
-                stepper.wakes() > wakes,
-                "await number {found} is not ready and has not called its waker; without an executor it never will"
-            ),
-            Step::Returned(_) => return true,
-        }
-    }
-    false
+                let wakes = stepper.wakes();
+                // Those of nested spawns count, too.
+                let (step, stops) = with_stops(|| stepper.step());
+                reached += stops;
+                match step {
+                    Step::Awaits { .. } => {}
+                    Step::Pending => assert!(
+                        stepper.wakes() > wakes,
+                        "await number {reached} is not ready and has not called its waker; without an executor it never will"
+                    ),
+                    Step::Returned(_) => return awaits.set(reached),
+                }
+            }
+        });
+        assert_eq!(
+            witnesses.dropped.get(),
+            witnesses.made.get(),
+            "the numbers of dropped and of created witnesses differ: the function was ended at await number {reached} by {end}"
+        );
+        Ok(())
+    });
+    awaits.get()
 }

@@ -1,3 +1,4 @@
-//! The search through all orders.
+//! The search through all orders, of greenlets and of tasks that await.
 
+mod executor;
 mod explore;
