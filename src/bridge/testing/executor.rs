@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::bridge::spawn::{Spawn, SpawnResult, greenlet_spawn};
+use crate::bridge::spawn::{Spawn, SpawnBuilder, SpawnResult};
 use crate::testing::explore::Choices;
 
 /// An executor of one thread in virtual time, for a test that [`Explore`](crate::testing::explore::Explore)
@@ -140,10 +140,12 @@ impl Executor {
         self.add(name, Job::Future(Box::pin(future)))
     }
 
-    /// Adds a task that runs a function in a greenlet: see [`greenlet_spawn`].
+    /// Adds a task that runs a function in a greenlet of that name: see
+    /// [`greenlet_spawn`](crate::greenlet_spawn).
     #[track_caller]
     pub fn spawn_function(&self, name: &str, function: impl FnOnce() -> Result<()> + 'static) -> Task {
-        self.add(name, Job::Function(greenlet_spawn(function)))
+        let spawn = SpawnBuilder::new().name(name).spawn(function);
+        self.add(name, Job::Function(spawn))
     }
 
     #[track_caller]

@@ -78,14 +78,12 @@ pub(super) fn covered(path: &[Step]) -> f64 {
 /// Probabilistic concurrency testing (Burckhardt, Kothari, Musuvathi and Nagarakatte, "A randomized
 /// scheduler with probabilistic guarantees of finding bugs", ASPLOS 2010).
 ///
-/// Each greenlet has a random priority, and the highest one that is ready runs. At `depth - 1` random
-/// steps the one that would run gets a priority below all others.
+/// Each greenlet has a random priority, and the highest one that is ready runs. After `depth - 1` random
+/// steps, the one that has run gets one of `depth - 1` low priorities.
 #[derive(Clone, Debug)]
 pub(super) struct Pct {
     random: Random,
-    depth: u32,
-    /// The length of the longest run so far: the change points are below it.
-    length: u32,
+    /// The numbers of these steps. A later one in this list leads to a lower priority.
     change_points: Vec<usize>,
     priorities: HashMap<u64, i64>,
     /// The lowest priority so far.
@@ -93,20 +91,15 @@ pub(super) struct Pct {
 }
 
 impl Pct {
-    pub(super) fn new(random: Random, depth: u32, length: usize) -> Pct {
-        let mut pct = Pct {
+    /// `length` is that of the longest run so far: the change points are below it.
+    pub(super) fn new(mut random: Random, depth: u32, length: usize) -> Pct {
+        let length = length.max(1) as u32;
+        Pct {
+            change_points: (1..depth).map(|_| random.below(length) as usize).collect(),
             random,
-            depth,
-            length: length.max(1) as u32,
-            change_points: Vec::new(),
             priorities: HashMap::new(),
-            lowest: 0,
-        };
-        for _ in 1..pct.depth {
-            let point = pct.random.below(pct.length) as usize;
-            pct.change_points.push(point);
+            lowest: -i64::from(depth),
         }
-        pct
     }
 
     fn pick(&mut self, nth: usize, point: &Point, ids: &[u64]) -> u32 {
@@ -123,21 +116,14 @@ impl Pct {
         }
         // A greenlet that yields waits for others. Without this it would run for ever.
         if let Some(running) = point.running.filter(|_| point.has_yielded) {
-            self.lower(ids[running as usize]);
+            self.lowest -= 1;
+            self.priorities.insert(ids[running as usize], self.lowest);
         }
-        if self.change_points.contains(&nth) {
-            self.lower(ids[self.highest(ids)]);
-        }
-        self.highest(ids) as u32
-    }
-
-    fn lower(&mut self, id: u64) {
-        self.lowest -= 1;
-        self.priorities.insert(id, self.lowest);
-    }
-
-    fn highest(&self, ids: &[u64]) -> usize {
         let priority = |index: &usize| self.priorities[&ids[*index]];
-        (0..ids.len()).max_by_key(priority).expect("some are ready")
+        let highest = (0..ids.len()).max_by_key(priority).expect("some are ready");
+        if let Some(change) = self.change_points.iter().position(|point| *point == nth) {
+            self.priorities.insert(ids[highest], -1 - change as i64);
+        }
+        highest as u32
     }
 }
