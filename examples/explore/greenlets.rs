@@ -227,7 +227,7 @@ fn sleep(scheduler: &Rc<Scheduler>) -> Result<()> {
 pub(crate) fn stale_timer(choices: &Choices, is_correct: bool) -> Result<()> {
     let scheduler = Scheduler::new(choices);
     let is_set = Rc::new(Cell::new(false));
-    let waiter: Rc<RefCell<Option<(Greenlet, Rc<Timer>)>>> = Rc::default();
+    let waiter = Rc::new(RefCell::new(None::<(Greenlet, Rc<Timer>)>));
     let (inside, set, list) = (scheduler.clone(), is_set.clone(), waiter.clone());
     scheduler.spawn("sets", move || {
         set.set(true);

@@ -3,12 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -16,7 +15,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::bridge::spawn::{Spawn, SpawnBuilder, SpawnResult};
+use super::future::Sleep;
+use super::task::{Job, Shared, Slot, Task, Wakes};
+use crate::bridge::spawn::SpawnBuilder;
 use crate::testing::explore::Choices;
 
 /// An executor of one thread in virtual time, for a test that [`Explore`](crate::testing::explore::Explore)
@@ -60,53 +61,6 @@ use crate::testing::explore::Choices;
 #[derive(Clone)]
 pub struct Executor {
     shared: Rc<Shared>,
-}
-
-struct Shared {
-    choices: Choices,
-    tasks: RefCell<Vec<Slot>>,
-    timers: RefCell<BTreeMap<(Duration, u64), Waker>>,
-    now: Cell<Duration>,
-    /// How many timers there were.
-    timer_count: Cell<u64>,
-    spurious_left: Cell<u32>,
-    wake_count: Arc<AtomicU64>,
-}
-
-struct Slot {
-    name: String,
-    spawned_at: &'static Location<'static>,
-    wakes: Arc<Wakes>,
-    may_end: bool,
-    /// `None` while it is being polled, and after its end.
-    job: Option<Job>,
-    is_over: bool,
-}
-
-enum Job {
-    Future(Pin<Box<dyn Future<Output = Result<()>>>>),
-    Function(Spawn<Result<()>>),
-    Cancelled(SpawnResult<Result<()>>),
-}
-
-/// When a task was woken: the number of that wake-up, or 0.
-struct Wakes {
-    woken: AtomicU64,
-    count: Arc<AtomicU64>,
-}
-
-impl Wake for Wakes {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        let nth = self.count.fetch_add(1, Ordering::SeqCst) + 1;
-        // A second wake-up before the poll changes nothing.
-        let _ = self
-            .woken
-            .compare_exchange(0, nth, Ordering::SeqCst, Ordering::SeqCst);
-    }
 }
 
 /// The numbers of timers among the numbers of tasks.
@@ -360,166 +314,5 @@ impl Drop for Cleared<'_> {
         let timers = self.0.timers.take();
         // CAUTION: runs arbitrary user code.
         drop((jobs, timers));
-    }
-}
-
-/// A task of an [`Executor`]. Dropping this does not end the task.
-#[derive(Clone)]
-pub struct Task {
-    shared: Weak<Shared>,
-    index: usize,
-}
-
-impl Task {
-    /// Allows that the task ends early, as a fault: that its future is dropped, or, if it is a function,
-    /// cancelled ([`Spawn::cancel`]). This may happen at every step between two polls. See
-    /// [`Explore::faults`](crate::testing::explore::Explore::faults).
-    pub fn may_end(self) -> Task {
-        if let Some(shared) = self.shared.upgrade() {
-            shared.tasks.borrow_mut()[self.index].may_end = true;
-        }
-        self
-    }
-
-    /// Returns `true` if the task has ended.
-    pub fn is_finished(&self) -> bool {
-        let shared = self.shared.upgrade();
-        shared.is_none_or(|shared| shared.tasks.borrow()[self.index].is_over)
-    }
-
-    /// Ends the task: drops its future. If the task calls it, that happens at the end of the poll.
-    pub fn end(&self) {
-        let Some(shared) = self.shared.upgrade() else {
-            return;
-        };
-        let job = {
-            let slot = &mut shared.tasks.borrow_mut()[self.index];
-            slot.is_over = true;
-            slot.job.take()
-        };
-        // CAUTION: runs arbitrary user code.
-        drop(job);
-    }
-
-    /// Cancels the function of the task ([`Spawn::cancel`]). A task that is a future is ended.
-    pub fn cancel(&self) {
-        let Some(shared) = self.shared.upgrade() else {
-            return;
-        };
-        let job = {
-            let slot = &mut shared.tasks.borrow_mut()[self.index];
-            match slot.job.take() {
-                Some(Job::Function(spawn)) => {
-                    slot.job = Some(Job::Cancelled(spawn.cancel()));
-                    slot.wakes.wake_by_ref();
-                    return;
-                }
-                job => job,
-            }
-        };
-        match job {
-            Some(Job::Cancelled(spawn)) => {
-                shared.tasks.borrow_mut()[self.index].job = Some(Job::Cancelled(spawn));
-            }
-            job => {
-                // CAUTION: runs arbitrary user code.
-                drop(job);
-                self.end();
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Task {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Task")
-            .field("index", &self.index)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A future that is ready after a virtual time: see [`Executor::sleep`]. Dropping it removes the timer.
-#[must_use = "futures do nothing unless polled"]
-pub struct Sleep {
-    shared: Weak<Shared>,
-    until: Duration,
-    /// The number of the timer that is set.
-    timer: Option<u64>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(shared) = self.shared.upgrade() else {
-            return Poll::Pending; // the executor is gone, and its time with it
-        };
-        if shared.now.get() >= self.until {
-            return Poll::Ready(());
-        }
-        let timer = self
-            .timer
-            .unwrap_or_else(|| shared.timer_count.replace(shared.timer_count.get() + 1));
-        self.timer = Some(timer);
-        // CAUTION: cloning a waker runs arbitrary user code.
-        let waker = cx.waker().clone();
-        let replaced = shared.timers.borrow_mut().insert((self.until, timer), waker);
-        drop(replaced);
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let (Some(timer), Some(shared)) = (self.timer, self.shared.upgrade()) {
-            let waker = shared.timers.borrow_mut().remove(&(self.until, timer));
-            drop(waker);
-        }
-    }
-}
-
-impl fmt::Debug for Sleep {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sleep")
-            .field("until", &self.until)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Awaits a future, or fails instead: a fault of the choices. Use it in the fake of a server, a disk or a
-/// database.
-///
-/// # Errors
-///
-/// Returns the error of the future, or `error()` if the choice says so.
-///
-/// # Examples
-///
-/// ```
-/// use greenlet::bridge::testing::{Executor, or_fault};
-/// use greenlet::testing::explore::Explore;
-///
-/// let report = Explore::new().run(|choices| {
-///     let executor = Executor::new(choices);
-///     let choices = choices.clone();
-///     executor.spawn("client", async move {
-///         or_fault(&choices, async { Ok(()) }, || anyhow::anyhow!("connection reset")).await
-///     });
-///     executor.run()
-/// });
-/// let message = report.failure().unwrap().message();
-/// assert_eq!(message, r#"the task "client" failed: connection reset"#);
-/// ```
-#[track_caller]
-pub fn or_fault<T, E>(
-    choices: &Choices,
-    future: impl Future<Output = Result<T, E>>,
-    error: impl FnOnce() -> E,
-) -> impl Future<Output = Result<T, E>> {
-    async move {
-        match choices.fault(1) {
-            0 => future.await,
-            _ => Err(error()),
-        }
     }
 }

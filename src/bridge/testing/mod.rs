@@ -21,8 +21,12 @@ use crate::testing::explore::Explore;
 use crate::testing::leaks::assert_no_leaks;
 
 mod executor;
+mod future;
+mod task;
 
-pub use executor::{Executor, Sleep, Task, or_fault};
+pub use executor::Executor;
+pub use future::{Sleep, or_fault};
+pub use task::Task;
 
 /// A spawned function that a test steps from await to await.
 ///
