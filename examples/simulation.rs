@@ -1,151 +1,76 @@
 //! A discrete-event simulation in virtual time: the bank of the SimPy tutorial, whose customers
 //! lose patience.
 //!
-//! Each customer is a greenlet: one function tells its life from arrival to departure. The random
-//! numbers are those of Python, so the run prints what SimPy prints for the same seed. A test
-//! compares the two.
+//! Each customer is a task: one function tells its life from arrival to departure. The counter is a
+//! semaphore of the toolkit, and patience is the timeout of its `acquire`. The random numbers are those of
+//! Python, so the run prints what SimPy prints for the same seed. A test compares the two.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::Result;
-use greenlet::{Greenlet, getcurrent, getmain, testing::recorder};
-
-/// A time, and the order among events of that time. Times are not negative, so their bits are in
-/// order.
-type Moment = (u64, u64);
-
-/// The virtual time and the queue of future events. The main greenlet runs it.
-#[derive(Default)]
-struct Simulation {
-    now: Cell<f64>,
-    order: Cell<u64>,
-    agenda: RefCell<BTreeMap<Moment, Greenlet>>,
-}
-
-impl Simulation {
-    /// Adds a process that begins now, after all events that are already due now.
-    fn process(&self, function: impl FnOnce() -> Result<()> + 'static) {
-        let process = Greenlet::builder().parent(&getmain()).build(|(): ()| function());
-        self.resume_after(0.0, process);
-    }
-
-    fn resume_after(&self, delay: f64, process: Greenlet) -> Moment {
-        let order = self.order.replace(self.order.get() + 1);
-        let moment = ((self.now.get() + delay).to_bits(), order);
-        self.agenda.borrow_mut().insert(moment, process);
-        moment
-    }
-
-    /// Suspends the running process for a time.
-    fn hold(&self, delay: f64) -> Result<()> {
-        self.resume_after(delay, getcurrent());
-        getmain().switch(())
-    }
-
-    fn run(&self) -> Result<()> {
-        loop {
-            let next = self.agenda.borrow_mut().pop_first();
-            let Some(((time, _), process)) = next else {
-                return Ok(());
-            };
-            self.now.set(f64::from_bits(time));
-            process.switch_owned::<()>(())?;
-        }
-    }
-}
-
-/// A resource that only one process can hold at a time.
-#[derive(Default)]
-struct Resource {
-    is_taken: Cell<bool>,
-    waiting: RefCell<VecDeque<(Rc<Cell<bool>>, Greenlet)>>,
-}
-
-impl Resource {
-    /// Waits for the resource, but not longer than `patience`. Returns `true` if the caller has it.
-    fn acquire_within(&self, simulation: &Simulation, patience: f64) -> Result<bool> {
-        if !self.is_taken.replace(true) {
-            return Ok(true);
-        }
-        let is_granted = Rc::new(Cell::new(false));
-        self.waiting
-            .borrow_mut()
-            .push_back((is_granted.clone(), getcurrent()));
-        let timer = simulation.resume_after(patience, getcurrent());
-        getmain().switch::<()>(())?;
-        simulation.agenda.borrow_mut().remove(&timer);
-        self.waiting
-            .borrow_mut()
-            .retain(|(other, _)| !Rc::ptr_eq(other, &is_granted));
-        Ok(is_granted.get())
-    }
-
-    fn release(&self, simulation: &Simulation) {
-        let next = self.waiting.borrow_mut().pop_front();
-        match next {
-            Some((is_granted, process)) => {
-                is_granted.set(true);
-                simulation.resume_after(0.0, process);
-            }
-            None => self.is_taken.set(false),
-        }
-    }
-}
+use greenlet::testing::recorder;
+use greenlet_toolkit::{Kit, Semaphore, VirtualTime};
 
 const INTERVAL: f64 = 10.0;
 const TIME_IN_BANK: f64 = 12.0;
 const PATIENCE: (f64, f64) = (1.0, 3.0);
 
-#[derive(Default)]
 struct Bank {
-    simulation: Simulation,
-    counter: Resource,
+    kit: Kit,
+    counter: Semaphore,
     random: RefCell<Mersenne>,
 }
 
 impl Bank {
+    fn now(&self) -> f64 {
+        self.kit.now().as_secs_f64()
+    }
+
     fn log(&self, name: &str, what: &str) {
-        recorder::note(format!("{:7.4} {name}: {what}", self.simulation.now.get()));
+        recorder::note(format!("{:7.4} {name}: {what}", self.now()));
     }
 
     fn source(self: Rc<Bank>, customers: usize) -> Result<()> {
         for n in 0..customers {
             let bank = self.clone();
-            self.simulation
-                .process(move || bank.customer(&format!("Customer{n:02}")));
+            let name = format!("Customer{n:02}");
+            self.kit.spawn(&name.clone(), move || bank.customer(&name));
             let delay = self.random.borrow_mut().exponential(INTERVAL);
-            self.simulation.hold(delay)?;
+            self.kit.sleep(Duration::from_secs_f64(delay))?;
         }
         Ok(())
     }
 
     fn customer(&self, name: &str) -> Result<()> {
-        let arrival = self.simulation.now.get();
+        let arrival = self.now();
         self.log(name, "Here I am");
         let patience = self.random.borrow_mut().uniform(PATIENCE.0, PATIENCE.1);
-        let is_served = self.counter.acquire_within(&self.simulation, patience)?;
-        let wait = self.simulation.now.get() - arrival;
+        let is_served = self.counter.acquire(Some(Duration::from_secs_f64(patience)))?;
+        let wait = self.now() - arrival;
         if !is_served {
             self.log(name, &format!("RENEGED after {wait:6.3}"));
             return Ok(());
         }
         self.log(name, &format!("Waited {wait:6.3}"));
         let time = self.random.borrow_mut().exponential(TIME_IN_BANK);
-        self.simulation.hold(time)?;
+        self.kit.sleep(Duration::from_secs_f64(time))?;
         self.log(name, "Finished");
-        self.counter.release(&self.simulation);
-        Ok(())
+        self.counter.release()
     }
 }
 
-fn run(customers: usize) -> Result<Rc<Bank>> {
-    let bank = Rc::new(Bank::default());
-    let source = bank.clone();
-    bank.simulation.process(move || source.source(customers));
-    bank.simulation.run()?;
-    Ok(bank)
+fn run(customers: usize) -> Result<()> {
+    let scheduler = VirtualTime::default();
+    let kit = Kit::new(&scheduler);
+    let bank = Rc::new(Bank {
+        counter: Semaphore::new(&kit, 1),
+        kit: kit.clone(),
+        random: RefCell::default(),
+    });
+    kit.spawn("source", move || bank.source(customers));
+    kit.run(|| scheduler.run())
 }
 
 fn lines(recording: &recorder::Recording) -> Vec<&str> {
@@ -157,7 +82,7 @@ fn lines(recording: &recorder::Recording) -> Vec<&str> {
 }
 
 fn main() -> Result<()> {
-    let (outcome, recording) = recorder::record(|| run(5).map(drop));
+    let (outcome, recording) = recorder::record(|| run(5));
     outcome?;
     println!("Bank renege");
     for line in lines(&recording) {
@@ -260,7 +185,7 @@ mod tests {
     /// The output of SimPy 4 with seed 42.
     #[test]
     fn the_bank_is_simpys() {
-        let (outcome, recording) = record(|| run(5).map(drop));
+        let (outcome, recording) = record(|| run(5));
         outcome.unwrap();
         assert_eq!(
             lines(&recording),
@@ -286,7 +211,7 @@ mod tests {
     /// The number of customers of a thousand that leave in SimPy, and its last event.
     #[test]
     fn the_bank_is_simpys_for_long() {
-        let (outcome, recording) = record(|| run(1000).map(drop));
+        let (outcome, recording) = record(|| run(1000));
         outcome.unwrap();
         let lines = lines(&recording);
         assert_eq!(lines.iter().filter(|line| line.contains("RENEGED")).count(), 468);

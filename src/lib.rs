@@ -74,12 +74,14 @@
 // | --- | --- |
 // | `bridge/` | synchronous code that awaits: `greenlet_spawn`, `await_`, and what is built on them |
 // | `debug/` | trees and dumps of greenlets, and panic messages that name one |
+// | `scheduler` | what a toolkit of events and queues needs of a scheduler |
 // | `scope` | greenlets that borrow |
 // | `testing/` | the recorder of switches, and a check for leaks |
 // | `text` | text that people read in one line |
 
 pub mod bridge;
 mod debug;
+mod scheduler;
 mod scope;
 pub mod testing;
 mod text;
@@ -89,6 +91,7 @@ pub use bridge::*;
 pub use debug::dump_on_signal;
 pub use debug::{Dump, Tree, dump, dump_all_threads, install_panic_hook, tree};
 pub use greenlet_core::*;
+pub use scheduler::{Scheduler, Ticket};
 pub use scope::{Scope, ScopedGenerator, scope};
 pub use testing::assert_no_leaks;
 pub use testing::recorder::record;

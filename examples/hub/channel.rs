@@ -5,26 +5,31 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
+use greenlet::{Scheduler, Ticket, getcurrent};
 
-use crate::hub::{Hub, Remote};
+use crate::hub::Hub;
 
 /// Creates a channel whose receiver is in `hub`.
 pub(crate) fn channel<T: Send + 'static>(hub: &Rc<Hub>) -> (Sender<T>, Receiver<T>) {
-    let queue = Arc::new(Mutex::new(VecDeque::new()));
-    let signal = hub.next_number();
+    let queue = Arc::new(Mutex::new(Queue {
+        items: VecDeque::new(),
+        receiver: None,
+    }));
     let sender = Sender {
-        end: Arc::new(End {
-            queue: queue.clone(),
-            remote: hub.remote(),
-            signal,
-        }),
+        end: Arc::new(End { queue: queue.clone() }),
     };
     let receiver = Receiver {
         queue,
-        signal,
         hub: hub.clone(),
     };
     (sender, receiver)
+}
+
+struct Queue<T> {
+    /// `None` means that all senders are gone.
+    items: VecDeque<Option<T>>,
+    /// Wakes the receiver, which waits.
+    receiver: Option<Ticket>,
 }
 
 /// The sending end, for any thread. All clones are the same end.
@@ -41,16 +46,16 @@ impl<T> Clone for Sender<T> {
 }
 
 struct End<T> {
-    /// `None` means that all senders are gone.
-    queue: Arc<Mutex<VecDeque<Option<T>>>>,
-    remote: Remote,
-    signal: u64,
+    queue: Arc<Mutex<Queue<T>>>,
 }
 
 impl<T> End<T> {
     fn push(&self, item: Option<T>) {
-        self.queue.lock().expect("nobody panics with it").push_back(item);
-        self.remote.raise(self.signal);
+        let mut queue = self.queue.lock().expect("nobody panics with it");
+        queue.items.push_back(item);
+        let receiver = queue.receiver.take();
+        drop(queue);
+        drop(receiver); // makes it ready
     }
 }
 
@@ -68,8 +73,7 @@ impl<T> Sender<T> {
 
 /// The receiving end, for one task of the hub.
 pub(crate) struct Receiver<T> {
-    queue: Arc<Mutex<VecDeque<Option<T>>>>,
-    signal: u64,
+    queue: Arc<Mutex<Queue<T>>>,
     hub: Rc<Hub>,
 }
 
@@ -77,12 +81,16 @@ impl<T> Receiver<T> {
     /// Waits for the next item. Returns `None` when all senders are gone.
     pub(crate) fn recv(&self) -> Result<Option<T>> {
         loop {
-            let next = self.queue.lock().expect("nobody panics with it").pop_front();
-            match next {
-                Some(item) => return Ok(item),
-                // The loop handles a signal that is raised from here on, so none is missed.
-                None => self.hub.wait_for_signal(self.signal)?,
-            }
+            let unused = {
+                let mut queue = self.queue.lock().expect("nobody panics with it");
+                if let Some(item) = queue.items.pop_front() {
+                    return Ok(item);
+                }
+                // A sender that comes from here on uses the ticket, so its item is not missed.
+                queue.receiver.replace(self.hub.ticket(&getcurrent()))
+            };
+            drop(unused);
+            self.hub.park(None)?;
         }
     }
 }

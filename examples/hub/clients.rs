@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use greenlet_toolkit::{Kit, Task};
 
-use crate::channel::channel;
 use crate::hub::Hub;
 use crate::net::Lines;
 
@@ -21,9 +21,10 @@ pub(crate) fn run_clients(
     client: impl Fn(usize, &Rc<Hub>, &Lines) -> Result<()> + 'static,
 ) -> Result<Duration> {
     let hub = Hub::new()?;
-    let inside = hub.clone();
+    let kit = Kit::new(&hub);
+    let (inside, inside_kit) = (hub.clone(), kit.clone());
     let client = Rc::new(client);
-    let outcome = hub.run(move || {
+    let all = kit.spawn("clients", move || {
         let mut connected = Vec::new();
         for _ in 0..count {
             let lines = Lines::connect(&inside, address).context("connecting")?;
@@ -31,25 +32,21 @@ pub(crate) fn run_clients(
             connected.push(lines);
         }
         let start = Instant::now();
-        let (done, results) = channel(&inside);
-        for (n, lines) in connected.into_iter().enumerate() {
-            let (client, hub, done) = (client.clone(), inside.clone(), done.clone());
-            inside.spawn(&format!("client {n}"), move || {
-                done.send(client(n, &hub, &lines).with_context(|| format!("client {n}")));
-                Ok(())
-            });
+        let spawn = |(n, lines)| {
+            let (client, hub) = (client.clone(), inside.clone());
+            inside_kit.spawn(&format!("client {n}"), move || client(n, &hub, &lines))
+        };
+        let clients: Vec<Task<()>> = connected.into_iter().enumerate().map(spawn).collect();
+        inside_kit.joinall(&clients, None)?;
+        for (n, client) in clients.iter().enumerate() {
+            client.get(None).with_context(|| format!("client {n}"))?;
         }
-        drop(done);
-        let mut ended = 0;
-        while let Some(result) = results.recv()? {
-            result?;
-            ended += 1;
-        }
-        ensure!(ended == count, "{ended} of {count} clients came to their ends");
         Ok(start.elapsed())
     });
+    let outcome = kit.run(|| hub.run_all());
     hub.clear();
-    outcome
+    outcome?;
+    all.get(None)?.context("the clients have not ended")
 }
 
 pub(crate) fn greet_echo(lines: &Lines) -> Result<()> {

@@ -7,18 +7,19 @@
 //! ```
 //!
 //! A task first tries an operation, and waits if it would block. mio reports changes once, so the
-//! loop remembers the changes that no task waited for.
+//! loop remembers the changes that no task waited for. The timers and the tickets for other threads are
+//! the toolkit's, and its events, queues and timeouts work in this hub.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use greenlet::{Greenlet, GreenletExit, getcurrent, getmain};
+use greenlet::{Greenlet, GreenletExit, Scheduler, Ticket, getcurrent, getmain};
+use greenlet_toolkit::{Tickets, Timers};
 use mio::event::Source;
 use mio::{Events, Interest, Poll, Token, Waker};
 
@@ -53,51 +54,27 @@ pub(crate) struct Hub {
     sockets: RefCell<Vec<[Side; 2]>>,
     /// Free indices in the list of sockets.
     free: RefCell<Vec<usize>>,
-    timers: RefCell<BTreeMap<(Instant, u64), Greenlet>>,
-    /// The tasks that wait for a signal of another thread.
-    signals: RefCell<HashMap<u64, Greenlet>>,
-    next: Cell<u64>,
-    remote: Remote,
-}
-
-/// A handle of a hub for other threads: it stores the number of a signal, and wakes the loop.
-#[derive(Clone)]
-pub(crate) struct Remote {
-    raised: Arc<Mutex<Vec<u64>>>,
-    waker: Arc<Waker>,
-}
-
-impl Remote {
-    pub(crate) fn raise(&self, signal: u64) {
-        self.raised.lock().expect("nobody panics with it").push(signal);
-        // An error means that the loop is gone, together with the tasks that wait in it.
-        let _ = self.waker.wake();
-    }
+    timers: Timers,
+    /// The tasks that wait for another thread.
+    tickets: Tickets,
+    start: Instant,
 }
 
 impl Hub {
     pub(crate) fn new() -> io::Result<Rc<Hub>> {
         let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), REMOTE)?);
-        let raised = Arc::default();
+        let waker = Waker::new(poll.registry(), REMOTE)?;
+        // An error means that the loop is gone, together with the tasks that wait in it.
+        let wake = move || drop(waker.wake());
         Ok(Rc::new(Hub {
             poll: RefCell::new(poll),
             ready: RefCell::default(),
             sockets: RefCell::default(),
             free: RefCell::default(),
-            timers: RefCell::default(),
-            signals: RefCell::default(),
-            next: Cell::new(1),
-            remote: Remote { raised, waker },
+            timers: Timers::default(),
+            tickets: Tickets::waking(wake),
+            start: Instant::now(),
         }))
-    }
-
-    pub(crate) fn next_number(&self) -> u64 {
-        self.next.replace(self.next.get() + 1)
-    }
-
-    pub(crate) fn remote(&self) -> Remote {
-        self.remote.clone()
     }
 
     /// Adds a task, which the loop starts later.
@@ -125,23 +102,35 @@ impl Hub {
             slot.replace(Some(result));
             Ok(())
         });
-        self.run_until(&first)?;
+        self.run_until(|| first.is_dead())?;
         outcome.take().expect("it has ended")
     }
 
-    fn run_until(&self, task: &Greenlet) -> Result<()> {
+    /// Runs all tasks until none is ready, and none waits for a socket, a time or another thread.
+    pub(crate) fn run_all(&self) -> Result<()> {
+        self.run_until(|| {
+            let waits = |side: &Side| matches!(side, Side::Waiting(_));
+            let is_idle =
+                self.ready.borrow().is_empty() && self.timers.next().is_none() && self.tickets.is_empty();
+            is_idle && !self.sockets.borrow().iter().flatten().any(waits)
+        })
+    }
+
+    fn run_until(&self, is_over: impl Fn() -> bool) -> Result<()> {
         let mut events = Events::with_capacity(1024);
         loop {
             // Tasks that become ready meanwhile run after the next poll of the sockets.
             for task in self.ready.take() {
-                task.switch_owned::<()>(())?;
+                if !task.is_dead() {
+                    task.switch_owned::<()>(())?;
+                }
             }
-            if task.is_dead() {
+            if is_over() {
                 return Ok(());
             }
-            let timeout = match self.time_left() {
+            let timeout = match self.timers.next() {
                 _ if !self.ready.borrow().is_empty() => Some(Duration::ZERO),
-                time_left => time_left,
+                next => next.map(|time| time.saturating_sub(self.now())),
             };
             match self.poll.borrow_mut().poll(&mut events, timeout) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -149,7 +138,6 @@ impl Hub {
             }
             for event in &events {
                 if event.token() == REMOTE {
-                    self.answer_signals();
                     continue;
                 }
                 let (is_broken, Token(place)) = (event.is_error(), event.token());
@@ -160,14 +148,10 @@ impl Hub {
                     self.change(place, Direction::Write, event.is_write_closed() || is_broken);
                 }
             }
-            self.answer_timers();
+            let used = self.tickets.take_used();
+            let due = self.timers.take_due(self.now());
+            self.ready.borrow_mut().extend(used.into_iter().chain(due));
         }
-    }
-
-    fn time_left(&self) -> Option<Duration> {
-        let timers = self.timers.borrow();
-        let ((time, _), _) = timers.first_key_value()?;
-        Some(time.saturating_duration_since(Instant::now()))
     }
 
     /// Records an event of mio for one side of a socket.
@@ -181,21 +165,6 @@ impl Hub {
         if let Side::Waiting(task) = mem::replace(side, next) {
             self.ready.borrow_mut().push_back(task);
         }
-    }
-
-    fn answer_signals(&self) {
-        let raised = mem::take(&mut *self.remote.raised.lock().expect("nobody panics with it"));
-        let mut signals = self.signals.borrow_mut();
-        let tasks = raised.iter().filter_map(|signal| signals.remove(signal));
-        self.ready.borrow_mut().extend(tasks);
-    }
-
-    fn answer_timers(&self) {
-        let mut timers = self.timers.borrow_mut();
-        let later = timers.split_off(&(Instant::now(), u64::MAX));
-        self.ready
-            .borrow_mut()
-            .extend(mem::replace(&mut *timers, later).into_values());
     }
 
     /// Registers a socket for everything, once.
@@ -221,21 +190,13 @@ impl Hub {
     /// Suspends the running task for a time.
     #[track_caller]
     pub(crate) fn sleep(&self, time: Duration) -> Result<()> {
-        self.sleep_until(Instant::now() + time)
-    }
-
-    #[track_caller]
-    pub(crate) fn sleep_until(&self, time: Instant) -> Result<()> {
-        let moment = (time, self.next_number());
-        self.timers.borrow_mut().insert(moment, getcurrent());
-        getmain().switch(())
-    }
-
-    /// Suspends the running task until another thread has raised the signal.
-    #[track_caller]
-    pub(crate) fn wait_for_signal(&self, signal: u64) -> Result<()> {
-        self.signals.borrow_mut().insert(signal, getcurrent());
-        getmain().switch(())
+        let until = self.now() + time;
+        loop {
+            self.park(Some(until))?;
+            if self.now() >= until {
+                return Ok(());
+            }
+        }
     }
 
     /// Drops all waiting tasks, which ends them.
@@ -251,8 +212,28 @@ impl Hub {
             .map(mem::take)
             .collect();
         drop(sides);
-        drop(self.timers.take());
-        drop(self.signals.take());
+        let waiting = self.timers.take_due(Duration::MAX);
+        drop(waiting);
+    }
+}
+
+impl Scheduler for Hub {
+    #[track_caller]
+    fn park(&self, deadline: Option<Duration>) -> Result<()> {
+        let _timer = deadline.map(|deadline| self.timers.set(deadline, getcurrent()));
+        getmain().switch(())
+    }
+
+    fn make_ready(&self, task: &Greenlet) {
+        self.ready.borrow_mut().push_back(task.clone());
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn ticket(&self, task: &Greenlet) -> Ticket {
+        self.tickets.ticket(task)
     }
 }
 

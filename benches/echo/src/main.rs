@@ -10,9 +10,6 @@
 //! each round. Printed are, of each, the median of the lines a second, and of the processor time
 //! that the server took for a line: that one depends less on what else the machine does.
 
-// The example's sources name the crate that users have.
-extern crate greenlet_core as greenlet;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -20,8 +17,6 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 
-#[path = "../../../examples/hub/channel.rs"]
-mod channel;
 #[path = "../../../examples/hub/clients.rs"]
 #[allow(dead_code, reason = "the chat is not measured")]
 mod clients;
