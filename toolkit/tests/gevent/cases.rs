@@ -255,6 +255,40 @@ pub(crate) fn queue_put_waits_for_room(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// `TestQueue.test_max_size`: one get makes room for one put, which returns without another get.
+pub(crate) fn queue_get_lets_a_put_return(world: &World) -> Result<()> {
+    let queue = Queue::bounded(&world.kit, 1);
+    ensure!(queue.try_put(1).is_ok());
+    let put = queue.clone();
+    let puts = world.kit.spawn("puts", move || put.put(2, None));
+    world.task("gets", move |kit| {
+        pause(kit)?;
+        ensure!(queue.get(None)? == Some(1));
+        ensure!(puts.get(None)? == Some(None) && queue.len() == 1);
+        ensure!(queue.try_get() == Some(2));
+        Ok(())
+    });
+    world.run()
+}
+
+/// `TestPutInterrupt` in meaning: a put that gave up leaves nothing behind for the next get.
+pub(crate) fn queue_put_that_gave_up_leaves_the_list(world: &World) -> Result<()> {
+    let channel = Queue::bounded(&world.kit, 0);
+    let (first, second) = (channel.clone(), channel.clone());
+    let gives_up = world.kit.spawn("gives up", move || first.put(1, Some(SHORT)));
+    world.task("puts", move |_| {
+        ensure!(gives_up.get(None)? == Some(Some(1)));
+        ensure!(second.put(2, None)?.is_none());
+        Ok(())
+    });
+    world.task("gets", move |kit| {
+        kit.sleep(SHORT * 20)?; // the first put has given up
+        ensure!(channel.get(None)? == Some(2));
+        Ok(())
+    });
+    world.run()
+}
+
 /// `TestQueue.test_waiters_that_cancel`: a getter that gave up does not get the next item.
 pub(crate) fn queue_get_with_a_timeout_leaves_the_list(world: &World) -> Result<()> {
     let queue = Queue::new(&world.kit);

@@ -132,6 +132,8 @@ cases! {
     queue_passes_items_in_order
     queue_get_waits_for_an_item
     queue_put_waits_for_room
+    queue_get_lets_a_put_return
+    queue_put_that_gave_up_leaves_the_list
     queue_get_with_a_timeout_leaves_the_list
     queue_put_with_a_timeout_returns_the_item
     queue_gives_each_item_to_one_getter
