@@ -9,4 +9,5 @@ mod support;
 mod debug;
 mod generators;
 mod lifetime;
+mod python;
 mod switching;
