@@ -45,8 +45,14 @@ fn pause(kit: &Kit) -> Result<()> {
 pub(crate) fn event_wait_returns_when_it_is_set(world: &World) -> Result<()> {
     let event = Event::new(&world.kit);
     let set = event.clone();
-    world.task("waits", move |_| Ok(ensure!(event.wait(None)?)));
-    world.task("sets", move |_| Ok(set.set()));
+    world.task("waits", move |_| {
+        let _: () = ensure!(event.wait(None)?);
+        Ok(())
+    });
+    world.task("sets", move |_| {
+        set.set();
+        Ok(())
+    });
     world.run()
 }
 
@@ -73,7 +79,10 @@ pub(crate) fn event_set_wakes_all_waiters(world: &World) -> Result<()> {
             Ok(())
         });
     }
-    world.task("sets", move |_| Ok(event.set()));
+    world.task("sets", move |_| {
+        let _: () = event.set();
+        Ok(())
+    });
     world.run()?;
     ensure!(woken.get() == 3);
     Ok(())
@@ -84,7 +93,8 @@ pub(crate) fn event_that_is_set_does_not_wait(world: &World) -> Result<()> {
     let event = Event::new(&world.kit);
     event.set();
     world.task("passes", move |_| {
-        Ok(ensure!(event.wait(None)? && event.wait(None)?))
+        let _: () = ensure!(event.wait(None)? && event.wait(None)?);
+        Ok(())
     });
     world.run()
 }
@@ -143,9 +153,15 @@ pub(crate) fn result_set_reaches_all_getters(world: &World) -> Result<()> {
     let result = AsyncResult::new(&world.kit);
     for name in ["a", "b"] {
         let result = result.clone();
-        world.task(name, move |_| Ok(ensure!(result.get(None)? == Some(42))));
+        world.task(name, move |_| {
+            let _: () = ensure!(result.get(None)? == Some(42));
+            Ok(())
+        });
     }
-    world.task("sets", move |_| Ok(result.set(42)));
+    world.task("sets", move |_| {
+        let _: () = result.set(42);
+        Ok(())
+    });
     world.run()
 }
 
@@ -156,7 +172,8 @@ pub(crate) fn result_set_before_get_returns_at_once(world: &World) -> Result<()>
     result.set("value");
     ensure!(result.is_ready() && result.is_successful());
     world.task("gets", move |_| {
-        Ok(ensure!(result.get(Some(Duration::ZERO))? == Some("value")))
+        let _: () = ensure!(result.get(Some(Duration::ZERO))? == Some("value"));
+        Ok(())
     });
     world.run()
 }
@@ -171,14 +188,20 @@ pub(crate) fn result_error_reaches_the_getter(world: &World) -> Result<()> {
         ensure!(failed.error().is::<std::fmt::Error>() && !result.is_successful());
         Ok(())
     });
-    world.task("fails", move |_| Ok(fails.set_error(std::fmt::Error)));
+    world.task("fails", move |_| {
+        fails.set_error(std::fmt::Error);
+        Ok(())
+    });
     world.run()
 }
 
 /// `TestAsyncResult.test_wait_timeout` in meaning; gevent raises `Timeout`.
 pub(crate) fn result_get_with_a_timeout_returns_nothing(world: &World) -> Result<()> {
     let result = AsyncResult::<i32>::new(&world.kit);
-    world.task("gets", move |_| Ok(ensure!(result.get(Some(SHORT))?.is_none())));
+    world.task("gets", move |_| {
+        let _: () = ensure!(result.get(Some(SHORT))?.is_none());
+        Ok(())
+    });
     world.run()
 }
 
@@ -193,7 +216,10 @@ pub(crate) fn result_of_a_task_is_linked(world: &World) -> Result<()> {
         }
         Ok(())
     });
-    world.task("gets", move |_| Ok(ensure!(result.get(None)? == Some(7))));
+    world.task("gets", move |_| {
+        let _: () = ensure!(result.get(None)? == Some(7));
+        Ok(())
+    });
     world.run()
 }
 
@@ -220,7 +246,10 @@ pub(crate) fn queue_passes_items_in_order(world: &World) -> Result<()> {
 pub(crate) fn queue_get_waits_for_an_item(world: &World) -> Result<()> {
     let queue = Queue::new(&world.kit);
     let put = queue.clone();
-    world.task("gets", move |_| Ok(ensure!(queue.get(None)? == Some("item"))));
+    world.task("gets", move |_| {
+        let _: () = ensure!(queue.get(None)? == Some("item"));
+        Ok(())
+    });
     world.task("puts", move |kit| {
         pause(kit)?;
         put.put("item", None).map(drop)
@@ -497,7 +526,10 @@ pub(crate) fn semaphore_is_not_lost_with_a_killed_waiter_that_was_served(world: 
         first.release()
     });
     let second = semaphore.clone();
-    world.task("second", move |_| Ok(ensure!(second.acquire(None)?)));
+    world.task("second", move |_| {
+        let _: () = ensure!(second.acquire(None)?);
+        Ok(())
+    });
     world.task("releases and kills", move |kit| {
         pause(kit)?;
         semaphore.release()?;
@@ -571,7 +603,8 @@ pub(crate) fn timeout_of_the_outer_one_passes_the_inner_one(world: &World) -> Re
 /// `Test.test_with_timeout`, with a `timeout_value`.
 pub(crate) fn with_timeout_returns_nothing(world: &World) -> Result<()> {
     world.task("sleeps", |kit| {
-        Ok(ensure!(Timeout::with(kit, SHORT, || kit.sleep(LONG))?.is_none()))
+        let _: () = ensure!(Timeout::with(kit, SHORT, || kit.sleep(LONG))?.is_none());
+        Ok(())
     });
     world.run()
 }
@@ -592,7 +625,10 @@ pub(crate) fn with_timeout_returns_the_value(world: &World) -> Result<()> {
 pub(crate) fn task_returns_its_value(world: &World) -> Result<()> {
     let task = world.kit.spawn("returns", || Ok(25));
     let asks = task.clone();
-    world.task("asks", move |_| Ok(ensure!(asks.get(None)? == Some(25))));
+    world.task("asks", move |_| {
+        let _: () = ensure!(asks.get(None)? == Some(25));
+        Ok(())
+    });
     world.run()?;
     ensure!(task.is_dead() && task.is_successful() && task.error().is_none());
     Ok(())
@@ -634,7 +670,10 @@ pub(crate) fn task_join_with_a_timeout_returns_false(world: &World) -> Result<()
 pub(crate) fn task_that_is_killed_before_its_start_never_runs(world: &World) -> Result<()> {
     let has_run = Rc::new(Cell::new(false));
     let runs = has_run.clone();
-    let task = world.kit.spawn("never", move || Ok(runs.set(true)));
+    let task = world.kit.spawn("never", move || {
+        runs.set(true);
+        Ok(())
+    });
     task.kill_later();
     world.run()?;
     ensure!(!has_run.get() && task.is_dead() && task.is_successful());
@@ -835,7 +874,10 @@ pub(crate) fn sleep_zero_lets_others_run(world: &World) -> Result<()> {
         sees.set(runs.get());
         Ok(())
     });
-    world.task("runs", move |_| Ok(has_run.set(true)));
+    world.task("runs", move |_| {
+        let _: () = has_run.set(true);
+        Ok(())
+    });
     world.run()?;
     ensure!(seen.get());
     Ok(())
@@ -847,7 +889,10 @@ pub(crate) fn spawned_tasks_run_after_the_spawner(world: &World) -> Result<()> {
     let lines = log.clone();
     world.task("outer", move |kit| {
         let inner = lines.clone();
-        let task = kit.spawn("inner", move || Ok(inner.add("inner")));
+        let task = kit.spawn("inner", move || {
+            let _: () = inner.add("inner");
+            Ok(())
+        });
         lines.add("outer");
         task.join(None).map(drop)
     });
