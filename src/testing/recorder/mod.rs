@@ -47,6 +47,7 @@ use crate::text::one_line;
 mod chrome;
 mod diff;
 mod mermaid;
+mod snapshot;
 
 pub use diff::Difference;
 
@@ -138,6 +139,7 @@ impl Recorder {
         Recording {
             first: log.first,
             events: log.events,
+            unnamed: log.unnamed,
             length: log.since.elapsed(),
         }
     }
@@ -173,8 +175,8 @@ struct Log {
     /// By the greenlets' ids.
     names: HashMap<u64, Arc<str>>,
     taken: HashSet<Arc<str>>,
-    /// The number of greenlets without a name so far.
-    unnamed: usize,
+    /// The names that greenlets without a name have got so far.
+    unnamed: HashSet<Arc<str>>,
     events: Vec<Event>,
 }
 
@@ -185,7 +187,7 @@ impl Log {
             first: "".into(),
             names: HashMap::new(),
             taken: HashSet::new(),
-            unnamed: 0,
+            unnamed: HashSet::new(),
             events: Vec::new(),
         };
         log.first = log.name(&getcurrent());
@@ -201,10 +203,7 @@ impl Log {
         }
         let mut name = match greenlet.name() {
             Some(name) => name.to_owned(),
-            None => {
-                self.unnamed += 1;
-                format!("g{}", self.unnamed)
-            }
+            None => format!("g{}", self.unnamed.len() + 1),
         };
         let mut number = 1;
         while self.taken.contains(name.as_str()) {
@@ -212,6 +211,9 @@ impl Log {
             name = format!("{}#{number}", greenlet.name().unwrap_or("g"));
         }
         let name: Arc<str> = name.into();
+        if greenlet.name().is_none() {
+            self.unnamed.insert(Arc::clone(&name));
+        }
         self.taken.insert(Arc::clone(&name));
         self.names.insert(greenlet.id(), Arc::clone(&name));
         name
@@ -392,6 +394,8 @@ impl fmt::Display for Event {
 pub struct Recording {
     first: Arc<str>,
     events: Vec<Event>,
+    /// The names of greenlets that have none of their own.
+    unnamed: HashSet<Arc<str>>,
     length: Duration,
 }
 

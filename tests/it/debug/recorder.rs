@@ -588,3 +588,45 @@ fn diagrams_take_linear_time() {
         "{few:?} for 500 greenlets, {many:?} for 8,000"
     );
 }
+
+#[test]
+fn a_snapshot_has_no_lines_and_no_numbers_of_greenlets_without_names() {
+    let run = |extra: bool| {
+        let (_, recording) = record(|| {
+            if extra {
+                Greenlet::new(|(): ()| Ok(())).end();
+            }
+            let first = Greenlet::new(|(): ()| Ok(()));
+            let named = Greenlet::builder()
+                .name("named")
+                .build(|(): ()| -> anyhow::Result<()> { anyhow::bail!("no") });
+            first.switch::<()>(()).unwrap();
+            named.switch::<()>(()).unwrap_err();
+        });
+        recording
+    };
+    let expected =
+        "start main -> unnamed\nend unnamed -> main\nstart main -> named\nend named -> main (throw)\n";
+    assert_eq!(run(false).to_snapshot(), expected);
+    assert_eq!(run(true).to_snapshot(), expected);
+}
+
+#[test]
+fn a_snapshot_in_a_file_is_compared() {
+    let path = std::env::temp_dir().join(format!("greenlet-snapshot-{}", std::process::id()));
+    let (_, recording) = record(|| note("one"));
+    let failure = |recording: &greenlet::testing::recorder::Recording| {
+        let caught = std::panic::catch_unwind(|| recording.assert_snapshot(&path)).unwrap_err();
+        *caught.downcast::<String>().unwrap()
+    };
+    assert!(failure(&recording).contains("GREENLET_SNAPSHOTS=write"));
+    std::fs::write(&path, recording.to_snapshot()).unwrap();
+    recording.assert_snapshot(&path);
+    let (_, other) = record(|| note("two"));
+    let message = failure(&other);
+    std::fs::remove_file(&path).unwrap();
+    assert!(
+        message.contains("- note main: one") && message.contains("+ note main: two"),
+        "{message}"
+    );
+}
