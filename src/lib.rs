@@ -52,7 +52,7 @@
 //!
 //! Around the bridge: [`iter_stream`] and [`stream_from`] for streams, `TokioIo` and `FuturesIo` for [`std::io`],
 //! `PinnedPool` for runtimes with many threads (each with its feature, see below), [`Watchdog`] for functions that
-//! block their thread, [`bridge::testing`] for tests.
+//! block their thread, [`testing::explore`] and [`bridge::testing`] for tests in every order.
 //!
 //! # Features
 //!
@@ -76,7 +76,7 @@
 // | `debug/` | trees and dumps of greenlets, and panic messages that name one |
 // | `scheduler` | what a toolkit of events and queues needs of a scheduler |
 // | `scope` | greenlets that borrow |
-// | `testing/` | the recorder of switches, and a check for leaks |
+// | `testing/` | the search through all orders, the recorder of switches, and a check for leaks |
 // | `text` | text that people read in one line |
 
 pub mod bridge;

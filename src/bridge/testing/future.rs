@@ -12,7 +12,8 @@ use std::time::Duration;
 use super::task::Shared;
 use crate::testing::explore::Choices;
 
-/// A future that is ready after a virtual time: see [`Executor::sleep`]. Dropping it removes the timer.
+/// A future that is ready after a virtual time: see
+/// [`Executor::sleep`](crate::testing::Executor::sleep). Dropping it removes the timer.
 #[must_use = "futures do nothing unless polled"]
 pub struct Sleep {
     pub(super) shared: Weak<Shared>,

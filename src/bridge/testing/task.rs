@@ -67,7 +67,7 @@ impl Wake for Wakes {
     }
 }
 
-/// A task of an [`Executor`]. Dropping this does not end the task.
+/// A task of an [`Executor`](crate::testing::Executor). Dropping this does not end the task.
 #[derive(Clone)]
 pub struct Task {
     pub(super) shared: Weak<Shared>,

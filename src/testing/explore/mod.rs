@@ -228,6 +228,9 @@ impl Explore {
     }
 
     /// Searches until an order fails, and returns what was covered and found.
+    ///
+    /// The first search of a process installs a panic hook. It prints nothing for a thread that searches,
+    /// and calls the previous hook for all others.
     pub fn run(&self, test: impl FnMut(&Choices) -> Result<()>) -> Report {
         self.search(test, None)
     }

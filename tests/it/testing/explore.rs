@@ -350,3 +350,42 @@ fn an_order_that_is_no_order_is_refused() {
         );
     }
 }
+
+#[test]
+fn nothing_to_choose_from_is_refused() {
+    let report = Explore::new().run(|choices| {
+        choices.pick([]);
+        Ok(())
+    });
+    assert!(
+        report
+            .failure()
+            .unwrap()
+            .message()
+            .contains("nothing to choose from")
+    );
+}
+
+/// Runs itself in a process that has the variable.
+#[test]
+fn the_environment_replays_one_order() {
+    let name = "testing::explore::the_environment_replays_one_order";
+    if std::env::var_os("GREENLET_ORDER").is_some() {
+        let picked = Cell::new(None);
+        let report = Explore::new().run(|choices| {
+            picked.set(Some(choices.choose(3)));
+            Ok(())
+        });
+        assert_eq!((report.orders(), picked.get()), (1, Some(2)));
+        return;
+    }
+    let run = |order| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let command = command.args(["--exact", name]).env("GREENLET_ORDER", order);
+        command.output().unwrap()
+    };
+    assert!(run("2").status.success());
+    let refused = run("two");
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("`two` is no order"));
+}
