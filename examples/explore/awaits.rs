@@ -2,14 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use futures::channel::oneshot;
 use greenlet::bridge::testing::Executor;
 use greenlet::testing::explore::Choices;
 use greenlet::{await_, try_await_};
@@ -70,40 +69,57 @@ pub(crate) fn cancel_between_two_awaits(choices: &Choices, is_correct: bool) -> 
     Ok(())
 }
 
-/// A queue gives an item to a getter. If the getter is dropped before it runs, the item is gone. Tornado's
-/// queue does this, <https://github.com/tornadoweb/tornado/issues/2826>, and asyncio's did:
-/// <https://github.com/python/asyncio/issues/201>.
+/// A getter that waits for an item.
+#[derive(Default)]
+struct Getter {
+    /// `Some(None)` wakes it without an item.
+    given: Cell<Option<Option<i32>>>,
+    waker: Cell<Option<Waker>>,
+    is_gone: Cell<bool>,
+}
+
+struct Gone(Rc<Getter>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.is_gone.set(true);
+    }
+}
+
+/// A queue gives an item to a getter. If the getter is dropped before it runs, the item is gone.
+/// Tornado's queue does this, <https://github.com/tornadoweb/tornado/issues/2826>, and asyncio's
+/// did: <https://github.com/python/asyncio/issues/201>.
 pub(crate) fn item_for_a_dropped_getter(choices: &Choices, is_correct: bool) -> Result<()> {
     let executor = Executor::new(choices);
     let items = Rc::new(RefCell::new(VecDeque::new()));
-    let received = Rc::new(Cell::new(0));
-    let (give, get) = oneshot::channel::<Option<i32>>();
-    let (queue, count) = (items.clone(), received.clone());
-    let getter = executor.spawn("getter", async move {
-        // `None` wakes the getter, and the item stays in the queue.
-        if let Ok(given) = get.await {
-            let item = given.or_else(|| queue.borrow_mut().pop_front());
-            count.set(count.get() + i32::from(item.is_some()));
-        }
+    let (received, getter) = (Rc::new(Cell::new(0)), Rc::new(Getter::default()));
+    let (queue, count, gone) = (items.clone(), received.clone(), Gone(getter.clone()));
+    let task = executor.spawn("getter", async move {
+        let given = poll_fn(|cx| match gone.0.given.take() {
+            Some(given) => Poll::Ready(given),
+            None => {
+                gone.0.waker.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        });
+        // Without an item, it is in the queue.
+        let item = given.await.or_else(|| queue.borrow_mut().pop_front());
+        count.set(count.get() + usize::from(item.is_some()));
         Ok(())
     });
-    let _ = getter.may_end();
+    let _ = task.may_end();
     let queue = items.clone();
     executor.spawn("putter", async move {
-        if is_correct {
+        let hands_over = !is_correct && !getter.is_gone.get();
+        if !hands_over {
             queue.borrow_mut().push_back(7);
         }
-        let item = (!is_correct).then_some(7);
-        if let Err(Some(item)) = give.send(item) {
-            queue.borrow_mut().push_back(item); // the getter was dropped before
-        }
+        getter.given.set(Some(hands_over.then_some(7)));
+        getter.waker.take().into_iter().for_each(Waker::wake);
         Ok(())
     });
     executor.run()?;
-    ensure!(
-        items.borrow().len() as i32 + received.get() == 1,
-        "the item was lost"
-    );
+    ensure!(items.borrow().len() + received.get() == 1, "the item was lost");
     Ok(())
 }
 
