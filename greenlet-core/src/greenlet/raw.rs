@@ -134,7 +134,7 @@ fn switch_in_slow(
     Ok(switch::switch_to_owned(target, unsent, at, wanted))
 }
 
-/// Calls `look` with what is attached to the running greenlet, if that is a `T`, and with the
+/// Calls `look` with what was attached first to the running greenlet, if that is a `T`, and with the
 /// greenlet's id.
 ///
 /// Counts no reference to the greenlet or to the attachment, so that none is on the stack while
