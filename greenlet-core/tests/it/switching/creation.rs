@@ -201,6 +201,7 @@ fn one_value_of_each_type_can_be_attached() {
     assert_eq!(drops.count(), 2);
 }
 
+// CR-16
 #[test]
 fn weak_handles_keep_nothing_alive() {
     let _no_leaks = NoLeaks::watch();
