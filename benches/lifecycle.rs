@@ -55,7 +55,7 @@ macro_rules! ours {
     ($module:ident, $core:ident) => {
         pub(crate) mod $module {
             use super::*;
-            use $core::{Greenlet, GreenletExit, getcurrent};
+            use $core::{Greenlet, GreenletExit, getcurrent, switch_to_parent};
 
             /// Make, run to the end, drop. The stack comes from the thread's cache, as it does
             /// without being asked.
@@ -89,7 +89,7 @@ macro_rules! ours {
             pub(crate) fn throw_exit() -> impl FnMut(u64) -> Duration {
                 batches(
                     |_| {
-                        let greenlet = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<()>(()));
+                        let greenlet = Greenlet::new(|(): ()| switch_to_parent::<()>(()));
                         greenlet.switch::<()>(()).unwrap();
                         greenlet
                     },

@@ -68,6 +68,11 @@
 //! | `valgrind` | tells Valgrind of every stack |
 //! | `asan` | tells AddressSanitizer of every switch |
 
+// Docs.rs shows which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Programs with debug information contain the script, so gdb loads it by itself.
+#![debugger_visualizer(gdb_script_file = "../tools/greenlet-gdb.py")]
+
 // The modules, checked by `.ci/check-layers`:
 //
 // | module | subject |

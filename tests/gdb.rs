@@ -1,4 +1,5 @@
-//! The gdb script lists greenlets and their backtraces, in a stopped process and in a core file.
+//! The gdb script is in the program. It lists greenlets and their backtraces, in a stopped process
+//! and in a core file.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
@@ -16,6 +17,7 @@ const TEST: &str = "gdb_shows_the_greenlets_of_a_process_and_of_a_core_file";
 fn gdb(arguments: &[&str], commands: &[&str]) -> String {
     let mut command = Command::new("gdb");
     command.args(["-q", "-nx", "-batch", "-ex", "set debuginfod enabled off"]);
+    command.args(["-iex", "set auto-load safe-path /"]);
     command.args(["-ex", "set width 0"]);
     for line in commands {
         command.args(["-ex", line]);
@@ -66,9 +68,11 @@ fn gdb_shows_the_greenlets_of_a_process_and_of_a_core_file() {
         "--nocapture",
         "--test-threads=1",
     ];
-    let living = gdb(&run, &[&["run", &load], &look[..], &[&save, "kill"]].concat());
+    // The script is in the program.
+    let living = gdb(&run, &[&["run"], &look[..], &[&save, "kill"]].concat());
     check(&living);
     assert!(Path::new(&core).exists(), "{living}");
+    // It can be loaded again from its file.
     let dead = gdb(&[program, &core], &[&[&load as &str], &look[..]].concat());
     check(&dead);
     std::fs::remove_file(core).unwrap();

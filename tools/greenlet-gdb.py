@@ -1,6 +1,7 @@
 """Greenlets in gdb: in a process that is stopped, and in a core file.
 
-    $ gdb -p PID -x tools/greenlet-gdb.py        (or: gdb PROGRAM core -x ...)
+    $ gdb -iex 'set auto-load safe-path /' -p PID    (the program contains this script)
+    $ gdb -p PID -x tools/greenlet-gdb.py            (or: gdb PROGRAM core -x ...)
     (gdb) greenlets                 lists the greenlets of all threads
     (gdb) greenlet-bt               prints the backtraces of all that are suspended
     (gdb) greenlet-bt 2.5           prints that of greenlet 5 of gdb's thread 2

@@ -54,7 +54,7 @@ pub use generator::describe::describe_current;
 pub use generator::{Generator, GeneratorBuilder, GeneratorError, Yielder, yield_};
 pub use greenlet::all_threads::{Broadcast, run_on_all_threads, run_pending_broadcasts};
 pub use greenlet::builder::Builder;
-pub use greenlet::current::{getcurrent, getmain, getparent};
+pub use greenlet::current::{getcurrent, getmain, getparent, switch_to_parent};
 pub use greenlet::introspect::{StackUsage, greenlets, stacks_in_use, track_ages, track_high_water};
 pub use greenlet::local::LocalKey;
 pub use greenlet::locals::Locals;

@@ -46,6 +46,9 @@ use super::error::NoDriver;
 /// });
 /// assert_eq!(futures::executor::block_on(spawned), 6);
 /// ```
+#[doc(alias = "await")]
+#[doc(alias = "await_only")]
+#[doc(alias = "block_on")]
 #[track_caller]
 #[inline(always)] // so that the future is not copied to this frame
 pub fn await_<F: IntoFuture>(future: F) -> F::Output {

@@ -49,6 +49,7 @@ use super::spawn::greenlet_spawn;
 /// let answer = block_on_greenlet(|| await_(receiver));
 /// assert_eq!(answer, Ok(42));
 /// ```
+#[doc(alias = "block_on")]
 #[track_caller]
 pub fn block_on_greenlet<T, F>(function: F) -> T
 where

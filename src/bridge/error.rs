@@ -125,8 +125,9 @@ impl fmt::Display for StrayMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the driver of a spawned function received {} instead of an await or the function's end; create \
-             the greenlets that the function switches to inside it, or give them a parent inside",
+            "the driver of a spawned function received {} instead of an await or the function's end; call \
+             `await_` to wait, and create the greenlets that the function switches to inside it, or give them a \
+             parent inside",
             self.what
         )
     }

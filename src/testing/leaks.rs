@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use greenlet_core::{greenlets, stacks_in_use};
+use greenlet_core::{greenlets, raw, stacks_in_use};
 
 /// Runs a closure, and asserts that it leaks nothing in this thread: all its greenlets have ended,
 /// and no further stack is in use.
@@ -56,10 +56,22 @@ pub fn assert_no_leaks<T>(run: impl FnOnce() -> T) -> T {
         }
         count += 1;
         let created_at = greenlet.created_at();
-        write!(left, "\n  {greenlet:?}, created at {created_at}").expect("writing to a String cannot fail");
+        let handles = match raw::other_handles(&greenlet) {
+            0 => "no handle is left".to_owned(),
+            1 if greenlet.is_active() => "1 handle is left: does its own stack hold it?".to_owned(),
+            1 => "1 handle is left".to_owned(),
+            handles => format!("{handles} handles are left"),
+        };
+        write!(left, "\n  {greenlet:?}, created at {created_at}; {handles}")
+            .expect("writing to a String cannot fail");
     }
     let stacks = stacks_in_use();
-    assert!(count == 0, "{count} greenlets have not ended:{left}\n");
+    let have = if count == 1 {
+        "greenlet has"
+    } else {
+        "greenlets have"
+    };
+    assert!(count == 0, "{count} {have} not ended:{left}\n");
     assert!(
         stacks <= stacks_before,
         "{stacks} stacks are in use, and {stacks_before} were before: a greenlet still has its stack"

@@ -94,6 +94,8 @@ pub use yielder::{Yielder, yield_};
 /// assert_eq!(marks, [1, 2, 1, 3, 1, 2, 1]);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
+#[doc(alias = "coroutine")]
+#[doc(alias = "Gn")]
 pub struct Generator<Y: 'static, S: 'static = (), R: 'static = ()> {
     /// [body-suspended]
     sp: Cell<*mut u8>,
@@ -210,6 +212,7 @@ impl<Y: 'static, S: 'static, R: 'static> Generator<Y, S, R> {
     /// assert!(numbers.resume(()).is_none());
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[doc(alias = "next")]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn resume(&self, value: S) -> Option<Result<Y>> {
         self.step(value)

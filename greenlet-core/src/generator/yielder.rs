@@ -305,6 +305,8 @@ impl<Y, S> fmt::Debug for Yielder<Y, S> {
 /// assert!(error.downcast_ref::<GeneratorError>().unwrap().is_outside());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
+#[doc(alias = "yield")]
+#[doc(alias = "suspend")]
 pub fn yield_<Y: 'static>(value: Y) -> Result<()> {
     Yielder::<Y>::nearest()?.yield_(value)
 }

@@ -1,5 +1,5 @@
-//! The attachment of a greenlet: one value that another library attaches to it. Python's
-//! `__dict__`.
+//! The attachments of a greenlet: values that other libraries attach to it, one of each type.
+//! Python's `__dict__`.
 
 #![forbid(unsafe_code)]
 
@@ -8,14 +8,16 @@ use std::rc::Rc;
 
 use crate::greenlet::Greenlet;
 use crate::node::{Inner, lineage};
+use crate::thread::ThreadState;
 
 impl Greenlet {
-    /// Attaches a value to the greenlet, and returns `true`. Returns `false` if something is
-    /// attached already.
+    /// Attaches a value to the greenlet, and returns `true`. Returns `false`, and drops the value, if
+    /// a `T` is attached already.
     ///
     /// The attachment stays until the greenlet's last handle is dropped. A library that is built on
     /// greenlets can mark those that it owns, and find them with
-    /// [`nearest_attached`](Greenlet::nearest_attached).
+    /// [`nearest_attached`](Greenlet::nearest_attached). If each library attaches a type of its own,
+    /// none gets in another's way.
     ///
     /// # Examples
     ///
@@ -24,15 +26,24 @@ impl Greenlet {
     /// use std::rc::Rc;
     /// use greenlet::{Greenlet, getcurrent};
     /// let child = Greenlet::new(|(): ()| Ok(*getcurrent().attached::<u32>().unwrap()));
-    /// assert!(child.attach(Rc::new(7_u32)));
+    /// assert!(child.attach(Rc::new(7_u32)) && child.attach(Rc::new("another library's")));
+    /// assert!(!child.attach(Rc::new(8_u32)));
     /// assert_eq!(child.switch::<u32>(())?, 7);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[doc(alias = "__dict__")]
     pub fn attach<T: 'static>(&self, value: Rc<T>) -> bool {
-        self.inner().attach(value)
+        if self.attached::<T>().is_some() {
+            return false;
+        }
+        if let Err(value) = self.inner().attach_first(value) {
+            let mut later = ThreadState::current().later_attachments.borrow_mut();
+            later.entry(self.id()).or_default().push(value);
+        }
+        true
     }
 
-    /// Returns what is attached to the greenlet, if that is a `T`.
+    /// Returns the `T` that is attached to the greenlet.
     ///
     /// # Examples
     ///
@@ -67,6 +78,10 @@ impl Greenlet {
 }
 
 fn attached_to<T: 'static>(inner: &Inner) -> Option<Rc<T>> {
-    let attached: Rc<dyn Any> = Rc::clone(inner.attachment()?);
-    attached.downcast().ok()
+    let first: Rc<dyn Any> = Rc::clone(inner.attachment()?);
+    first.downcast().ok().or_else(|| {
+        let later = ThreadState::current().later_attachments.borrow();
+        let mut own = later.get(&inner.id())?.iter();
+        own.find_map(|value| Rc::clone(value).downcast().ok())
+    })
 }

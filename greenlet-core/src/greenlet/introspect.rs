@@ -38,6 +38,7 @@ impl Greenlet {
     /// assert!(getcurrent().is_active());
     /// assert!(!Greenlet::new(|(): ()| Ok(())).is_active());
     /// ```
+    #[doc(alias = "__bool__")]
     pub fn is_active(&self) -> bool {
         self.state() == State::Active
     }
@@ -54,6 +55,7 @@ impl Greenlet {
     /// assert!(child.is_dead());
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[doc(alias = "dead")]
     pub fn is_dead(&self) -> bool {
         self.state() == State::Dead
     }
@@ -274,6 +276,7 @@ impl StackUsage {
 /// let child = Greenlet::builder().name("child").build(|(): ()| Ok(()));
 /// assert_eq!(greenlets(), [main, child]);
 /// ```
+#[doc(alias = "enumerate")]
 pub fn greenlets() -> Vec<Greenlet> {
     ThreadState::current().all_greenlets().collect()
 }

@@ -31,6 +31,13 @@ impl Greenlet {
     /// the function's argument. An `Err` that the function returns is returned by the parent's
     /// switch.
     ///
+    /// The function takes exactly one argument; write `|(): ()|` if there is nothing to pass. The
+    /// error type is [`anyhow::Error`], and `?` turns every other error into one. If the compiler
+    /// asks for type annotations, write the result:
+    ///
+    /// - `|(): ()| -> anyhow::Result<()> { .. }`, if the function uses `?` and ends in `Ok(..)`;
+    /// - `|(): ()| -> anyhow::Result<Infallible> { loop { .. } }`, if it never returns a value.
+    ///
     /// # Examples
     ///
     /// ```
@@ -107,6 +114,7 @@ impl Greenlet {
     /// assert_eq!(child.switch::<String>(2_usize)?, "annann");
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[doc(alias = "resume")]
     #[track_caller]
     #[inline(always)] // the processor mispredicts a return that follows a switch
     pub fn switch<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
@@ -144,6 +152,7 @@ impl Greenlet {
     /// assert_eq!(once.switch_owned::<u32>(1_u32)?, 2);
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[doc(alias = "resume")]
     #[track_caller]
     pub fn switch_owned<R: 'static>(self, value: impl Sized + 'static) -> Result<R> {
         const { receive::assert_has_values::<R>() }
@@ -155,39 +164,6 @@ impl Greenlet {
             at,
             TypeTag::of::<R>(),
         )?)
-    }
-
-    /// Switches to the parent of this greenlet with a value, and returns what is next sent to the
-    /// caller.
-    ///
-    /// The same as a switch to [`parent()`](Greenlet::parent), but no handle of the parent is kept
-    /// meanwhile: see [`switch_owned`](Greenlet::switch_owned).
-    ///
-    /// # Errors
-    ///
-    /// As [`switch`](Greenlet::switch). [`ParentError`] if this is the main greenlet, which has no
-    /// parent.
-    ///
-    /// # Panics
-    ///
-    /// As [`switch`](Greenlet::switch).
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # extern crate greenlet_core as greenlet;
-    /// use greenlet::{Greenlet, getcurrent};
-    /// let child = Greenlet::new(|(): ()| getcurrent().switch_to_parent::<u32>("a number, please"));
-    /// assert_eq!(child.switch::<&str>(())?, "a number, please");
-    /// assert_eq!(child.switch::<u32>(5_u32)?, 5);
-    /// # Ok::<(), anyhow::Error>(())
-    /// ```
-    #[track_caller]
-    pub fn switch_to_parent<R: 'static>(&self, value: impl Sized + 'static) -> Result<R> {
-        match self.parent() {
-            Some(parent) => parent.switch_owned(value),
-            None => Err(ParentError::MAIN.into()),
-        }
     }
 
     /// Throws an error at this greenlet, and returns what is next sent to the caller.
@@ -258,6 +234,7 @@ impl Greenlet {
     /// assert!(child.is_dead());
     /// # Ok::<(), anyhow::Error>(())
     /// ```
+    #[doc(alias = "GreenletExit")]
     #[track_caller]
     pub fn kill(&self) -> Result<Value> {
         self.throw(GreenletExit::new())

@@ -23,6 +23,21 @@ pub use crate::switch::unwind::{Unwound, discard};
 use crate::switch::{self, Arrival, receive};
 use crate::thread::{self, Cause, ThreadState};
 
+/// Returns how many handles `greenlet` has besides this one. The link of each child is one.
+///
+/// # Examples
+///
+/// ```
+/// # extern crate greenlet_core as greenlet;
+/// use greenlet::{Greenlet, raw};
+/// let child = Greenlet::new(|(): ()| Ok(()));
+/// let _other = child.clone();
+/// assert_eq!(raw::other_handles(&child), 1);
+/// ```
+pub fn other_handles(greenlet: &Greenlet) -> usize {
+    greenlet.inner().strong_count().saturating_sub(1) as usize
+}
+
 /// Returns `true` if the running greenlet is the parent of `greenlet`. Counts no reference.
 #[inline]
 pub fn is_child_of_current(greenlet: &Greenlet) -> bool {
@@ -134,7 +149,7 @@ fn switch_in_slow(
     Ok(switch::switch_to_owned(target, unsent, at, wanted))
 }
 
-/// Calls `look` with what is attached to the running greenlet, if that is a `T`, and with the
+/// Calls `look` with what was attached first to the running greenlet, if that is a `T`, and with the
 /// greenlet's id.
 ///
 /// Counts no reference to the greenlet or to the attachment, so that none is on the stack while

@@ -23,6 +23,7 @@ pub(crate) struct Extras {
     name: OnceCell<Box<Box<str>>>,
     /// `None` until the first variable is set.
     locals: Cell<Option<LocalValues>>,
+    /// The first attachment. The thread state has the others, which are rare.
     attachment: OnceCell<Rc<dyn Any>>,
     /// `UNSPECIFIED` unless a size was asked for.
     stack_size: Cell<usize>,
@@ -73,13 +74,14 @@ impl Inner {
         self.extras.locals.replace(locals)
     }
 
+    /// The first attachment.
     pub(crate) fn attachment(&self) -> Option<&Rc<dyn Any>> {
         self.extras.attachment.get()
     }
 
-    /// Attaches `thing` and returns `true`, unless something is attached already.
-    pub(crate) fn attach(&self, thing: Rc<dyn Any>) -> bool {
+    /// Sets the first attachment, or returns `value` if there is one.
+    pub(crate) fn attach_first(&self, value: Rc<dyn Any>) -> Result<(), Rc<dyn Any>> {
         self.status.set_has_extras();
-        self.extras.attachment.set(thing).is_ok()
+        self.extras.attachment.set(value)
     }
 }

@@ -41,6 +41,9 @@ use crate::node::rc::InnerRc;
 /// assert!(adder.is_dead());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
+#[doc(alias = "coroutine")]
+#[doc(alias = "fiber")]
+#[doc(alias = "green thread")]
 pub struct Greenlet {
     /// `Drop for Greenlet` drops it.
     pub(crate) inner: ManuallyDrop<InnerRc>,

@@ -133,6 +133,7 @@ pub(crate) fn leave_stack(thread: &ThreadState, node: &Inner) {
     // Values on the stack may borrow from these, so one count of each is leaked.
     std::mem::forget(node.locals());
     std::mem::forget(node.attachment().cloned());
+    std::mem::forget(thread.later_attachments.borrow().get(&node.id()).cloned());
     node.stack.take(); // it has no destructor: the memory stays
     thread.stacks.borrow().leak();
 }

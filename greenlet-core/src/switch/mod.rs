@@ -63,7 +63,7 @@ use crate::stack;
 use crate::switch::envelope::Envelope;
 use crate::switch::receive::open;
 use crate::switch::start::{prepare_pending, prepare_pending_slow, start};
-use crate::thread::{ThreadState, flag, inbox, prefetch};
+use crate::thread::{self, ThreadState, flag, inbox, prefetch};
 
 /// A place in a user's source.
 type Loc = &'static Location<'static>;
@@ -267,6 +267,22 @@ pub(crate) fn try_switch_in(
     match target {
         // SAFETY: between `find_ready` and the switch only a borrow ended, which runs no user code
         // [ready-now].
+        Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
+        None => Err(payload),
+    }
+}
+
+/// Switches to the parent of the running greenlet, without a handle of it.
+///
+/// # Errors
+///
+/// Returns the payload if a bare stack switch cannot do it.
+#[inline(always)] // see "Inlining"
+pub(crate) fn try_switch_to_parent(payload: Payload, at: Loc) -> Result<Arrival, Payload> {
+    let target = thread::with_current_inner(|node| find_ready(&*node.parent.get()?, payload.tag()));
+    match target {
+        // SAFETY: between `find_ready` and the switch only a count was dropped, which runs no user
+        // code, because the parent link has another [ready-now].
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
         None => Err(payload),
     }

@@ -68,6 +68,9 @@ impl Drop for ExitGuard {
         // CAUTION: runs arbitrary user code: the destructor of main's attachment.
         let _ = unwind::discard(main);
         drop(thread.records.take()); // an empty map may own memory
+        if thread.later_attachments.borrow().is_empty() {
+            drop(thread.later_attachments.take());
+        }
         thread.pool.close();
     }
 }

@@ -17,6 +17,7 @@ use crate::thread::{self, ThreadState, flag};
 /// All greenlets of the thread share it, and other threads are not affected. Each switch calls it
 /// in the target, before the target's `switch` returns or its function begins. It may switch, and
 /// replace or remove itself. Without a tracer, tracing costs nothing.
+#[doc(alias = "set_trace")]
 pub fn settrace(tracer: Option<Tracer>) -> Option<Tracer> {
     let thread = ThreadState::current();
     // The guard that this installs releases the tracer when the thread ends.

@@ -36,11 +36,13 @@ mod stacks;
 pub(crate) mod tracer;
 pub(crate) mod unwinding;
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 pub(crate) use flags::{SwitchFlags, flag};
@@ -117,6 +119,8 @@ pub(crate) struct ThreadState {
     inbox: RefCell<Option<Arc<Inbox>>>,
     /// By the greenlet's id. Only of greenlets that were created while ages or stacks were tracked.
     pub(crate) records: RefCell<BTreeMap<u64, Record>>,
+    /// By the greenlet's id: its attachments except the first.
+    pub(crate) later_attachments: RefCell<BTreeMap<u64, Vec<Rc<dyn Any>>>>,
 }
 
 thread_local! {
@@ -149,6 +153,7 @@ impl ThreadState {
             exit_cache: ExitCache::none(),
             inbox: RefCell::new(None),
             records: RefCell::new(BTreeMap::new()),
+            later_attachments: RefCell::new(BTreeMap::new()),
         }
     }
 

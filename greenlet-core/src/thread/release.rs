@@ -4,8 +4,10 @@
 //!
 //! It is here and not in `node`, because the thread keeps things about its nodes.
 
+use std::any::Any;
 use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
+use std::rc::Rc;
 
 use crate::node::Inner;
 use crate::node::extras::Extras;
@@ -96,7 +98,7 @@ unsafe fn drop_last(node: NonNull<Inner>) {
 ///
 /// - The node is not in use. `slot` is the weak count of all strong references together.
 unsafe fn release(slot: InnerWeak) {
-    ThreadState::current().forget(slot.node());
+    let attachments = ThreadState::current().forget(slot.node());
     // Dropped last but for `slot`, also if a destructor below panics.
     let _parent = LastLink(slot.node().parent.take());
     let extras = slot.node().status.has_extras().then(|| {
@@ -108,12 +110,13 @@ unsafe fn release(slot: InnerWeak) {
     // CAUTION: runs arbitrary user code, if the greenlet was never started.
     slot.node().closure.clear();
     // CAUTION: runs arbitrary user code.
-    drop(extras);
+    drop((extras, attachments));
 }
 
 impl ThreadState {
-    /// Removes what the thread keeps about `node`, which is being released.
-    fn forget(&self, node: &Inner) {
+    /// Removes what the thread keeps about `node`, which is being released. Returns its later
+    /// attachments.
+    fn forget(&self, node: &Inner) -> Option<Vec<Rc<dyn Any>>> {
         if node.status.is_main() {
             self.main.set(ptr::null());
             self.current.set(ptr::null());
@@ -125,6 +128,7 @@ impl ThreadState {
         if !records.is_empty() {
             records.remove(&node.id());
         }
+        self.later_attachments.borrow_mut().remove(&node.id())
     }
 }
 

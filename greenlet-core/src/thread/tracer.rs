@@ -83,7 +83,33 @@ impl Tracer {
         Tracer(Rc::new(hook))
     }
 
-    pub(crate) fn call(&self, event: &TraceEvent) -> Result<()> {
+    /// Calls the tracer, so that another tracer can pass events on to it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the tracer's error. Return it from the calling tracer, to be treated alike.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # extern crate greenlet_core as greenlet;
+    /// use std::{cell::RefCell, rc::Rc};
+    /// use greenlet::{Greenlet, Tracer, gettrace, settrace};
+    ///
+    /// let log = Rc::new(RefCell::new(Vec::new()));
+    /// for name in ["first", "second"] {
+    ///     let (log, before) = (log.clone(), gettrace());
+    ///     settrace(Some(Tracer::new(move |event| {
+    ///         log.borrow_mut().push(name);
+    ///         before.as_ref().map_or(Ok(()), |before| before.call(event))
+    ///     })));
+    /// }
+    /// Greenlet::new(|(): ()| Ok(())).switch::<()>(())?; // a start and an end
+    /// settrace(None);
+    /// assert_eq!(*log.borrow(), ["second", "first", "second", "first"]);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn call(&self, event: &TraceEvent) -> Result<()> {
         // CAUTION: runs arbitrary user code.
         (self.0)(event)
     }

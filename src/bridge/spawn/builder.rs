@@ -32,6 +32,9 @@ use crate::bridge::hooks::{Hooks, SpawnHooks};
 /// });
 /// assert_eq!(futures::executor::block_on(future), 15);
 /// ```
+#[doc(alias = "spawn")]
+#[doc(alias = "spawn_blocking")]
+#[doc(alias = "block_in_place")]
 #[track_caller]
 #[inline]
 pub fn greenlet_spawn<T, F>(function: F) -> Spawn<T>

@@ -451,11 +451,20 @@ fn a_leaked_greenlet_is_named() {
         text.starts_with("2 greenlets have not ended:\n  <Greenlet 'knot', suspended at "),
         "{text}"
     );
+    let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap();
     assert!(
-        text.contains("\n  <Greenlet 'never run', pending>, created at "),
+        line("knot").ends_with("; 1 handle is left: does its own stack hold it?"),
         "{text}"
     );
+    let pending = line("never run");
+    assert!(
+        pending.starts_with("  <Greenlet 'never run', pending>, created at "),
+        "{text}"
+    );
+    assert!(pending.ends_with("; 1 handle is left"), "{text}");
     greenlet::end_suspended().unwrap();
+    let kept = panic_text(|| std::mem::forget(assert_no_leaks(|| named("kept", |()| Ok(())))));
+    assert!(kept.starts_with("1 greenlet has not ended:\n"), "{kept}");
 }
 
 #[test]

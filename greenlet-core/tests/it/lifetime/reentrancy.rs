@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
-use greenlet::{Greenlet, Tracer, WeakGreenlet, getcurrent, getmain, raw, settrace};
+use greenlet::{Greenlet, Tracer, WeakGreenlet, getmain, raw, settrace, switch_to_parent};
 
 use crate::support::{Drops, NoLeaks, Witness, on_drop, up};
 
@@ -244,7 +244,7 @@ fn a_value_is_moved_out_before_the_last_handle_of_an_old_parent_is_dropped() {
     });
     let asking = Greenlet::builder()
         .parent(&parent)
-        .build(|(): ()| Ok(getcurrent().switch_to_parent::<String>(())? == TEXT));
+        .build(|(): ()| Ok(switch_to_parent::<String>(())? == TEXT));
     drop(parent);
     *child.borrow_mut() = Some(asking.clone());
     settrace(Some(Tracer::new(|_| Ok(())))); // so that no switch takes the fast path

@@ -176,21 +176,29 @@ fn a_clone_is_the_same_greenlet_not_a_second_execution() {
 
 // CR-15
 #[test]
-fn one_value_of_any_type_can_be_attached() {
+fn one_value_of_each_type_can_be_attached() {
     let _no_leaks = NoLeaks::watch();
     let drops = Drops::new();
     let child = Greenlet::new(|(): ()| Ok(*getcurrent().attached::<u32>().unwrap()));
     assert!(child.attached::<u32>().is_none());
     assert!(child.attach(Rc::new(7_u32)));
-    assert!(!child.attach(Rc::new(8_u32)), "there is room for one thing");
+    assert!(!child.attach(Rc::new(8_u32)), "there is room for one `u32`");
     assert!(child.attached::<&str>().is_none());
+    assert!(child.attach(Rc::new("second")) && child.attach(Rc::new('3')));
+    assert!(!child.attach(Rc::new("another second")));
+    let below = Greenlet::builder().parent(&child).build(|(): ()| Ok(()));
+    assert_eq!(below.nearest_attached::<&str>().as_deref(), Some(&"second"));
+    assert!(below.attached::<&str>().is_none());
     assert_eq!(child.switch::<u32>(()).unwrap(), 7);
     assert_eq!(*child.attached::<u32>().unwrap(), 7, "a dead greenlet keeps it");
+    assert_eq!(*child.attached::<char>().unwrap(), '3');
 
     let other = Greenlet::new(|(): ()| Ok(()));
     other.attach(Rc::new(drops.witness()));
+    other.attach(Rc::new(Some(drops.witness())));
+    assert!(other.attached::<&str>().is_none());
     drop(other);
-    assert_eq!(drops.count(), 1);
+    assert_eq!(drops.count(), 2);
 }
 
 // CR-16

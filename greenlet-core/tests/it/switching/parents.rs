@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
-use greenlet::{Greenlet, State, getcurrent, getparent};
+use greenlet::{Greenlet, ParentError, State, Tracer, getcurrent, getparent, settrace, switch_to_parent};
 
 use crate::support::{Drops, Log, NoLeaks, up};
 
@@ -246,5 +246,66 @@ fn a_parent_held_only_by_its_dead_child_ends_with_it() {
     drop(parent);
     assert_eq!(drops.count(), 0);
     drop(dead);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_greenlet_suspended_in_switch_to_parent_holds_no_handle_of_itself() {
+    let _no_leaks = NoLeaks::watch();
+    let drops = Drops::new();
+    let witness = drops.witness();
+    let line = line!() + 3;
+    let child = Greenlet::new(move |(): ()| {
+        let _witness = witness;
+        switch_to_parent::<()>(1_u8)
+    });
+    assert_eq!(child.switch::<u8>(()).unwrap(), 1);
+    assert_eq!(child.suspended_at().unwrap().line(), line);
+    drop(child);
+    assert_eq!(drops.count(), 1);
+}
+
+#[test]
+fn a_greenlet_suspended_in_switch_to_parent_holds_no_handle_of_its_parent() {
+    let _no_leaks = NoLeaks::watch();
+    let child = Greenlet::new(|(): ()| switch_to_parent::<()>(2_u8));
+    let target = child.clone();
+    let parent = Greenlet::new(move |(): ()| {
+        target.set_parent(&getcurrent())?;
+        let got: u8 = target.switch(())?;
+        up::<()>(got)
+    });
+    assert_eq!(parent.switch::<u8>(()).unwrap(), 2);
+    child.set_parent(&getcurrent()).unwrap();
+    let weak = parent.downgrade();
+    drop(parent);
+    assert!(weak.upgrade().is_none());
+}
+
+#[test]
+fn switch_to_parent_starts_a_pending_parent_and_is_traced() {
+    let _no_leaks = NoLeaks::watch();
+    let parent = Greenlet::new(|n: u8| Ok(n + 1));
+    let child = Greenlet::builder()
+        .parent(&parent)
+        .build(|(): ()| switch_to_parent::<()>(1_u8));
+    assert_eq!(child.switch::<u8>(()).unwrap(), 2);
+    let log = Log::new();
+    let seen = log.clone();
+    settrace(Some(Tracer::new(move |event| {
+        seen.add(format!("{:?}", event.kind));
+        Ok(())
+    })));
+    let traced = Greenlet::new(|(): ()| switch_to_parent::<()>(3_u8));
+    let got = traced.switch::<u8>(());
+    settrace(None);
+    assert_eq!((got.unwrap(), log.take().len()), (3, 2));
+}
+
+#[test]
+fn in_main_switch_to_parent_is_an_error_and_drops_the_value() {
+    let drops = Drops::new();
+    let error = switch_to_parent::<()>(drops.witness()).unwrap_err();
+    assert!(error.downcast::<ParentError>().unwrap().is_main());
     assert_eq!(drops.count(), 1);
 }

@@ -8,7 +8,7 @@ use greenlet::{
     Greenlet, GreenletExit, State, TraceEvent, TraceKind, Tracer, Value, getcurrent, gettrace, settrace,
 };
 
-use crate::support::{Drops, Log, catch_reports, name, take_reports, up};
+use crate::support::{Drops, Log, NoLeaks, catch_reports, name, take_reports, up};
 
 /// Returns the text of an event in the logs of this file.
 fn text(event: &TraceEvent) -> String {
@@ -497,4 +497,14 @@ fn a_tracer_sees_the_locals_of_the_target() {
     g.switch::<()>(()).unwrap();
     settrace(None);
     assert_eq!(log.take(), ["g: g's own", "main: nothing"]);
+}
+
+#[test]
+fn the_failure_of_a_tracer_that_another_one_calls_reaches_the_target() {
+    let _no_leaks = NoLeaks::watch();
+    let inner = Tracer::new(|_| Err(anyhow!("from the inner one")));
+    settrace(Some(Tracer::new(move |event| inner.call(event))));
+    let error = Greenlet::new(|(): ()| Ok(())).switch::<()>(()).unwrap_err();
+    assert_eq!(error.to_string(), "from the inner one");
+    assert!(gettrace().is_none());
 }
