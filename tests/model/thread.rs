@@ -49,7 +49,7 @@ pub(crate) fn run_thread(program: &Arc<Program>, body: &Body, end: ThreadEnd) {
         safely(|| drop(world.generators.take(slot)));
         safely(|| drop(world.greenlets.take(slot)));
     }
-    for _ in 0..3 {
+    for _ in 0..20 {
         safely(|| end_suspended().expect("main may switch"));
         // Destructors and clean-up may have filled the tables again.
         for slot in 0..SLOTS {
