@@ -1,9 +1,8 @@
 //! The interpreter of programs: spawned functions, awaits, streams, wakers and hooks.
 
 use std::cell::{Cell, RefCell};
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::task::Waker;
 use std::thread::panicking;
 
 use anyhow::Result;
@@ -16,7 +15,7 @@ use crate::greenlets::{end, finish};
 use crate::program::{Body, GATES, OnError, Op, Options};
 use crate::run::{Context, Flow, Witness, drop_disturbing, recover, run, run_callback};
 use crate::tasks::{Running, cancel, poll, put, root_of};
-use crate::world::{Boom, Lower, Token, World, fail, world};
+use crate::world::{Boom, Lower, Token, World, drop_payload, fail, world};
 
 /// What a spawned function returns.
 pub(crate) type Output = Result<Token>;
@@ -126,7 +125,16 @@ pub(crate) fn open(gate: usize) {
         gate.is_open = true;
         std::mem::take(&mut gate.wakers)
     };
-    wakers.into_iter().for_each(Waker::wake);
+    // A waker that unwinds does not keep the others from being called.
+    let mut unwound = None;
+    for waker in wakers {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            unwound.replace(payload).map(drop_payload);
+        }
+    }
+    if let Some(payload) = unwound {
+        resume_unwind(payload);
+    }
 }
 
 // ---- the functions ----------------------------------------------------------------------------------
