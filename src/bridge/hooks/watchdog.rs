@@ -4,13 +4,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{Location, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{Parker, Unparker};
-use greenlet_core::{Greenlet, is_end, run_to_end};
+use greenlet_core::{Greenlet, catch, raw, run_to_end};
 
 use super::SpawnHooks;
 
@@ -230,15 +230,11 @@ impl Watched {
             ready_awaits: running.ready_awaits,
             stop,
         };
-        // The panic hook has reported a panic.
-        let reported = catch_unwind(AssertUnwindSafe(|| {
-            // CAUTION: runs arbitrary user code.
-            (shared.report)(&overrun);
-        }));
-        match reported {
-            Err(payload) if is_end(&*payload) => resume_unwind(payload),
-            Err(payload) => std::mem::forget(payload), // its destructor could panic, too
-            Ok(()) => {}
+        // CAUTION: runs arbitrary user code. The panic hook has reported a panic.
+        let reported = catch(|| (shared.report)(&overrun));
+        // CAUTION: runs arbitrary user code. The destructor of a panic's payload may panic, too.
+        if let Err(end) = raw::discard(reported) {
+            resume_unwind(end);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The watchdog: functions that keep their thread.
 
 use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -135,6 +136,43 @@ fn a_report_that_panics_is_lost_and_the_next_ones_come() {
             });
         futures::executor::block_on(spawned);
     }
+}
+
+/// What a report panics with. It counts its drops, and panics in its destructor.
+struct Payload(Arc<AtomicUsize>);
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("in the destructor of the payload");
+    }
+}
+
+#[test]
+fn the_payload_of_a_report_that_panics_is_dropped() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (made, counted) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&dropped));
+    let reports = Arc::clone(&made);
+    let watchdog = Watchdog::new(Duration::from_millis(1), move |_| {
+        reports.fetch_add(1, Ordering::SeqCst);
+        std::panic::panic_any(Payload(Arc::clone(&counted)));
+    });
+    let seen = Arc::clone(&made);
+    let spawned = SpawnBuilder::new().hooks(watchdog.hooks()).spawn(move || {
+        let start = Instant::now();
+        // The first report comes from the watchdog's thread, the second one from this thread.
+        while seen.load(Ordering::SeqCst) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "no report");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    futures::executor::block_on(spawned);
+    let start = Instant::now();
+    while dropped.load(Ordering::SeqCst) < 2 {
+        assert!(start.elapsed() < Duration::from_secs(60), "a payload is leaked");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(made.load(Ordering::SeqCst), 2);
 }
 
 #[test]
