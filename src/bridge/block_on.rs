@@ -23,19 +23,24 @@ use super::spawn::greenlet_spawn;
 /// spawn there.
 ///
 /// Inside a spawned function this does not block: it calls the function in a greenlet of its own,
-/// and awaits it. On an executor's thread outside of
-/// spawned functions, it would block all tasks of that thread. It panics where it can find that
-/// out: in the poll of a future that a spawned function awaits, and under a runtime of tokio (with
-/// the feature `tokio`).
+/// and awaits it. In other code that a task of an executor calls, it would block all tasks of that
+/// thread. It panics where it can find that out:
 ///
-/// It cannot find out that another executor runs its tasks on this thread, such as smol or
-/// `futures::executor::block_on`. If the function then awaits something that only a task of that
-/// executor does, it waits for ever.
+/// - in the poll of a future that a spawned function awaits;
+/// - under a runtime of tokio, with the feature `tokio`;
+/// - under an executor of the `futures` crate, with the feature `futures-io`.
+///
+/// It cannot find out that another executor, such as smol's, runs its tasks on this thread. There it
+/// returns if other threads wake the function, such as those of smol's reactor and of its global
+/// executor. If the function awaits something that only a task of this thread does, it waits for
+/// ever, as a nested `smol::block_on` does.
 ///
 /// # Panics
 ///
 /// - Panics with the panic of the function.
 /// - Panics on an executor's thread, as above.
+/// - Panics while a panic unwinds this thread: in a destructor, poll a
+///   [`Spawn`](crate::Spawn) with `into_result()` instead.
 /// - Panics if the function waits for a future that no waker is left for: the thread would sleep
 ///   for ever.
 ///
@@ -70,6 +75,13 @@ where
     #[cfg(feature = "tokio")]
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
         runtime.block_on(async {});
+    }
+    #[cfg(feature = "futures-io")]
+    if futures_executor::enter().is_err() {
+        panic!(
+            "`block_on_greenlet` would block the executor's thread: it is called in a task of an executor of \
+             `futures`; await `greenlet_spawn(function)` instead, or call it on a thread of its own"
+        );
     }
     let parker = Parker::new();
     let unpark = Arc::new(Unpark {

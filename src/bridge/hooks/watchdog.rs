@@ -4,13 +4,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{Location, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::sync::{Parker, Unparker};
-use greenlet_core::{Greenlet, is_end, run_to_end};
+use greenlet_core::{Greenlet, catch, raw, run_to_end};
 
 use super::SpawnHooks;
 
@@ -20,7 +20,8 @@ use super::SpawnHooks;
 /// Such a function blocks all other tasks of its thread: it calls blocking code, computes for long,
 /// or hangs. The watchdog checks on its own thread, so it also reports a function that never
 /// returns. When the function returns to its executor or ends after all, the watchdog reports it
-/// once more, with the time and the place. An await of a future that is ready does not return to
+/// once more, with the time and the place. The report of a function that still runs names functions
+/// that wait on the same thread, since one of them may hold the lock that blocks it. An await of a future that is ready does not return to
 /// the executor: a function that awaits nothing else blocks its thread, too.
 ///
 /// A report that panics is lost, and the watchdog continues.
@@ -63,7 +64,18 @@ struct Shared {
 struct Watched {
     greenlet: String,
     created_at: &'static Location<'static>,
-    running: Mutex<Option<Running>>,
+    thread: ThreadId,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy, Default)]
+enum State {
+    /// Has not started, or has ended.
+    #[default]
+    Idle,
+    Running(Running),
+    /// Waits for the future that it awaits there.
+    Waiting(&'static Location<'static>),
 }
 
 #[derive(Clone, Copy)]
@@ -103,7 +115,13 @@ pub struct Overrun {
     pub ready_awaits: u64,
     /// How the run has stopped. `None` if the function is still running.
     pub stop: Option<Stop>,
+    /// The functions that wait on the same thread: their greenlets, and where they wait. Empty if
+    /// the function has stopped.
+    waiting: Vec<(String, &'static Location<'static>)>,
 }
+
+/// The number of waiting functions that a report names.
+const NAMED: usize = 3;
 
 /// How a run has stopped: see [`Overrun`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,9 +152,20 @@ impl fmt::Display for Overrun {
             None => f.write_str("its start")?,
         }
         match self.stop {
-            Some(Stop::Await(place)) => write!(f, ", until its await at {place}"),
-            Some(Stop::End) => f.write_str(", until its end"),
-            None => Ok(()),
+            Some(Stop::Await(place)) => write!(f, ", until its await at {place}")?,
+            Some(Stop::End) => f.write_str(", until its end")?,
+            None => {}
+        }
+        for (number, (who, place)) in self.waiting.iter().take(NAMED).enumerate() {
+            f.write_str(match number {
+                0 => "; it may need what these hold, which wait on the same thread: ",
+                _ => ", ",
+            })?;
+            write!(f, "{who} at {place}")?;
+        }
+        match self.waiting.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            others => write!(f, ", and {others} more"),
         }
     }
 }
@@ -186,6 +215,12 @@ impl fmt::Debug for Watchdog {
     }
 }
 
+impl Shared {
+    fn all_watched(&self) -> Vec<Arc<Watched>> {
+        lock(&self.watched).values().cloned().collect()
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.unparker.unpark();
@@ -195,8 +230,7 @@ impl Drop for Shared {
 /// The body of the watchdog's thread.
 fn watch(parker: &Parker, shared: &Weak<Shared>) {
     while let Some(strong) = shared.upgrade() {
-        let all: Vec<Arc<Watched>> = lock(&strong.watched).values().cloned().collect();
-        for watched in all {
+        for watched in strong.all_watched() {
             watched.check(&strong);
         }
         let pause = strong.bound / 2;
@@ -209,9 +243,8 @@ impl Watched {
     /// Reports the function if it has been running for too long.
     fn check(&self, shared: &Shared) {
         let found = {
-            let mut running = lock(&self.running);
-            match running.as_mut() {
-                Some(running) if !running.is_reported && running.since.elapsed() > shared.bound => {
+            match &mut *lock(&self.state) {
+                State::Running(running) if !running.is_reported && running.since.elapsed() > shared.bound => {
                     running.is_reported = true;
                     *running
                 }
@@ -219,6 +252,20 @@ impl Watched {
             }
         };
         self.report(shared, found, None);
+    }
+
+    /// Returns the greenlets of this thread that wait, and where, sorted by name.
+    fn waiting_beside(&self, shared: &Shared) -> Vec<(String, &'static Location<'static>)> {
+        let all = shared.all_watched();
+        let others = all.iter().filter(|other| other.thread == self.thread);
+        let mut waiting: Vec<_> = others
+            .filter_map(|other| match *lock(&other.state) {
+                State::Waiting(place) => Some((other.greenlet.clone(), place)),
+                _ => None,
+            })
+            .collect();
+        waiting.sort_unstable();
+        waiting
     }
 
     fn report(&self, shared: &Shared, running: Running, stop: Option<Stop>) {
@@ -229,16 +276,16 @@ impl Watched {
             time: running.since.elapsed(),
             ready_awaits: running.ready_awaits,
             stop,
+            waiting: match stop {
+                None => self.waiting_beside(shared),
+                Some(_) => Vec::new(),
+            },
         };
-        // The panic hook has reported a panic.
-        let reported = catch_unwind(AssertUnwindSafe(|| {
-            // CAUTION: runs arbitrary user code.
-            (shared.report)(&overrun);
-        }));
-        match reported {
-            Err(payload) if is_end(&*payload) => resume_unwind(payload),
-            Err(payload) => std::mem::forget(payload), // its destructor could panic, too
-            Ok(()) => {}
+        // CAUTION: runs arbitrary user code. The panic hook has reported a panic.
+        let reported = catch(|| (shared.report)(&overrun));
+        // CAUTION: runs arbitrary user code. The destructor of a panic's payload may panic, too.
+        if let Err(end) = raw::discard(reported) {
+            resume_unwind(end);
         }
     }
 }
@@ -252,7 +299,11 @@ impl WatchdogHooks {
     /// Ends the run, and reports it if it was too long.
     fn stop(&self, stop: Stop) {
         let Some(watched) = &self.watched else { return };
-        let Some(running) = lock(&watched.running).take() else {
+        let next = match stop {
+            Stop::Await(place) => State::Waiting(place),
+            Stop::End => State::Idle,
+        };
+        let State::Running(running) = std::mem::replace(&mut *lock(&watched.state), next) else {
             return;
         };
         if running.since.elapsed() > self.shared.bound {
@@ -270,22 +321,22 @@ impl SpawnHooks for WatchdogHooks {
                     None => greenlet.id().to_string(),
                 },
                 created_at: greenlet.created_at(),
-                running: Mutex::default(),
+                thread: thread::current().id(),
+                state: Mutex::default(),
             });
             lock(&self.shared.watched).insert(Arc::as_ptr(&watched).addr(), Arc::clone(&watched));
             watched
         });
-        let mut running = lock(&watched.running);
-        match &mut *running {
-            Some(running) => running.ready_awaits += 1,
-            None => {
-                *running = Some(Running {
-                    since: Instant::now(),
-                    after: greenlet.suspended_at(),
-                    ready_awaits: 0,
-                    is_reported: false,
-                });
-            }
+        let mut state = lock(&watched.state);
+        if let State::Running(running) = &mut *state {
+            running.ready_awaits += 1;
+        } else {
+            *state = State::Running(Running {
+                since: Instant::now(),
+                after: greenlet.suspended_at(),
+                ready_awaits: 0,
+                is_reported: false,
+            });
         }
     }
 

@@ -270,6 +270,38 @@ fn blocking_under_an_executor_is_refused() {
 }
 
 #[test]
+fn blocking_under_an_executor_of_futures_is_refused() {
+    let _no_leaks = NoLeaks::watch();
+    let blocks = || block_on_greenlet(|| await_(pending::<()>()));
+    // Without the feature, it is refused because nothing could wake it.
+    let reason = if cfg!(feature = "futures-io") {
+        "an executor of `futures`"
+    } else {
+        "for ever"
+    };
+    let said = futures::executor::block_on(async { panic_of(blocks) });
+    assert!(said.contains(reason), "{said}");
+    let mut tasks = futures::executor::LocalPool::new();
+    let said = tasks.run_until(async { panic_of(blocks) });
+    assert!(said.contains(reason), "{said}");
+    // In a spawned function it is a nested call, and after the executor it works.
+    let nested = greenlet_spawn(|| block_on_greenlet(|| await_(async { 7 })));
+    assert_eq!(tasks.run_until(nested), 7);
+    assert_eq!(block_on_greenlet(|| await_(async { 7 })), 7);
+}
+
+#[test]
+fn blocking_under_smol_returns_when_another_thread_wakes_it() {
+    let _no_leaks = NoLeaks::watch();
+    smol::block_on(async {
+        let timer = || await_(smol::Timer::after(Duration::from_millis(1)));
+        block_on_greenlet(timer);
+        let task = smol::spawn(async { 7 });
+        assert_eq!(block_on_greenlet(|| await_(task)), 7);
+    });
+}
+
+#[test]
 fn blocking_for_what_nobody_can_wake_is_refused() {
     let _no_leaks = NoLeaks::watch();
     let said = panic_of(|| block_on_greenlet(|| await_(pending::<()>())));

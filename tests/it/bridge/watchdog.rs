@@ -1,6 +1,7 @@
 //! The watchdog: functions that keep their thread.
 
 use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -62,6 +63,53 @@ fn the_watchdog_reports_a_function_that_never_returns() {
 }
 
 /// A watchdog whose reports are collected.
+/// The initialiser of a lazy static awaits, and another function of the thread asks for the value.
+#[test]
+fn a_report_names_the_functions_that_wait_on_the_same_thread() {
+    let (watchdog, reports) = collected(Duration::from_millis(2));
+    let waiting = |name| {
+        let line = line!() + 2;
+        let hooks = SpawnBuilder::new().name(name).hooks(watchdog.hooks());
+        let mut spawned = hooks.spawn(|| await_(pending::<()>()));
+        assert!(poll(&mut spawned).is_pending());
+        (spawned, line)
+    };
+    let (first, line) = waiting("first");
+    let elsewhere = watchdog.hooks();
+    std::thread::spawn(move || {
+        let mut spawned = SpawnBuilder::new()
+            .hooks(elsewhere)
+            .spawn(|| await_(pending::<()>()));
+        assert!(poll(&mut spawned).is_pending());
+    })
+    .join()
+    .unwrap();
+    // Each waits for the report of the watchdog's own thread.
+    let blocks = |name, reports: mpsc::Receiver<Overrun>| {
+        let hooks = SpawnBuilder::new().name(name).hooks(watchdog.hooks());
+        futures::executor::block_on(hooks.spawn(move || {
+            let asked = format!("'{name}'");
+            let mut running = reports.iter().filter(|report| report.stop.is_none());
+            let report = running.find(|report| report.greenlet == asked);
+            (report.unwrap().to_string(), reports)
+        }))
+    };
+    let (said, reports) = blocks("second", reports);
+    let place = format!("'first' at {}:{line}:", file!());
+    assert!(said.contains(&place), "{said}");
+    assert!(!said.contains("more"), "{said}");
+    // A report names three, and counts the others.
+    let others = ["a", "b", "c"].map(waiting);
+    let (said, reports) = blocks("third", reports);
+    assert!(
+        said.contains("'a' at ") && said.ends_with(", and 1 more"),
+        "{said}"
+    );
+    drop((first, others));
+    let (said, _reports) = blocks("fourth", reports);
+    assert!(!said.contains("wait on the same thread"), "{said}");
+}
+
 fn collected(bound: Duration) -> (Watchdog, mpsc::Receiver<Overrun>) {
     let (sender, reports) = mpsc::channel();
     let watchdog = Watchdog::new(bound, move |overrun| {
@@ -135,6 +183,43 @@ fn a_report_that_panics_is_lost_and_the_next_ones_come() {
             });
         futures::executor::block_on(spawned);
     }
+}
+
+/// What a report panics with. It counts its drops, and panics in its destructor.
+struct Payload(Arc<AtomicUsize>);
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("in the destructor of the payload");
+    }
+}
+
+#[test]
+fn the_payload_of_a_report_that_panics_is_dropped() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let (made, counted) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&dropped));
+    let reports = Arc::clone(&made);
+    let watchdog = Watchdog::new(Duration::from_millis(1), move |_| {
+        reports.fetch_add(1, Ordering::SeqCst);
+        std::panic::panic_any(Payload(Arc::clone(&counted)));
+    });
+    let seen = Arc::clone(&made);
+    let spawned = SpawnBuilder::new().hooks(watchdog.hooks()).spawn(move || {
+        let start = Instant::now();
+        // The first report comes from the watchdog's thread, the second one from this thread.
+        while seen.load(Ordering::SeqCst) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "no report");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    futures::executor::block_on(spawned);
+    let start = Instant::now();
+    while dropped.load(Ordering::SeqCst) < 2 {
+        assert!(start.elapsed() < Duration::from_secs(60), "a payload is leaked");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(made.load(Ordering::SeqCst), 2);
 }
 
 #[test]
