@@ -87,6 +87,7 @@ pub(crate) fn transfer(world: &'static World, target: Greenlet, how: Transfer) -
         }
         Transfer::Kill => {
             disturb(world);
+            note_switch(world);
             let pending = (target.state() == State::Pending).then(|| target.id());
             pending.inspect(|id| world.set_startable(*id, false));
             let result = target.kill();
@@ -99,6 +100,13 @@ pub(crate) fn transfer(world: &'static World, target: Greenlet, how: Transfer) -
     }
 }
 
+/// Notes that the running code switches.
+fn note_switch(world: &World) {
+    if world.may_be_in_an_end() {
+        world.has_left_an_end.set(true);
+    }
+}
+
 /// Sends a value, and checks what comes back.
 pub(crate) fn send(
     world: &'static World,
@@ -107,6 +115,7 @@ pub(crate) fn send(
     send: impl FnOnce(Token) -> Result<Value>,
 ) -> Result<()> {
     let must_refuse = world.is_forbidden();
+    note_switch(world);
     let is_awaiting = to.as_ref().is_some_and(Greenlet::is_awaiting) && !world.may_defer.get();
     let (me, to) = (getcurrent().id(), to.map(|to| to.id()));
     let token = world.token(to);

@@ -100,6 +100,8 @@ pub(crate) struct World {
     pub(crate) opening: Cell<u32>,
     /// Set when a tracer may run other code in the middle of a function.
     pub(crate) has_tracers: Cell<bool>,
+    /// Set when a clean-up may have switched away, out of hooks that are around its end.
+    pub(crate) has_left_an_end: Cell<bool>,
     /// Set when something may have been left for good: a leak, or a body that refuses to end.
     pub(crate) may_leave: Cell<bool>,
     /// Set when a destructor has unwound. The compiler loses the value that its function returns then.
@@ -170,6 +172,7 @@ impl World {
             blocking: Cell::new(0),
             opening: Cell::new(0),
             has_tracers: Cell::new(false),
+            has_left_an_end: Cell::new(false),
             may_leave: Cell::new(false),
             may_lose: Cell::new(false),
             is_disturbed: Cell::new(false),
@@ -248,7 +251,7 @@ impl World {
     }
 
     /// Returns `true` if the running code may be part of an end. Deferred ends wait for that.
-    fn may_be_in_an_end(&self) -> bool {
+    pub(crate) fn may_be_in_an_end(&self) -> bool {
         let has_exited = |one: &Greenlet| self.exited.borrow().contains(&one.id());
         self.callbacks.get() > 0 || lineage(getcurrent()).any(|one| has_exited(&one))
     }
