@@ -202,6 +202,8 @@ pub(super) struct Run {
     last: Option<u64>,
     has_yielded: bool,
     pub(super) stop: Option<Stop>,
+    /// The test has returned. What still asks, such as the end of a greenlet that it has left, gets 0.
+    is_over: bool,
 }
 
 impl Run {
@@ -216,6 +218,7 @@ impl Run {
             last: None,
             has_yielded: false,
             stop: None,
+            is_over: false,
         }
     }
 
@@ -227,6 +230,7 @@ impl Run {
         self.last = None;
         self.has_yielded = false;
         self.stop = None;
+        self.is_over = false;
     }
 
     fn ask(
@@ -262,6 +266,9 @@ impl Run {
     }
 
     fn pick(&mut self, point: Point, ids: &[u64]) -> Result<u32, Stopped> {
+        if self.is_over {
+            return Ok(0);
+        }
         if self.stop.is_some() {
             return Err(Stopped);
         }
@@ -297,6 +304,7 @@ impl Run {
 
     /// Ends the run. Notes a divergence if it has not repeated all steps that it had to.
     pub(super) fn finish(&mut self) {
+        self.is_over = true;
         if let (None, Some(step)) = (self.stop, self.path.get(self.at)) {
             self.stop = Some(Stop::Diverged(Divergence {
                 nth: self.at + 1,

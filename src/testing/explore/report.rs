@@ -252,6 +252,7 @@ impl fmt::Display for Report {
         write!(f, "{} orders", self.orders)?;
         match self.covered {
             Some(covered) if covered >= 1.0 => f.write_str(", all of them")?,
+            Some(covered) if covered < 1e-4 => f.write_str(", less than 0.01% of all")?,
             Some(covered) => write!(f, ", about {:.2}% of all", covered * 100.0)?,
             None => {}
         }

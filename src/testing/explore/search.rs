@@ -100,7 +100,8 @@ impl<'a, T: FnMut(&Choices) -> Result<()>> Search<'a, T> {
                     break;
                 }
             }
-            if matches!(how, How::Replay(_)) {
+            if let How::Replay(order) = how {
+                report.failure = self.misfit(order);
                 break;
             }
             if is_exhaustive {
@@ -113,7 +114,9 @@ impl<'a, T: FnMut(&Choices) -> Result<()>> Search<'a, T> {
                     break;
                 }
             }
-            if report.orders % 64 == 0 && progress.elapsed() > Duration::from_secs(1) {
+            // Reading the clock each time would slow short tests down.
+            if (report.orders < 64 || report.orders % 64 == 0) && progress.elapsed() > Duration::from_secs(1)
+            {
                 progress = Instant::now();
                 report.time = start.elapsed();
                 eprintln!("exploring: {report}");
@@ -179,6 +182,16 @@ impl<'a, T: FnMut(&Choices) -> Result<()>> Search<'a, T> {
         Some(format!(
             "greenlets have not ended, and none will switch to them:{list}"
         ))
+    }
+
+    /// Returns a failure if the last run could not take the choices of an order: it is that of another test.
+    fn misfit(&mut self, order: &Order) -> Option<Failure> {
+        let taken = self.choices.with_run(|run| Order::of(&run.path));
+        let message = format!(
+            "the order {order} is not one of this test: the choices that it led to are {taken}. It may be that of \
+             another test, or the test has changed"
+        );
+        (taken != *order).then(|| self.failure(FailureKind::NotDeterministic, message, order.clone(), 1))
     }
 
     /// Finds the shortest order that fails in the same way, and records it.

@@ -352,6 +352,38 @@ fn an_order_that_is_no_order_is_refused() {
 }
 
 #[test]
+fn an_order_of_another_test_is_reported() {
+    let test = |choices: &Choices| {
+        choices.choose(2);
+        Ok(())
+    };
+    for order in ["0.1", "2"] {
+        let report = Explore::new().replay(order).run(test);
+        let failure = report.failure().unwrap_or_else(|| panic!("{order} fits"));
+        assert!(failure.message().contains("is not one of this test"), "{failure}");
+    }
+    assert!(Explore::new().replay("1").run(test).failure().is_none());
+}
+
+#[test]
+fn a_greenlet_that_asks_when_it_is_ended_after_the_run_is_no_choice_of_it() {
+    let report = Explore::new().run(|choices| {
+        let inside = choices.clone();
+        let waits = Greenlet::new(move |(): ()| {
+            let ended = pause();
+            inside.choose(2);
+            ended
+        });
+        waits.switch::<()>(())?;
+        std::mem::forget(waits);
+        choices.choose(2);
+        anyhow::bail!("fails with a greenlet left")
+    });
+    let failure = report.failure().unwrap();
+    assert_eq!(failure.message(), "fails with a greenlet left");
+}
+
+#[test]
 fn nothing_to_choose_from_is_refused() {
     let report = Explore::new().run(|choices| {
         choices.pick([]);
