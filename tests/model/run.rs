@@ -213,6 +213,7 @@ fn one(world: &'static World, number: u32, op: &Op, context: &Context<'_>) -> Re
                 Ok(flow) => return flow,
                 Err(payload) => {
                     world.note_exit();
+                    world.may_defer.set(true);
                     drop_payload(payload);
                 }
             }
@@ -343,6 +344,7 @@ fn catch(world: &World, body: &Body, context: &Context<'_>) -> Result<Flow> {
         Ok(flow) => flow,
         Err(payload) if is_panic(&payload) => {
             disturb(world);
+            world.may_defer.set(true);
             drop_payload(payload);
             Ok(Flow::On)
         }
