@@ -1,14 +1,13 @@
 //! The first program with greenlets: two functions take turns.
 
-use anyhow::{Context, Result};
-use greenlet::{Greenlet, getparent};
+use anyhow::Result;
+use greenlet::{Greenlet, switch_to_parent};
 
 fn foo(greeting: &'static str) -> Result<&'static str> {
-    let main = getparent().context("foo runs in a greenlet")?;
     println!("foo: {greeting}");
-    let number: i32 = main.switch(1)?;
+    let number: i32 = switch_to_parent(1)?;
     println!("foo: {number}");
-    let () = main.switch("bar")?;
+    let () = switch_to_parent("bar")?;
     Ok("done")
 }
 

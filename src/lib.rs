@@ -4,12 +4,11 @@
 //! of any call and resume later. [`Greenlet::switch`] names the greenlet that runs next.
 //!
 //! ```
-//! use greenlet::{Greenlet, getparent};
+//! use greenlet::{Greenlet, switch_to_parent};
 //!
 //! let child = Greenlet::new(|greeting: &str| {
 //!     println!("child: {greeting}");
-//!     let main = getparent().unwrap();
-//!     let number: i32 = main.switch(1)?; // suspended here until somebody switches back
+//!     let number: i32 = switch_to_parent(1)?; // suspended here until somebody switches back
 //!     println!("child: {number}");
 //!     Ok("done")
 //! });
@@ -30,6 +29,10 @@
 //! assert_eq!(futures::executor::block_on(total), 42);
 //! ```
 //!
+//! The guides are in the folder `docs` of the package ([on docs.rs](https://docs.rs/crate/greenlet/latest/source/docs/)):
+//! `bridge.md` for synchronous code that awaits, `schedulers.md`, `porting.md` from Python, `errors.md` and
+//! `ownership.md` for writing it well, `testing.md` and `debugging.md`.
+//!
 //! # Python's names
 //!
 //! | Python | here |
@@ -40,6 +43,7 @@
 //! | `g.parent` | [`Greenlet::parent`], [`Greenlet::set_parent`] |
 //! | `g.dead`, `bool(g)` | [`Greenlet::is_dead`], [`Greenlet::is_active`] |
 //! | `getcurrent()` | [`getcurrent`]; [`getparent`] for `getcurrent().parent` |
+//! | `getcurrent().parent.switch(args)` | [`switch_to_parent`] |
 //! | `g.gr_frame` | [`Greenlet::suspended_at`], [`Greenlet::backtrace`]; [`tree`] and [`dump`] for all |
 //! | `g.gr_context`, `ContextVar` | [`Greenlet::locals`], [`greenlet_local!`] |
 //! | `g.__dict__` | [`Greenlet::attach`], [`Greenlet::attached`] |

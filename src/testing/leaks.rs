@@ -57,12 +57,16 @@ pub fn assert_no_leaks<T>(run: impl FnOnce() -> T) -> T {
         count += 1;
         let created_at = greenlet.created_at();
         let handles = match raw::other_handles(&greenlet) {
-            0 => "no handle is left".to_owned(),
-            1 if greenlet.is_active() => "1 handle is left: does its own stack hold it?".to_owned(),
-            1 => "1 handle is left".to_owned(),
-            handles => format!("{handles} handles are left"),
+            0 => "no handle is left",
+            1 => "1 handle is left",
+            handles => &format!("{handles} handles are left"),
         };
-        write!(left, "\n  {greenlet:?}, created at {created_at}; {handles}")
+        let hint = if greenlet.is_active() {
+            ": does its own stack hold one?"
+        } else {
+            ""
+        };
+        write!(left, "\n  {greenlet:?}, created at {created_at}; {handles}{hint}")
             .expect("writing to a String cannot fail");
     }
     let stacks = stacks_in_use();

@@ -36,7 +36,8 @@ impl Greenlet {
     /// asks for type annotations, write the result:
     ///
     /// - `|(): ()| -> anyhow::Result<()> { .. }`, if the function uses `?` and ends in `Ok(..)`;
-    /// - `|(): ()| -> anyhow::Result<Infallible> { loop { .. } }`, if it never returns a value.
+    /// - `|(): ()| -> anyhow::Result<std::convert::Infallible> { loop { .. } }`, if it never returns
+    ///   a value.
     ///
     /// # Examples
     ///

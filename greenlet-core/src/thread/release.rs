@@ -4,10 +4,8 @@
 //!
 //! It is here and not in `node`, because the thread keeps things about its nodes.
 
-use std::any::Any;
 use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
-use std::rc::Rc;
 
 use crate::node::Inner;
 use crate::node::extras::Extras;
@@ -98,25 +96,26 @@ unsafe fn drop_last(node: NonNull<Inner>) {
 ///
 /// - The node is not in use. `slot` is the weak count of all strong references together.
 unsafe fn release(slot: InnerWeak) {
-    let attachments = ThreadState::current().forget(slot.node());
+    ThreadState::current().forget(slot.node());
     // Dropped last but for `slot`, also if a destructor below panics.
     let _parent = LastLink(slot.node().parent.take());
     let extras = slot.node().status.has_extras().then(|| {
         // SAFETY: `slot` keeps the memory [slot-kept].
         let extras = unsafe { &raw mut (*slot.0.as_ptr()).extras };
         // SAFETY: no reference to the node is left, so nobody has borrowed from the extras.
-        unsafe { extras.replace(Extras::none()) }
+        let extras = unsafe { extras.replace(Extras::none()) };
+        let mut later = ThreadState::current().later_attachments.borrow_mut();
+        (extras, later.remove(&slot.node().id()))
     });
     // CAUTION: runs arbitrary user code, if the greenlet was never started.
     slot.node().closure.clear();
     // CAUTION: runs arbitrary user code.
-    drop((extras, attachments));
+    drop(extras);
 }
 
 impl ThreadState {
-    /// Removes what the thread keeps about `node`, which is being released. Returns its later
-    /// attachments.
-    fn forget(&self, node: &Inner) -> Option<Vec<Rc<dyn Any>>> {
+    /// Removes what the thread keeps about `node`, which is being released.
+    fn forget(&self, node: &Inner) {
         if node.status.is_main() {
             self.main.set(ptr::null());
             self.current.set(ptr::null());
@@ -128,7 +127,6 @@ impl ThreadState {
         if !records.is_empty() {
             records.remove(&node.id());
         }
-        self.later_attachments.borrow_mut().remove(&node.id())
     }
 }
 

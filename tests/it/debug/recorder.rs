@@ -453,7 +453,7 @@ fn a_leaked_greenlet_is_named() {
     );
     let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap();
     assert!(
-        line("knot").ends_with("; 1 handle is left: does its own stack hold it?"),
+        line("knot").ends_with("; 1 handle is left: does its own stack hold one?"),
         "{text}"
     );
     let pending = line("never run");
