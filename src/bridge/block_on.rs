@@ -1,9 +1,10 @@
-//! Runs a function that awaits on a thread without an executor, and blocks that thread.
+//! Waits on a thread without an executor, and blocks that thread: for a function that awaits, or for
+//! one future.
 
 #![forbid(unsafe_code)]
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, IntoFuture};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
@@ -65,9 +66,82 @@ where
     if Driver::runs_here() {
         return await_(spawned);
     }
+    check_thread("block_on_greenlet");
+    match block(Pin::new(&mut spawned)) {
+        Ok(output) => output,
+        Err(NoWaker) => {
+            let at = spawned
+                .awaits_at()
+                .unwrap_or_else(|| spawned.greenlet().created_at());
+            drop(spawned); // before the panic, which would delay its end
+            panic!(
+                "`block_on_greenlet` would block this thread for ever: the function awaits, at {at}, a future that \
+                 has kept no waker"
+            );
+        }
+    }
+}
+
+/// Waits for a future: by an await in a spawned function, and otherwise by blocking the thread.
+///
+/// Use it in synchronous code that is called from both. The future may borrow, so this also works
+/// where [`block_on_greenlet`] cannot be used, because its function must be `'static`: in a closure of
+/// rayon or of a scoped thread.
+///
+/// # Panics
+///
+/// - Panics and unwinds where [`await_`](crate::await_) does in a spawned function.
+/// - Outside, panics on an executor's thread, as [`block_on_greenlet`] does, and if the future has kept
+///   no waker.
+/// - Panics with the panic of the future.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{await_or_block, greenlet_spawn};
+///
+/// fn sum(numbers: &[u32]) -> u32 {
+///     await_or_block(async { numbers.iter().sum() })
+/// }
+/// let spawned = greenlet_spawn(|| sum(&[1, 2, 3]));
+/// assert_eq!(futures::executor::block_on(spawned), 6);
+/// assert_eq!(sum(&[1, 2, 3]), 6);
+/// ```
+#[track_caller]
+pub fn await_or_block<F: IntoFuture>(future: F) -> F::Output {
+    if Driver::runs_here() {
+        return await_(future);
+    }
+    check_thread("await_or_block");
+    match block(pin!(future.into_future())) {
+        Ok(output) => output,
+        Err(NoWaker) => {
+            panic!("`await_or_block` would block this thread for ever: the future has kept no waker")
+        }
+    }
+}
+
+/// Returns `true` if the running code can await: it belongs to a spawned function that is being
+/// polled. Otherwise [`await_`](crate::await_) panics here.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{greenlet_spawn, in_greenlet};
+///
+/// assert!(!in_greenlet());
+/// assert!(futures::executor::block_on(greenlet_spawn(in_greenlet)));
+/// ```
+pub fn in_greenlet() -> bool {
+    Driver::runs_here()
+}
+
+/// Panics where the thread must not be blocked, as far as that can be found out.
+#[track_caller]
+fn check_thread(function: &str) {
     if Driver::is_polled_by_one() {
         panic!(
-            "`block_on_greenlet` would block the executor's thread: it is called in the poll of a future that a \
+            "`{function}` would block the executor's thread: it is called in the poll of a future that a \
              spawned function awaits; await that future with `await_nested`"
         );
     }
@@ -79,10 +153,17 @@ where
     #[cfg(feature = "futures-io")]
     if futures_executor::enter().is_err() {
         panic!(
-            "`block_on_greenlet` would block the executor's thread: it is called in a task of an executor of \
+            "`{function}` would block the executor's thread: it is called in a task of an executor of \
              `futures`; await `greenlet_spawn(function)` instead, or call it on a thread of its own"
         );
     }
+}
+
+/// The future is pending, and has kept no waker.
+struct NoWaker;
+
+/// Polls a future until it is ready. Parks the thread between wake-ups.
+fn block<F: Future>(mut future: Pin<&mut F>) -> Result<F::Output, NoWaker> {
     let parker = Parker::new();
     let unpark = Arc::new(Unpark {
         unparker: parker.unparker().clone(),
@@ -91,21 +172,14 @@ where
     let waker = Waker::from(Arc::clone(&unpark));
     let mut cx = Context::from_waker(&waker);
     loop {
-        if let Poll::Ready(output) = Pin::new(&mut spawned).poll(&mut cx) {
-            return output;
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return Ok(output);
         }
         let wakers = Arc::strong_count(&unpark);
         fence(Ordering::Acquire); // a waker that is gone may have been called
         // `unpark` and `waker` are two.
         if wakers == 2 && !unpark.is_called.load(Ordering::SeqCst) {
-            let at = spawned
-                .awaits_at()
-                .unwrap_or_else(|| spawned.greenlet().created_at());
-            drop(spawned); // before the panic, which would delay its end
-            panic!(
-                "`block_on_greenlet` would block this thread for ever: the function awaits, at {at}, a future that \
-                 has kept no waker"
-            );
+            return Err(NoWaker);
         }
         parker.park();
         unpark.is_called.store(false, Ordering::SeqCst);
