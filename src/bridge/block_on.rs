@@ -3,16 +3,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::future::{Future, IntoFuture};
+use std::future::IntoFuture;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::task::{Context, Poll, Wake, Waker};
-
-use crossbeam_utils::sync::{Parker, Unparker};
 
 use super::await_::await_;
 use super::driver::Driver;
+use super::park::{NoWaker, Section, block};
 use super::spawn::greenlet_spawn;
 
 /// Runs a function that awaits, and blocks this thread until it has returned.
@@ -82,11 +78,49 @@ where
     }
 }
 
-/// Waits for a future: by an await in a spawned function, and otherwise by blocking the thread.
+/// Calls a function, in which each [`await_`](crate::await_) blocks this thread until its future is
+/// ready. Inside a spawned function it only calls the function, whose awaits suspend that as usual.
 ///
-/// Use it in synchronous code that is called from both. The future may borrow, so this also works
-/// where [`block_on_greenlet`] cannot be used, because its function must be `'static`: in a closure of
-/// rayon or of a scoped thread.
+/// The function runs on the stack of the caller, so it may borrow: in a closure of rayon or of a scoped
+/// thread, for example, where [`block_on_greenlet`] cannot be used, because its function must be
+/// `'static`. Greenlets that the function creates block as well.
+///
+/// # Panics
+///
+/// - Panics with the panic of the function.
+/// - Panics on an executor's thread, as [`block_on_greenlet`] does.
+/// - An await panics if its future has kept no waker: the thread would sleep for ever.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{await_, with_blocking_awaits};
+///
+/// fn fetch(name: &str) -> usize {
+///     await_(async { name.len() })
+/// }
+/// let names = [String::from("ann"), String::from("bob")];
+/// let lengths = std::thread::scope(|threads| {
+///     let fetching = names.each_ref().map(|name| threads.spawn(|| with_blocking_awaits(|| fetch(name))));
+///     fetching.map(|thread| thread.join().unwrap())
+/// });
+/// assert_eq!(lengths, [3, 3]);
+/// ```
+#[track_caller]
+pub fn with_blocking_awaits<T>(function: impl FnOnce() -> T) -> T {
+    if Driver::runs_here() {
+        return function();
+    }
+    check_thread("with_blocking_awaits");
+    let _section = Section::enter();
+    function()
+}
+
+/// Waits for a future: by an await in a spawned function, and otherwise by blocking the thread. The
+/// future may borrow.
+///
+/// Use it in synchronous code that is called from both. [`with_blocking_awaits`] does the same for
+/// all awaits of a function.
 ///
 /// # Panics
 ///
@@ -156,51 +190,5 @@ fn check_thread(function: &str) {
             "`{function}` would block the executor's thread: it is called in a task of an executor of \
              `futures`; await `greenlet_spawn(function)` instead, or call it on a thread of its own"
         );
-    }
-}
-
-/// The future is pending, and has kept no waker.
-struct NoWaker;
-
-/// Polls a future until it is ready. Parks the thread between wake-ups.
-fn block<F: Future>(mut future: Pin<&mut F>) -> Result<F::Output, NoWaker> {
-    let parker = Parker::new();
-    let unpark = Arc::new(Unpark {
-        unparker: parker.unparker().clone(),
-        is_called: AtomicBool::new(false),
-    });
-    let waker = Waker::from(Arc::clone(&unpark));
-    let mut cx = Context::from_waker(&waker);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
-            return Ok(output);
-        }
-        let wakers = Arc::strong_count(&unpark);
-        fence(Ordering::Acquire); // a waker that is gone may have been called
-        // `unpark` and `waker` are two.
-        if wakers == 2 && !unpark.is_called.load(Ordering::SeqCst) {
-            return Err(NoWaker);
-        }
-        parker.park();
-        unpark.is_called.store(false, Ordering::SeqCst);
-    }
-}
-
-/// Unparks a thread. The parker remembers an unpark that comes before the park, so no wake-up is
-/// lost.
-struct Unpark {
-    unparker: Unparker,
-    /// Set when it is called, until the next poll.
-    is_called: AtomicBool,
-}
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.is_called.store(true, Ordering::SeqCst);
-        self.unparker.unpark();
     }
 }

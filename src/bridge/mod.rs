@@ -46,6 +46,7 @@ mod error;
 mod hooks;
 mod io;
 mod nested;
+mod park;
 #[cfg(feature = "tokio")]
 mod pool;
 mod spawn;
@@ -54,7 +55,7 @@ pub mod testing;
 mod yield_now;
 
 pub use await_::{await_, try_await_};
-pub use block_on::{await_or_block, block_on_greenlet, in_greenlet};
+pub use block_on::{await_or_block, block_on_greenlet, in_greenlet, with_blocking_awaits};
 pub use error::{NoDriver, StrayMessage};
 #[cfg(feature = "tracing")]
 pub use hooks::SpanHooks;

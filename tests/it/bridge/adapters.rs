@@ -3,6 +3,7 @@
 
 use std::future::{pending, poll_fn, ready};
 use std::io::{BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +15,9 @@ use futures::executor::block_on;
 use futures::future::join;
 use futures::{FutureExt, StreamExt};
 use greenlet::{
-    AwaitFailed, GreenletExit, Locals, SpawnBuilder, SpawnStream, await_, await_nested, await_or_block,
-    greenlet_local, greenlet_spawn, in_greenlet, stream_from, try_await_, yield_now,
+    AwaitFailed, Greenlet, GreenletExit, Locals, NoDriver, SpawnBuilder, SpawnStream, await_, await_nested,
+    await_or_block, greenlet_local, greenlet_spawn, in_greenlet, stream_from, try_await_,
+    with_blocking_awaits, yield_now,
 };
 
 #[test]
@@ -78,19 +80,67 @@ fn a_future_is_awaited_in_a_spawned_function_and_blocks_the_thread_elsewhere() {
 #[test]
 fn a_future_that_would_block_for_ever_or_an_executor_panics() {
     let said = |function: &dyn Fn()| {
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(function)).unwrap_err();
+        let caught = catch_unwind(AssertUnwindSafe(function)).unwrap_err();
         let text = caught.downcast_ref::<String>().cloned();
         text.or_else(|| Some((*caught.downcast_ref::<&str>()?).into()))
             .unwrap()
     };
     let text = said(&|| await_or_block(pending::<()>()));
     assert!(text.contains("for ever: the future has kept no waker"), "{text}");
+    let text = said(&|| with_blocking_awaits(|| await_(pending::<()>())));
+    assert!(
+        text.contains("adapters.rs") && text.contains("has kept no waker"),
+        "{text}"
+    );
     let polled = async || await_or_block(ready(1));
     let text = said(&|| {
         block_on(greenlet_spawn(move || await_(polled())));
     });
     assert!(text.contains("`await_or_block` would block"), "{text}");
     assert_eq!(block_on(greenlet_spawn(move || await_nested(polled()))), 1);
+}
+
+#[test]
+fn awaits_of_a_function_that_borrows_block_its_thread() {
+    let late = |n: u32| async move {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        n
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let outside = || try_await_(ready(())).unwrap_err().is::<NoDriver>();
+    let numbers = vec![1, 2, 3];
+    let sums = || {
+        let own: u32 = numbers
+            .iter()
+            .map(|n| await_(runtime.spawn(late(*n))).unwrap())
+            .sum();
+        let handle = runtime.handle().clone();
+        let child = Greenlet::new(move |n: u32| Ok(await_(handle.spawn(late(n))).unwrap()));
+        own + child.switch::<u32>(4_u32).unwrap() + with_blocking_awaits(|| await_(ready(5)))
+    };
+    assert_eq!(with_blocking_awaits(sums), 15);
+    assert!(outside(), "the section is over");
+    // Also after a panic, and while the section is suspended.
+    let panics = catch_unwind(AssertUnwindSafe(|| {
+        with_blocking_awaits(|| resume_unwind(Box::new(())))
+    }));
+    assert!(panics.is_err() && outside());
+    let suspended = Greenlet::new(|(): ()| {
+        with_blocking_awaits(|| greenlet::getparent().unwrap().switch::<()>(()))?;
+        Ok(())
+    });
+    suspended.switch::<()>(()).unwrap();
+    assert!(outside());
+    suspended.switch::<()>(()).unwrap();
+    // In a spawned function the awaits suspend it.
+    let (sender, receiver) = oneshot::channel();
+    let first = greenlet_spawn(|| with_blocking_awaits(|| await_(receiver)));
+    let second = greenlet_spawn(move || sender.send(1).unwrap());
+    assert_eq!(block_on(join(first, second)).0, Ok(1));
 }
 
 #[test]
