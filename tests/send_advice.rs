@@ -6,7 +6,7 @@ mod project;
 use project::{Project, errors};
 
 #[test]
-fn the_first_line_of_the_error_says_what_to_use() {
+fn the_first_error_says_what_to_use() {
     let parts = format!(
         "[dependencies]\ngreenlet = {{ path = \"{}\" }}\n",
         env!("CARGO_MANIFEST_DIR")
@@ -19,13 +19,15 @@ fn the_first_line_of_the_error_says_what_to_use() {
     ] {
         let main = format!("fn is_send<T: Send>(_: T) {{}}\nfn main() {{ is_send({spawned}) }}\n");
         let text = errors(&Project::new("send-advice", &parts, &main).run(&[]));
-        let first = text.lines().next().unwrap_or_default();
-        let advice = "`*const UseLocalSetOrPinnedPool` cannot be sent between threads safely";
-        let in_a_future = "future cannot be sent between threads safely";
+        // There is an error for each type in it that is not `Send`; the first one counts.
+        let first = text.split("\n\nerror").next().unwrap_or_default();
         assert!(
-            first.contains(advice) || first.contains(in_a_future) && text.contains(advice),
+            first.contains("cannot be sent between threads safely"),
             "{spawned}: {text}"
         );
-        println!("{text}");
+        assert!(
+            first.contains("`*const UseLocalSetOrPinnedPool`"),
+            "{spawned}: {text}"
+        );
     }
 }

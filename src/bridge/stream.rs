@@ -117,7 +117,7 @@ impl SpawnBuilder {
         SpawnStream {
             not_send: PhantomData,
             function: Some(self.spawn(move || function(&mut yielder))),
-            item,
+            item: Yielded(item),
         }
     }
 }
@@ -199,8 +199,12 @@ pub struct SpawnStream<T: 'static> {
     not_send: PhantomData<*const UseLocalSetOrPinnedPool>,
     /// `None` after the function has ended.
     function: Option<Spawn<()>>,
-    item: Rc<Cell<Option<T>>>,
+    item: Yielded<T>,
 }
+
+/// What the function has yielded. A type of its own, because the compiler names an `Rc` right in the
+/// stream before the advice.
+struct Yielded<T>(Rc<Cell<Option<T>>>);
 
 impl<T: 'static> Stream for SpawnStream<T> {
     type Item = T;
@@ -213,7 +217,7 @@ impl<T: 'static> Stream for SpawnStream<T> {
         if is_over {
             self.function = None;
         }
-        match self.item.take() {
+        match self.item.0.take() {
             Some(item) => Poll::Ready(Some(item)),
             None if is_over => Poll::Ready(None),
             None => Poll::Pending,

@@ -112,7 +112,7 @@ fn awaits_of_a_function_that_borrows_block_its_thread() {
         .build()
         .unwrap();
     let outside = || try_await_(ready(())).unwrap_err().is::<NoDriver>();
-    let numbers = vec![1, 2, 3];
+    let numbers = [1, 2, 3];
     let sums = || {
         let own: u32 = numbers
             .iter()
