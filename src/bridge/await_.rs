@@ -12,6 +12,7 @@ use greenlet_core::{GreenletExit, Unwinding, getcurrent, raise, raw};
 
 use super::driver::{Driver, Phase, Slot};
 use super::error::NoDriver;
+use super::park::{NoWaker, Section, block};
 
 /// Waits for a future, and returns its output: `future.await` for synchronous code.
 ///
@@ -187,6 +188,10 @@ fn wait_slow<F: Future>(
     let current = getcurrent();
     let driver = match current.nearest_attached::<Driver>() {
         Some(driver) if driver.is_running() => driver,
+        None if Section::is_here() => {
+            drop(current);
+            return Ok(block_here(future, at));
+        }
         other => {
             let phase = other.map(|driver| driver.phase.get());
             drop(current);
@@ -212,6 +217,18 @@ fn wait_slow<F: Future>(
             }
             Err(error)
         }
+    }
+}
+
+/// Blocks the thread until a future is ready that is awaited in a [`Section`].
+#[cold]
+fn block_here<F: Future>(future: Pin<&mut F>, at: &'static Location<'static>) -> F::Output {
+    match block(future) {
+        Ok(output) => output,
+        Err(NoWaker) => panic!(
+            "an await would block this thread for ever, because `with_blocking_awaits` runs here: the future that \
+             is awaited at {at} has kept no waker"
+        ),
     }
 }
 

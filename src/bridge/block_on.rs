@@ -1,17 +1,14 @@
-//! Runs a function that awaits on a thread without an executor, and blocks that thread.
+//! Waits on a thread without an executor, and blocks that thread: for a function that awaits, or for
+//! one future.
 
 #![forbid(unsafe_code)]
 
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::task::{Context, Poll, Wake, Waker};
-
-use crossbeam_utils::sync::{Parker, Unparker};
+use std::future::IntoFuture;
+use std::pin::{Pin, pin};
 
 use super::await_::await_;
 use super::driver::Driver;
+use super::park::{NoWaker, Section, block};
 use super::spawn::greenlet_spawn;
 
 /// Runs a function that awaits, and blocks this thread until it has returned.
@@ -65,9 +62,120 @@ where
     if Driver::runs_here() {
         return await_(spawned);
     }
+    check_thread("block_on_greenlet");
+    match block(Pin::new(&mut spawned)) {
+        Ok(output) => output,
+        Err(NoWaker) => {
+            let at = spawned
+                .awaits_at()
+                .unwrap_or_else(|| spawned.greenlet().created_at());
+            drop(spawned); // before the panic, which would delay its end
+            panic!(
+                "`block_on_greenlet` would block this thread for ever: the function awaits, at {at}, a future that \
+                 has kept no waker"
+            );
+        }
+    }
+}
+
+/// Calls a function, in which each [`await_`](crate::await_) blocks this thread until its future is
+/// ready. Inside a spawned function it only calls the function, whose awaits suspend that as usual.
+///
+/// The function runs on the stack of the caller, so it may borrow: in a closure of rayon or of a scoped
+/// thread, for example, where [`block_on_greenlet`] cannot be used, because its function must be
+/// `'static`. Greenlets that the function creates block as well.
+///
+/// # Panics
+///
+/// - Panics with the panic of the function.
+/// - Panics on an executor's thread, as [`block_on_greenlet`] does.
+/// - An await panics if its future has kept no waker: the thread would sleep for ever.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{await_, with_blocking_awaits};
+///
+/// fn fetch(name: &str) -> usize {
+///     await_(async { name.len() })
+/// }
+/// let names = [String::from("ann"), String::from("bob")];
+/// let lengths = std::thread::scope(|threads| {
+///     let fetching = names.each_ref().map(|name| threads.spawn(|| with_blocking_awaits(|| fetch(name))));
+///     fetching.map(|thread| thread.join().unwrap())
+/// });
+/// assert_eq!(lengths, [3, 3]);
+/// ```
+#[track_caller]
+pub fn with_blocking_awaits<T>(function: impl FnOnce() -> T) -> T {
+    if Driver::runs_here() {
+        return function();
+    }
+    check_thread("with_blocking_awaits");
+    let _section = Section::enter();
+    function()
+}
+
+/// Waits for a future: by an await in a spawned function, and otherwise by blocking the thread. The
+/// future may borrow.
+///
+/// Use it in synchronous code that is called from both. [`with_blocking_awaits`] does the same for
+/// all awaits of a function.
+///
+/// # Panics
+///
+/// - Panics and unwinds where [`await_`](crate::await_) does in a spawned function.
+/// - Outside, panics on an executor's thread, as [`block_on_greenlet`] does, and if the future has kept
+///   no waker.
+/// - Panics with the panic of the future.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{await_or_block, greenlet_spawn};
+///
+/// fn sum(numbers: &[u32]) -> u32 {
+///     await_or_block(async { numbers.iter().sum() })
+/// }
+/// let spawned = greenlet_spawn(|| sum(&[1, 2, 3]));
+/// assert_eq!(futures::executor::block_on(spawned), 6);
+/// assert_eq!(sum(&[1, 2, 3]), 6);
+/// ```
+#[track_caller]
+pub fn await_or_block<F: IntoFuture>(future: F) -> F::Output {
+    if Driver::runs_here() {
+        return await_(future);
+    }
+    check_thread("await_or_block");
+    match block(pin!(future.into_future())) {
+        Ok(output) => output,
+        Err(NoWaker) => {
+            panic!("`await_or_block` would block this thread for ever: the future has kept no waker")
+        }
+    }
+}
+
+/// Returns `true` if the running code can await: it belongs to a spawned function that is being
+/// polled. Otherwise [`await_`](crate::await_) panics here.
+///
+/// # Examples
+///
+/// ```
+/// use greenlet::{greenlet_spawn, in_greenlet};
+///
+/// assert!(!in_greenlet());
+/// assert!(futures::executor::block_on(greenlet_spawn(in_greenlet)));
+/// ```
+pub fn in_greenlet() -> bool {
+    Driver::runs_here()
+}
+
+/// Panics where the thread must not be blocked, as far as that can be found out.
+#[track_caller]
+fn check_thread(function: &str) {
     if Driver::is_polled_by_one() {
         panic!(
-            "`block_on_greenlet` would block the executor's thread: it is called in the poll of a future that a \
+            "`{function}` would block the executor's thread: it is called in the poll of a future that a \
              spawned function awaits; await that future with `await_nested`"
         );
     }
@@ -79,54 +187,8 @@ where
     #[cfg(feature = "futures-io")]
     if futures_executor::enter().is_err() {
         panic!(
-            "`block_on_greenlet` would block the executor's thread: it is called in a task of an executor of \
+            "`{function}` would block the executor's thread: it is called in a task of an executor of \
              `futures`; await `greenlet_spawn(function)` instead, or call it on a thread of its own"
         );
-    }
-    let parker = Parker::new();
-    let unpark = Arc::new(Unpark {
-        unparker: parker.unparker().clone(),
-        is_called: AtomicBool::new(false),
-    });
-    let waker = Waker::from(Arc::clone(&unpark));
-    let mut cx = Context::from_waker(&waker);
-    loop {
-        if let Poll::Ready(output) = Pin::new(&mut spawned).poll(&mut cx) {
-            return output;
-        }
-        let wakers = Arc::strong_count(&unpark);
-        fence(Ordering::Acquire); // a waker that is gone may have been called
-        // `unpark` and `waker` are two.
-        if wakers == 2 && !unpark.is_called.load(Ordering::SeqCst) {
-            let at = spawned
-                .awaits_at()
-                .unwrap_or_else(|| spawned.greenlet().created_at());
-            drop(spawned); // before the panic, which would delay its end
-            panic!(
-                "`block_on_greenlet` would block this thread for ever: the function awaits, at {at}, a future that \
-                 has kept no waker"
-            );
-        }
-        parker.park();
-        unpark.is_called.store(false, Ordering::SeqCst);
-    }
-}
-
-/// Unparks a thread. The parker remembers an unpark that comes before the park, so no wake-up is
-/// lost.
-struct Unpark {
-    unparker: Unparker,
-    /// Set when it is called, until the next poll.
-    is_called: AtomicBool,
-}
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.is_called.store(true, Ordering::SeqCst);
-        self.unparker.unpark();
     }
 }

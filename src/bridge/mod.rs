@@ -46,14 +46,16 @@ mod error;
 mod hooks;
 mod io;
 mod nested;
+mod park;
 #[cfg(feature = "tokio")]
 mod pool;
 mod spawn;
 mod stream;
 pub mod testing;
+mod yield_now;
 
 pub use await_::{await_, try_await_};
-pub use block_on::block_on_greenlet;
+pub use block_on::{await_or_block, block_on_greenlet, in_greenlet, with_blocking_awaits};
 pub use error::{NoDriver, StrayMessage};
 #[cfg(feature = "tracing")]
 pub use hooks::SpanHooks;
@@ -66,5 +68,6 @@ pub use io::TokioIo;
 pub use nested::{await_nested, try_await_nested};
 #[cfg(feature = "tokio")]
 pub use pool::{PinnedPool, PoolBuilder, PoolError, PoolResult, PoolStream, Pooled};
-pub use spawn::{Spawn, SpawnBuilder, SpawnResult, greenlet_spawn};
+pub use spawn::{CancelWhen, Spawn, SpawnBuilder, SpawnResult, UseLocalSetOrPinnedPool, greenlet_spawn};
 pub use stream::{Items, SpawnStream, StreamIter, iter_stream, stream_from};
+pub use yield_now::yield_now;

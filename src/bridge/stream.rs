@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::iter::FusedIterator;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -14,7 +15,7 @@ use anyhow::Result;
 use futures_core::Stream;
 
 use super::await_::{await_, try_await_};
-use super::spawn::{Spawn, SpawnBuilder};
+use super::spawn::{Spawn, SpawnBuilder, UseLocalSetOrPinnedPool};
 
 /// Creates an iterator over a stream, for use in a spawned function. Each `next` awaits an item.
 ///
@@ -114,8 +115,9 @@ impl SpawnBuilder {
             item: Rc::clone(&item),
         };
         SpawnStream {
+            not_send: PhantomData,
             function: Some(self.spawn(move || function(&mut yielder))),
-            item,
+            item: Yielded(item),
         }
     }
 }
@@ -193,10 +195,16 @@ impl<T> fmt::Debug for Items<T> {
 /// The stream of the items that a function yields: see [`stream_from`].
 #[must_use = "streams do nothing unless polled"]
 pub struct SpawnStream<T: 'static> {
+    /// First, so that the compiler names it first.
+    not_send: PhantomData<*const UseLocalSetOrPinnedPool>,
     /// `None` after the function has ended.
     function: Option<Spawn<()>>,
-    item: Rc<Cell<Option<T>>>,
+    item: Yielded<T>,
 }
+
+/// What the function has yielded. A type of its own, because the compiler names an `Rc` right in the
+/// stream before the advice.
+struct Yielded<T>(Rc<Cell<Option<T>>>);
 
 impl<T: 'static> Stream for SpawnStream<T> {
     type Item = T;
@@ -209,7 +217,7 @@ impl<T: 'static> Stream for SpawnStream<T> {
         if is_over {
             self.function = None;
         }
-        match self.item.take() {
+        match self.item.0.take() {
             Some(item) => Poll::Ready(Some(item)),
             None if is_over => Poll::Ready(None),
             None => Poll::Pending,

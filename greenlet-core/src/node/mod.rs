@@ -182,11 +182,10 @@ impl Inner {
         }
     }
 
-    /// Marks the greenlet as dead. Returns `true` if the use of its stack is to be recorded.
     #[inline]
-    pub(crate) fn finish(&self) -> bool {
+    pub(crate) fn finish(&self) {
+        self.status.finish();
         self.context.sp.set(ptr::null_mut());
-        self.status.finish()
     }
 
     /// The saved stack pointer of a suspended greenlet, hidden or not. Null if the greenlet is not

@@ -110,8 +110,7 @@ const ENDER: usize = 1 << 10;
 
 /// Set if the use of the stack is to be recorded when the greenlet ends: see `track_high_water`.
 ///
-/// It is the sign of the word. So the end of a greenlet, which adds to the word, needs no more than a
-/// jump for it.
+/// It is the sign of the word, so that a comparison and a jump find it.
 const IS_MEASURED: usize = 1 << (usize::BITS - 1);
 
 impl Status {
@@ -176,13 +175,16 @@ impl Status {
         self.replace(STATE, State::Dead as usize);
     }
 
-    /// Marks an active greenlet as dead. Returns `true` if the use of its stack is to be recorded.
     #[inline]
-    pub(crate) fn finish(&self) -> bool {
+    pub(crate) fn finish(&self) {
         debug_assert_eq!(self.state(), State::Active);
-        let dead = self.0.get() + 1;
-        self.0.set(dead);
-        dead & IS_MEASURED != 0
+        self.0.set(self.0.get() + 1);
+    }
+
+    /// Returns `true` if the use of the stack is to be recorded when the greenlet ends.
+    #[inline]
+    pub(crate) fn is_measured(&self) -> bool {
+        self.has(IS_MEASURED)
     }
 
     pub(crate) fn set_measured(&self) {

@@ -25,13 +25,14 @@ pub(crate) fn finish_with_value(payload: Payload) -> ! {
     let thread = ThreadState::current();
     // SAFETY: the running greenlet is active, so its node is in use [active-kept].
     let node = unsafe { &*thread.current_ptr() };
+    if node.status.is_measured() {
+        finish(Delivery::Payload(payload));
+    }
     let Some(parent) = suspended_parent(thread, node) else {
         finish(Delivery::Payload(payload));
     };
     debug_assert!(node.has_handles()); // [active-kept]: `NO_HANDLES` is clear
-    if node.finish() {
-        thread.record_high_water(node);
-    }
+    node.finish();
     thread.keep_last_stack(node.stack.take());
     // SAFETY: the greenlet has ended, and its stack is the last stack. The parent was just found
     // suspended, and nothing ran since [ready-now].
@@ -73,9 +74,10 @@ pub(crate) fn finish(delivery: Delivery) -> ! {
     // Now, because no user code may run between the greenlet's end and the delivery (rule UD-5).
     run_deferred_quietly(thread);
     let node = thread.current_inner();
-    if node.finish() {
+    if node.status.is_measured() {
         thread.record_high_water(&node);
     }
+    node.finish();
     let mut delivery = delivery;
     let mut target = nearest_live_ancestor(&node);
     while target.status.is_pending() {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use greenlet::{await_, block_on_greenlet};
+use greenlet::{await_, with_blocking_awaits};
 use greenlet_recipes::backend::{self, ask};
 use greenlet_recipes::checks;
 use greenlet_recipes::proxy::{FAULTS, Fault, absent};
@@ -21,9 +21,8 @@ fn fetch(server: SocketAddr, key: &str) -> Result<String> {
 fn fetch_all(runtime: &Handle, server: SocketAddr, keys: &[String]) -> Result<Vec<String>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build()?;
     let fetch_one = |key: &String| {
-        // tokio's sockets need their runtime. The function must be `'static`, so it takes a copy.
-        let (_entered, key) = (runtime.enter(), key.clone());
-        block_on_greenlet(move || fetch(server, &key))
+        let _entered = runtime.enter(); // tokio's sockets need their runtime
+        with_blocking_awaits(|| fetch(server, key))
     };
     pool.install(|| keys.par_iter().map(fetch_one).collect())
 }

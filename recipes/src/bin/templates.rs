@@ -167,8 +167,8 @@ async fn a_client_that_reads_slowly_holds_the_template_back() -> Result<()> {
     let count = written.clone();
     let slow = body(&pool(), move |out| {
         for _ in 0..1000 {
-            out.write_all(&[b'x'; 10_000])?;
             count.fetch_add(10_000, Ordering::Relaxed);
+            out.write_all(&[b'x'; 10_000])?;
         }
         std::io::Result::Ok(())
     });

@@ -85,6 +85,7 @@ macro_rules! common {
 
 #[cfg(feature = "futures-io")]
 mod futures;
+mod items;
 #[cfg(any(feature = "tokio", feature = "futures-io"))]
 mod lend;
 #[cfg(feature = "tokio")]
@@ -159,7 +160,6 @@ impl std::error::Error for AwaitFailed {
 }
 
 /// Merges the error of an await into the result of its I/O.
-#[cfg(any(feature = "tokio", feature = "futures-io"))]
 fn flatten<T>(awaited: anyhow::Result<io::Result<T>>) -> io::Result<T> {
     awaited.unwrap_or_else(|error| Err(io::Error::other(AwaitFailed(error))))
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use greenlet_core::Builder;
+use greenlet_core::{Builder, Locals};
 
 use super::drive::Drive;
 use super::future::Spawn;
@@ -86,6 +86,31 @@ impl SpawnBuilder {
     /// [`poll_in_place`](SpawnBuilder::poll_in_place).
     pub fn stack_size(mut self, bytes: usize) -> SpawnBuilder {
         self.greenlet = self.greenlet.stack_size(bytes);
+        self
+    }
+
+    /// Sets the values of the function's [`greenlet_local!`](crate::greenlet_local) variables. The
+    /// default is none.
+    ///
+    /// [`Locals::current`] are those of the greenlet that spawns: SQLAlchemy's `greenlet_spawn` hands
+    /// the caller's context variables on in the same way. [`Locals::copy`] of them keeps changes apart.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use greenlet::{Locals, SpawnBuilder, await_, greenlet_local};
+    ///
+    /// greenlet_local!(static USER: &'static str = "nobody");
+    ///
+    /// USER.set("ann");
+    /// let spawned = SpawnBuilder::new().locals(Locals::current()).spawn(|| {
+    ///     await_(async {});
+    ///     USER.get()
+    /// });
+    /// assert_eq!(futures::executor::block_on(spawned), "ann");
+    /// ```
+    pub fn locals(mut self, locals: Locals) -> SpawnBuilder {
+        self.greenlet = self.greenlet.locals(locals);
         self
     }
 

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::panic::Location;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -47,13 +48,32 @@ use crate::bridge::driver;
 /// ```
 #[must_use = "futures do nothing unless polled"]
 pub struct Spawn<T: 'static> {
+    /// First, so that the compiler names it first.
+    not_send: PhantomData<*const UseLocalSetOrPinnedPool>,
     drive: Drive<T>,
 }
+
+/// The compiler names this type where a spawned function must be `Send`, and is not. It has no values.
+///
+/// A greenlet stays on its thread. So give the spawned function to the executor of one thread (tokio's
+/// `LocalSet` and `spawn_local`), or give the plain function to `PinnedPool::run`, whose future is
+/// `Send`.
+///
+/// # Examples
+///
+/// ```compile_fail,E0277
+/// tokio::spawn(greenlet::greenlet_spawn(|| 1)); // `UseLocalSetOrPinnedPool` cannot be sent
+/// ```
+#[derive(Debug)]
+pub enum UseLocalSetOrPinnedPool {}
 
 impl<T: 'static> Spawn<T> {
     #[inline]
     pub(super) fn of(drive: Drive<T>) -> Spawn<T> {
-        Spawn { drive }
+        Spawn {
+            not_send: PhantomData,
+            drive,
+        }
     }
 
     /// Ends the function, and lets it clean up. The returned future throws a
@@ -89,6 +109,7 @@ impl<T: 'static> Spawn<T> {
     /// ```
     pub fn cancel(self) -> SpawnResult<T> {
         SpawnResult {
+            not_send: PhantomData,
             drive: self.drive,
             cancels: true,
         }
@@ -109,6 +130,7 @@ impl<T: 'static> Spawn<T> {
     /// ```
     pub fn into_result(self) -> SpawnResult<T> {
         SpawnResult {
+            not_send: PhantomData,
             drive: self.drive,
             cancels: false,
         }
@@ -179,6 +201,7 @@ impl<T: 'static> fmt::Debug for Spawn<T> {
 /// further awaits.
 #[must_use = "futures do nothing unless polled"]
 pub struct SpawnResult<T: 'static> {
+    not_send: PhantomData<*const UseLocalSetOrPinnedPool>,
     drive: Drive<T>,
     /// Set if polling it cancels the function.
     cancels: bool,
@@ -186,7 +209,6 @@ pub struct SpawnResult<T: 'static> {
 
 impl<T: 'static> SpawnResult<T> {
     /// Lets the next poll cancel the function: see [`Spawn::cancel`].
-    #[cfg(feature = "tokio")]
     pub(in crate::bridge) fn start_cancel(&mut self) {
         self.cancels = true;
     }

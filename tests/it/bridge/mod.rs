@@ -1,5 +1,6 @@
 //! The bridge between synchronous code and futures.
 
+mod adapters;
 mod cancel;
 mod executors;
 mod hooks;
