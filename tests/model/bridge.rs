@@ -15,7 +15,7 @@ use crate::greenlets::{end, finish};
 use crate::program::{Body, GATES, OnError, Op, Options};
 use crate::run::{Context, Flow, Witness, drop_disturbing, recover, run, run_callback};
 use crate::tasks::{Running, cancel, poll, put, root_of};
-use crate::world::{Boom, Lower, Token, World, drop_payload, fail, world};
+use crate::world::{Boom, Lower, Token, World, drop_payload, fail, is_panic, world};
 
 /// What a spawned function returns.
 pub(crate) type Output = Result<Token>;
@@ -125,14 +125,23 @@ pub(crate) fn open(gate: usize) {
         gate.is_open = true;
         std::mem::take(&mut gate.wakers)
     };
-    // A waker that unwinds does not keep the others from being called.
-    let mut unwound = None;
+    // A waker that panics does not keep the others from being called. The end of this greenlet does.
+    let mut panic = None;
     for waker in wakers {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-            unwound.replace(payload).map(drop_payload);
+        match catch_unwind(AssertUnwindSafe(|| waker.wake())) {
+            Ok(()) => {}
+            Err(payload) if is_panic(&payload) => {
+                if let Some(other) = panic.replace(payload) {
+                    drop_payload(other);
+                }
+            }
+            Err(end) => {
+                world.is_disturbed.set(true);
+                resume_unwind(end);
+            }
         }
     }
-    if let Some(payload) = unwound {
+    if let Some(payload) = panic {
         resume_unwind(payload);
     }
 }
