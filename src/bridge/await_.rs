@@ -4,8 +4,6 @@ use std::cell::Cell;
 use std::future::IntoFuture;
 use std::panic::Location;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
-use std::task::Poll;
 
 use anyhow::{Error, Result};
 use greenlet_core::{GreenletExit, Unwinding, getcurrent, raise, raw};
@@ -138,44 +136,38 @@ pub(super) fn wait<F: Future>(
     // waits: it would keep them.
     // SAFETY: the closure runs no user code: the future exists already, and is polled elsewhere.
     // The greenlet is left by a switch alone, so the closure returns before the greenlet ends.
-    let step = unsafe {
-        raw::with_attached(|driver: Option<&Rc<Driver>>, id| match driver {
-            Some(driver) if driver.phase.get() == Phase::Running => match driver.in_place.get() {
-                true => Step::PollHere(Rc::clone(driver)),
-                false => Step::Done(Slot::new(future.as_mut()).wait(driver, id, None, at)),
-            },
-            _ => Step::Other,
-        })
-    };
-    let driver = match step {
-        Step::Done(result) => return result,
-        Step::PollHere(driver) => driver,
-        Step::Other => return wait_slow(future, unwinds, at),
-    };
-    // Counted: the poll may suspend a coroutine of another library that runs on this stack. The
-    // root may then end, and drop its handle of the driver, before the poll returns.
-    if let Poll::Ready(output) = driver.poll_in_place(future.as_mut())? {
-        return Ok(output);
-    }
-    drop(driver);
-    // The poll may have switched away, and the driver may have ended meanwhile.
-    // SAFETY: as above.
     let waited = unsafe {
-        raw::with_attached(|driver: Option<&Rc<Driver>>, id| {
-            let driver = driver.filter(|driver| driver.phase.get() == Phase::Running)?;
-            Some(Slot::new(future.as_mut()).wait(driver, id, None, at))
+        Driver::with_polled(|driver, root| {
+            let can_wait = driver.phase.get() == Phase::Running && !driver.in_place.get();
+            can_wait.then(|| Slot::new(future.as_mut(), root, false).wait(driver, None, at))
         })
     };
-    waited.unwrap_or_else(|| wait_slow(future, unwinds, at))
+    match waited.flatten() {
+        Some(result) => result,
+        None => wait_otherwise(future, unwinds, at),
+    }
 }
 
-/// What the first look at the driver leads to.
-enum Step<T> {
-    Done(Result<T>),
-    /// The future is polled on the stack of the root.
-    PollHere(Rc<Driver>),
-    /// The running greenlet is not the root of a running driver.
-    Other,
+/// Polls a future on the stack of the root, if the spawn does that. Then awaits it as any greenlet
+/// of the function does.
+#[inline(never)]
+fn wait_otherwise<F: Future>(
+    mut future: Pin<&mut F>,
+    unwinds: bool,
+    at: &'static Location<'static>,
+) -> Result<F::Output> {
+    let mut is_polled = false;
+    // Counted: the poll may suspend a coroutine of another library that runs on this stack. The
+    // root may then end, and drop its handle of the driver, before the poll returns.
+    let driver = getcurrent().attached::<Driver>();
+    if let Some(driver) = driver.filter(|driver| driver.polls_in_place()) {
+        match driver.poll_in_place(future.as_mut())? {
+            Ok(output) => return Ok(output),
+            Err(has_stayed) => is_polled = has_stayed,
+        }
+    }
+    // The poll may have switched away, and the driver may have ended meanwhile.
+    wait_slow(future, unwinds, is_polled, at)
 }
 
 /// Awaits in a greenlet below the root or in a cancelled function, or refuses.
@@ -183,6 +175,7 @@ enum Step<T> {
 fn wait_slow<F: Future>(
     future: Pin<&mut F>,
     unwinds: bool,
+    is_polled: bool,
     at: &'static Location<'static>,
 ) -> Result<F::Output> {
     let current = getcurrent();
@@ -205,7 +198,7 @@ fn wait_slow<F: Future>(
     if unwinds && was_unwound && !std::thread::panicking() {
         return Err(driver.exit_again(waiter, at)); // the function has caught that unwinding
     }
-    match Slot::new(future).wait(&driver, id, waiter, at) {
+    match Slot::new(future, id, is_polled).wait(&driver, waiter, at) {
         Ok(output) => Ok(output),
         Err(error) if was_unwound && error.is::<Unwinding>() => Err(error.context(
             "cannot await: the exit of a cancelled spawn unwinds this stack, because `await_` raised it; let \

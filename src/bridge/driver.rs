@@ -7,8 +7,9 @@
 //!   greenlet that awaits                      driver
 //!   ├──────────────────────┤
 //!   │ future: F (pinned)   │
-//!   │ Slot: &mut F, output │◄──── Request ────  poll(cx): polls F, writes the output
-//!   │ Posted               │      (driver.request)
+//!   │ Slot: Head, &mut F,  │◄─ driver.request ─ head.poll(cx): polls F, writes the output
+//!   │       output         │
+//!   │ Posted               │
 //!   ├──────────────────────┤
 //! ```
 //!
@@ -19,23 +20,27 @@
 //!   first act of the resumed greenlet, whether `wait` returns or unwinds. A greenlet that is never
 //!   resumed keeps its stack unchanged.
 //! - **[kept]** The driver polls only the request of the greenlet that it keeps suspended meanwhile
-//!   (`raw::keep_suspended`). So the future is not dropped during its `poll`. To this end the
+//!   (`raw::hold`). So the future is not dropped during its `poll`. To this end the
 //!   request names its greenlet, and there is one request at a time: posting requires and ends
 //!   `Phase::Running`, and `Driver::enter_running` starts that phase without a request.
 //! - **[one-thread]** The driver and its greenlets are on one thread, because handles are not
 //!   `Send`.
+//! - **[root-owns]** A driver is attached to its root, which owns it for good. So the driver is alive
+//!   while the root runs. No other greenlet of the thread ever has the root's id.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use anyhow::Result;
 use greenlet_core::{Greenlet, GreenletExit, check_switch_allowed, getcurrent, greenlets, is_end, raw};
+
+use super::nested_polls::{NestedPoll, count_stop, has_stops};
 
 /// What a driver is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,17 +66,18 @@ pub(super) const CANCELLED: &str = "the spawn was cancelled";
 const REFUSALS: u32 = 100;
 
 /// The part of a driver that is attached to its root greenlet, where `await_` finds it.
-#[derive(Debug)]
 pub(super) struct Driver {
+    /// The id of its root.
+    root: u64,
     pub(super) phase: Cell<Phase>,
     /// The greenlet that polls. A greenlet that awaits switches to it. Outside of a poll this is
     /// the main greenlet, so that the driver does not keep a former poller alive.
-    pub(super) poller: RefCell<Option<Greenlet>>,
-    /// [`leave`], for the return type of the function.
-    leave: Leave,
+    pub(super) poller: raw::Place,
     /// The awaited future, on the stack of the greenlet that awaits. That greenlet takes it back as
     /// soon as it is resumed, for any reason [posted].
-    request: Cell<Option<Request>>,
+    request: Cell<Option<NonNull<Head>>>,
+    /// The panic of an awaited future, until the greenlet that awaits it takes it.
+    panic: Cell<Option<Box<dyn Any + Send>>>,
     /// The number of awaits.
     pub(super) awaits: Cell<u64>,
     /// Set to return `Pending` at each await before its future is polled: for tests.
@@ -81,8 +87,6 @@ pub(super) struct Driver {
     /// The task's waker, for polls in place. Borrowed during such a poll, which may be suspended
     /// itself.
     waker: RefCell<Option<Waker>>,
-    /// Set if the posted future was polled in place just before, with the waker of this poll.
-    pub(super) is_polled: Cell<bool>,
     /// Set if a spawn was pending in the last poll of the awaited future.
     pub(super) has_nested: Cell<bool>,
     /// Set when the spawn has been cancelled.
@@ -94,134 +98,24 @@ pub(super) struct Driver {
 }
 
 thread_local! {
+    /// The root of the innermost spawn that is being polled, by its id, and its driver [root-owns].
+    /// No greenlet has the first id here.
+    static POLLED: Cell<(u64, *const Driver)> = const { Cell::new((u64::MAX, ptr::null())) };
     /// Set when the poll of a spawn returns `Pending`: see `Driver::has_nested`.
     static HAS_PENDING: Cell<bool> = const { Cell::new(false) };
 }
 
-thread_local! {
-    /// While a cancelled spawn polls what it awaits: the address of the waker of that poll. Spawns
-    /// that are polled with it cancel themselves. One with another waker belongs to another task.
-    static CANCELLED_TASK: Cell<Option<NonZeroUsize>> = const { Cell::new(None) };
-    /// How many polls of such spawns have found that their clean-up still waits.
-    static BUSY_CLEAN_UPS: Cell<u64> = const { Cell::new(0) };
-    /// How many awaits have stopped before their first poll, for tests. `None`: they do not stop.
-    static STOPS: Cell<Option<u64>> = const { Cell::new(None) };
+/// The poll of a spawn, until it is dropped.
+pub(super) struct InPoll {
+    /// The previous value of `POLLED`.
+    outer: (u64, *const Driver),
+    _depth: NestedPoll,
 }
 
-thread_local! {
-    /// How many polls of spawns run on this thread, one inside the other.
-    static NESTED_POLLS: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Up to this depth, polls do not ask how much of the stack is left.
-const SHALLOW: u32 = 32;
-
-/// Counts the poll of a spawn, until it is dropped.
-pub(super) struct NestedPoll(());
-
-impl NestedPoll {
-    /// Enters a poll. Fails if little is left of the stack on which many polls are nested.
-    #[inline]
-    pub(super) fn enter() -> Result<NestedPoll> {
-        let depth = NESTED_POLLS.get();
-        if depth >= SHALLOW {
-            check_stack(depth)?;
-        }
-        NESTED_POLLS.set(depth.wrapping_add(1));
-        Ok(NestedPoll(()))
-    }
-}
-
-impl Drop for NestedPoll {
+impl Drop for InPoll {
     #[inline]
     fn drop(&mut self) {
-        NESTED_POLLS.set(NESTED_POLLS.get().wrapping_sub(1));
-    }
-}
-
-#[cold]
-fn check_stack(depth: u32) -> Result<()> {
-    let Some(usage) = raw::running_stack() else {
-        return Ok(()); // the system does not say
-    };
-    let left = usage.size.saturating_sub(usage.used);
-    // Enough for the poll of the innermost future, and for the backtrace of a panic.
-    if left >= (usage.size / 8).min(32 << 10) {
-        return Ok(());
-    }
-    anyhow::bail!(
-        "{depth} spawned functions await each other, and the stack that polls them has {left} of {} bytes left; \
-         poll them on a thread with a larger stack, or give the inner ones to the executor as tasks",
-        usage.size
-    )
-}
-
-fn task_of(cx: &Context<'_>) -> Option<NonZeroUsize> {
-    NonZeroUsize::new(ptr::from_ref(cx.waker()).addr())
-}
-
-/// Polls the future of a cancelled spawn by `poll`, with spawns in that future cancelled. Returns
-/// `true` if the clean-up of one still waits.
-#[cold]
-pub(super) fn cancel_nested(cx: &mut Context<'_>, poll: impl FnOnce(&mut Context<'_>) -> Polled) -> bool {
-    let before = BUSY_CLEAN_UPS.get();
-    let _restored = Restored(CANCELLED_TASK.replace(task_of(cx)));
-    poll(cx) == Polled::Pending && BUSY_CLEAN_UPS.get() != before
-}
-
-/// Returns `true` if the running poll belongs to a cancelled spawn, which waits for the clean-up.
-#[inline]
-pub(super) fn is_cancelled_from_outside(cx: &Context<'_>) -> bool {
-    CANCELLED_TASK.get().is_some_and(|task| task_of(cx) == Some(task))
-}
-
-/// Runs `clean_up`, in which polls of spawns are ordinary ones. If `waits` returns `true` for the
-/// result, the clean-up still waits.
-#[cold]
-pub(super) fn clean_up_nested<T>(clean_up: impl FnOnce() -> T, waits: impl FnOnce(&T) -> bool) -> T {
-    let restored = Restored(CANCELLED_TASK.take());
-    let before = BUSY_CLEAN_UPS.get();
-    // CAUTION: runs arbitrary user code.
-    let result = clean_up();
-    drop(restored);
-    // Those that it has polled itself do not count: it waits for them, or has left them.
-    BUSY_CLEAN_UPS.set(before.wrapping_add(u64::from(waits(&result))));
-    result
-}
-
-struct Restored(Option<NonZeroUsize>);
-
-impl Drop for Restored {
-    fn drop(&mut self) {
-        CANCELLED_TASK.set(self.0);
-    }
-}
-
-/// Runs `step`, in which every await of every spawn stops before its first poll. Returns how many
-/// have stopped.
-pub(super) fn with_stops<T>(step: impl FnOnce() -> T) -> (T, u64) {
-    struct Reset(Option<u64>);
-    impl Drop for Reset {
-        fn drop(&mut self) {
-            STOPS.set(self.0);
-        }
-    }
-    let _reset = Reset(STOPS.replace(Some(0)));
-    let value = step();
-    (value, STOPS.get().unwrap_or_default())
-}
-
-/// Returns `true` while a step of [`with_stops`] runs.
-#[inline]
-pub(super) fn has_stops() -> bool {
-    STOPS.get().is_some()
-}
-
-/// Counts a stop of [`with_stops`].
-pub(super) fn count_stop(cx: &Context<'_>) {
-    if let Some(stops) = STOPS.get() {
-        STOPS.set(Some(stops + 1));
-        cx.waker().wake_by_ref(); // an outer future may poll this one only then
+        POLLED.set(self.outer);
     }
 }
 
@@ -232,24 +126,61 @@ pub(super) fn note_pending_spawn() {
 }
 
 impl Driver {
-    /// Creates the driver of a function that returns a `T`. `main` is its first poller.
+    /// Creates a driver, and attaches it to its root [root-owns]. Its first poller is `main`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if something is attached to the root.
     #[inline]
-    pub(super) fn new<T: 'static>(main: Greenlet) -> Driver {
-        Driver {
+    pub(super) fn attach(root: &Greenlet, main: Greenlet) -> Rc<Driver> {
+        let driver = Rc::new(Driver {
+            root: root.id(),
             phase: Cell::new(Phase::Suspended),
-            poller: RefCell::new(Some(main)),
-            leave: leave::<T>,
+            poller: raw::Place::new(main),
             request: Cell::new(None),
+            panic: Cell::new(None),
             awaits: Cell::new(0),
             stops: Cell::new(false),
             in_place: Cell::new(false),
             waker: RefCell::new(None),
-            is_polled: Cell::new(false),
             has_nested: Cell::new(false),
             is_cancelled: Cell::new(false),
             refused: Cell::new(0),
             raised_in: Cell::new(0),
+        });
+        assert!(root.attach(Rc::clone(&driver)));
+        driver
+    }
+
+    /// Enters a poll of this spawn, until the guard is dropped. Fails if little is left of the stack
+    /// on which many polls are nested.
+    #[inline]
+    pub(super) fn enter_poll(&self) -> Result<InPoll> {
+        let _depth = NestedPoll::enter()?;
+        let outer = POLLED.replace((self.root, self));
+        Ok(InPoll { outer, _depth })
+    }
+
+    /// Calls `look` with the driver whose root runs, and with the root's id, if that spawn is the
+    /// innermost one that is being polled.
+    ///
+    /// Counts no reference, so that none is on the stack while `look` switches.
+    ///
+    /// # Safety
+    ///
+    /// - `look` returns, or unwinds, before the running greenlet ends. It may switch greenlets,
+    ///   which keeps this greenlet active. It must not run user code that may leave `look`
+    ///   suspended in another way: a coroutine of another library that runs on the stack of this
+    ///   greenlet can be suspended and outlive it.
+    #[inline(always)] // the processor mispredicts a return that follows a switch; `look` makes one
+    pub(super) unsafe fn with_polled<R>(look: impl FnOnce(&Driver, u64) -> R) -> Option<R> {
+        let (root, driver) = POLLED.get();
+        if !raw::is_running(root) {
+            return None;
         }
+        // SAFETY: the root of the driver runs, and lives until `look` returns, says the caller. So
+        // does the driver [root-owns].
+        Some(look(unsafe { &*driver }, root))
     }
 
     /// Returns the phase in which its greenlets run.
@@ -284,7 +215,7 @@ impl Driver {
         if self.gives_up() {
             self.phase.set(Phase::Suspended);
             // Without a request. The driver ends the function.
-            match (self.leave)(self, waiter, at) {
+            match raw::switch_in(&self.poller, Await(waiter), at) {
                 Ok(Err(thrown)) => return thrown,
                 // Refused, or resumed in another way.
                 Ok(Ok(Ready)) | Err(_) if self.phase.get() == Phase::Suspended => {
@@ -315,7 +246,7 @@ impl Driver {
         let drivers = alive.filter_map(|root| root.attached::<Driver>());
         let polling: Vec<u64> = drivers
             .filter(|driver| driver.phase.get() == Phase::Polling)
-            .filter_map(|driver| Some(driver.poller.try_borrow().ok()?.as_ref()?.id()))
+            .map(|driver| driver.poller.get().id())
             .collect();
         let mut lineage = std::iter::successors(Some(getcurrent()), Greenlet::parent);
         !polling.is_empty() && lineage.any(|greenlet| polling.contains(&greenlet.id()))
@@ -339,9 +270,13 @@ impl Driver {
     #[inline(always)] // `phase` is mostly a constant
     fn enter(&self, phase: Phase) -> Running<'_> {
         self.request.set(None);
-        self.is_polled.set(false);
         self.phase.set(phase);
         Running(self)
+    }
+
+    /// Returns `true` if the root runs, and polls futures on its own stack first.
+    pub(super) fn polls_in_place(&self) -> bool {
+        self.phase.get() == Phase::Running && self.in_place.get()
     }
 
     /// Stores the waker for polls in place.
@@ -383,11 +318,15 @@ impl Driver {
     ///
     /// The context uses the stored waker. The executor's context may not live long enough: the poll
     /// may switch away, and the driver's own poll may return meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If the future is pending, returns whether it will wake this poll of the driver.
     #[inline]
-    pub(super) fn poll_in_place<F: Future>(&self, future: Pin<&mut F>) -> Result<Poll<F::Output>> {
+    pub(super) fn poll_in_place<F: Future>(&self, future: Pin<&mut F>) -> Result<Result<F::Output, bool>> {
         let waker = self.waker.borrow();
-        let Some(waker) = waker.as_ref().filter(|_| STOPS.get().is_none()) else {
-            return Ok(Poll::Pending);
+        let Some(waker) = waker.as_ref().filter(|_| !has_stops()) else {
+            return Ok(Err(false));
         };
         check_switch_allowed()?;
         // An await inside of this poll must find no driver, as in every other poll.
@@ -401,12 +340,14 @@ impl Driver {
         // once more.
         let has_stayed = self.phase.get() == Phase::InPlace;
         drop(polling);
-        if polled.is_pending() {
-            self.awaits.set(self.awaits.get() - 1); // the driver counts it when it is posted
-            self.is_polled.set(has_stayed);
-            self.has_nested.set(HAS_PENDING.get());
-        }
-        Ok(polled)
+        Ok(match polled {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => {
+                self.awaits.set(self.awaits.get() - 1); // the driver counts it when it is posted
+                self.has_nested.set(HAS_PENDING.get());
+                Err(has_stayed)
+            }
+        })
     }
 }
 
@@ -434,50 +375,37 @@ impl Drop for Running<'_> {
     }
 }
 
-/// A message from the greenlets of a function that returns a `T` to its driver.
+/// A message to the driver: poll the posted future. The greenlet waits for it; `None` is the root.
 #[derive(Debug)]
-pub(super) enum Event<T> {
-    /// Poll the posted future. The greenlet waits for it; `None` is the root.
-    Await(Option<Greenlet>),
-    /// The function has returned.
-    Done(T),
-}
+pub(super) struct Await(pub(super) Option<Greenlet>);
 
-/// The message from the driver to a greenlet whose future is ready.
+/// A message to the driver: the function has returned.
+#[derive(Debug)]
+pub(super) struct Done<T>(pub(super) T);
+
+/// A message from the greenlets of a function that returns a `T` to its driver.
+pub(super) type Event<T> = raw::Either<Await, Done<T>>;
+
+/// The message from the driver to a greenlet whose future is done.
 #[derive(Debug)]
 pub(super) struct Ready;
 
-/// Switches to the poller of a driver, and waits for the posted future. The outer error is that of
-/// a refused switch.
-///
-/// A function pointer, because the code that awaits does not know the function's return type.
-type Leave = fn(&Driver, Option<Greenlet>, &'static Location<'static>) -> Result<Result<Ready>>;
-
-fn leave<T: 'static>(
-    driver: &Driver,
-    waiter: Option<Greenlet>,
-    at: &'static Location<'static>,
-) -> Result<Result<Ready>> {
-    // No handle of the poller may be on this stack meanwhile: it would keep the poller alive.
-    raw::switch_in(&driver.poller, Event::<T>::Await(waiter), at)
-}
-
-/// The output of a future, or the payload of its panic.
-type Outcome<T> = Result<T, Box<dyn Any + Send>>;
-
-/// A pinned future, with space for its outcome.
-pub(super) struct Slot<'a, F: Future> {
-    future: Pin<&'a mut F>,
-    outcome: Option<Outcome<F::Output>>,
-}
-
-/// A pointer to a [`Slot`] of any type.
-#[derive(Clone, Copy, Debug)]
-struct Request {
-    slot: *mut (),
-    poll: unsafe fn(*mut (), &mut Context<'_>) -> bool,
+/// The first part of every [`Slot`].
+struct Head {
+    /// Polls the future of the slot with this head. Returns `true` if it is done.
+    poll: unsafe fn(NonNull<Head>, &mut Context<'_>) -> bool,
     /// The id of the greenlet that has posted it.
     posted_by: u64,
+    /// Set if the future was polled in place just before, with the waker of this poll.
+    is_polled: bool,
+}
+
+/// A pinned future, with space for its output.
+#[repr(C)] // a pointer to a slot is one to its head
+pub(super) struct Slot<'a, F: Future> {
+    head: Head,
+    future: Pin<&'a mut F>,
+    output: Option<F::Output>,
 }
 
 /// The result of polling an awaited future.
@@ -496,27 +424,33 @@ pub(super) enum Polled {
 ///
 /// # Safety
 ///
-/// - `slot` points to a live `Slot<F>` that no other code uses during the call.
-unsafe fn poll_slot<F: Future>(slot: *mut (), cx: &mut Context<'_>) -> bool {
+/// - `head` points to the head of a live `Slot<F>` that no other code uses during the call.
+unsafe fn poll_slot<F: Future>(head: NonNull<Head>, cx: &mut Context<'_>) -> bool {
     // SAFETY: the caller promises a live slot of this type, without other uses.
-    let slot = unsafe { &mut *slot.cast::<Slot<'_, F>>() };
-    // A panic of the future propagates in the greenlet that awaits it.
-    let polled = catch_unwind(AssertUnwindSafe(|| slot.future.as_mut().poll(cx)));
-    slot.outcome = match polled {
-        Ok(Poll::Pending) => return false,
-        Ok(Poll::Ready(output)) => Some(Ok(output)),
-        // The end of the greenlet that polls.
-        Err(payload) if is_end(&*payload) => resume_unwind(payload),
-        Err(payload) => Some(Err(payload)),
-    };
-    true
+    let slot = unsafe { head.cast::<Slot<'_, F>>().as_mut() };
+    // CAUTION: runs arbitrary user code.
+    match slot.future.as_mut().poll(cx) {
+        Poll::Pending => false,
+        Poll::Ready(output) => {
+            slot.output = Some(output);
+            true
+        }
+    }
 }
 
 impl<'a, F: Future> Slot<'a, F> {
-    pub(super) fn new(future: Pin<&'a mut F>) -> Slot<'a, F> {
+    /// Creates a slot in the greenlet with the id `posted_by`, which runs.
+    #[inline]
+    pub(super) fn new(future: Pin<&'a mut F>, posted_by: u64, is_polled: bool) -> Slot<'a, F> {
+        let head = Head {
+            poll: poll_slot::<F>,
+            posted_by,
+            is_polled,
+        };
         Slot {
+            head,
             future,
-            outcome: None,
+            output: None,
         }
     }
 
@@ -529,35 +463,30 @@ impl<'a, F: Future> Slot<'a, F> {
     pub(super) fn wait(
         mut self,
         driver: &Driver,
-        id: u64,
         waiter: Option<Greenlet>,
         at: &'static Location<'static>,
     ) -> Result<F::Output> {
         debug_assert!(driver.is_running());
-        let slot = (&raw mut self).cast();
-        driver.request.set(Some(Request {
-            slot,
-            poll: poll_slot::<F>,
-            posted_by: id,
-        }));
+        let slot = NonNull::from(&mut self).cast();
+        driver.request.set(Some(slot));
         driver.phase.set(Phase::Polling); // [kept]
         let posted = Posted { driver, slot };
-        let left = (driver.leave)(driver, waiter, at);
-        drop(posted); // [posted]
-        let Ready = match left {
-            Ok(resumed) => resumed?,
+        // No handle of the poller may be on this stack meanwhile: it would keep the poller alive.
+        match raw::switch_in(&driver.poller, Await(waiter), at) {
+            Ok(Ok(Ready)) => drop(posted), // [posted]
+            Ok(Err(thrown)) => {
+                drop(posted);
+                return Err(thrown);
+            }
             Err(refused) => {
+                drop(posted);
                 driver.phase.set(driver.running_phase()); // as it was before the post
-                driver.is_polled.set(false);
                 return Err(refused);
             }
-        };
-        match self
-            .outcome
-            .expect("a greenlet is resumed when its future is done")
-        {
-            Ok(output) => Ok(output),
-            Err(payload) => resume_unwind(payload),
+        }
+        match self.output {
+            Some(output) => Ok(output),
+            None => driver.resume_panic(),
         }
     }
 }
@@ -565,7 +494,7 @@ impl<'a, F: Future> Slot<'a, F> {
 /// Takes the request back when its greenlet is resumed [posted].
 struct Posted<'a> {
     driver: &'a Driver,
-    slot: *mut (),
+    slot: NonNull<Head>,
 }
 
 impl Drop for Posted<'_> {
@@ -573,37 +502,91 @@ impl Drop for Posted<'_> {
     fn drop(&mut self) {
         // Only its own: `Driver::enter_running` may have withdrawn it, and others may have been
         // posted since.
-        if self
-            .driver
-            .request
-            .get()
-            .is_some_and(|request| request.slot == self.slot)
-        {
+        if self.driver.request.get() == Some(self.slot) {
             self.driver.request.set(None);
         }
     }
 }
 
 impl Driver {
+    /// Polls a future that `waiter` has just posted. It does not, if the future was just polled in
+    /// place, or to stop there for a test.
+    #[inline(never)]
+    pub(super) fn poll_first(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        // SAFETY: [posted] the slot is live.
+        let is_polled = |head: NonNull<Head>| unsafe { head.as_ref() }.is_polled;
+        if self.stops.get() || self.request.get().is_some_and(is_polled) {
+            self.awaits.set(self.awaits.get() + 1);
+            count_stop(cx);
+            return Polled::Pending;
+        }
+        self.poll_posted(waiter, cx)
+    }
+
+    /// Returns `true` if every future that the root posts is polled at once.
+    pub(super) fn polls_at_once(&self) -> bool {
+        !self.stops.get() && !self.in_place.get()
+    }
+
+    /// Polls a future that `waiter` has just posted.
+    // A call would be a tenth of an await of a ready future. A debug build would have the temporaries
+    // on the stack of each nested poll.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(super) fn poll_posted(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        self.awaits.set(self.awaits.get() + 1);
+        self.poll_request(waiter, cx)
+    }
+
+    /// Polls the awaited future again.
+    #[inline(never)]
+    pub(super) fn poll_again(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        self.poll_request(waiter, cx)
+    }
+
+    /// Stores the panic of a future. It propagates in the greenlet that awaits it.
+    ///
+    /// # Panics
+    ///
+    /// Continues the end of the greenlet that polls.
+    #[cold]
+    #[inline(never)]
+    fn keep_panic(&self, payload: Box<dyn Any + Send>) {
+        if is_end(&*payload) {
+            self.phase.set(Phase::Suspended);
+            resume_unwind(payload);
+        }
+        self.panic.set(Some(payload));
+    }
+
+    /// Continues the panic of a future in the greenlet that awaits it.
+    #[cold]
+    fn resume_panic(&self) -> ! {
+        let panic = self.panic.take();
+        resume_unwind(panic.expect("a greenlet is resumed when its future is done"))
+    }
+
     /// Polls the awaited future. Keeps `waiter`, which has posted it, suspended meanwhile.
-    #[inline]
-    pub(super) fn poll_request(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
-        let Some(request) = self.request.get() else {
+    #[cfg_attr(not(debug_assertions), inline(always))] // as `poll_posted`
+    fn poll_request(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        let Some(head) = self.request.get() else {
             return Polled::Withdrawn;
         };
+        // SAFETY: [posted] the slot is live.
+        let Head { posted_by, poll, .. } = *unsafe { head.as_ref() };
         // A tracer may run in the waiter, between its resumption and its next step [posted].
-        if request.posted_by != waiter.id() || waiter.is_current() {
+        if posted_by != waiter.id() || waiter.is_current() {
             return Polled::Withdrawn; // [kept]
         }
         HAS_PENDING.set(false);
         let (is_done, is_to_end) = raw::hold(waiter, || {
-            let unwinding = Unwound(self);
             // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
             // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
             // call; [one-thread] it is on this thread.
-            let is_done = unsafe { (request.poll)(request.slot, cx) };
-            std::mem::forget(unwinding);
-            is_done
+            let polled = catch_unwind(AssertUnwindSafe(|| unsafe { poll(head, cx) }));
+            polled.unwrap_or_else(|payload| {
+                self.keep_panic(payload);
+                true
+            })
         });
         match is_done {
             _ if is_to_end => Polled::ToEnd,
@@ -613,15 +596,5 @@ impl Driver {
                 Polled::Pending
             }
         }
-    }
-}
-
-/// Ends `Phase::Polling` if the end of the poller unwinds the poll.
-struct Unwound<'a>(&'a Driver);
-
-impl Drop for Unwound<'_> {
-    #[cold]
-    fn drop(&mut self) {
-        self.0.phase.set(Phase::Suspended);
     }
 }

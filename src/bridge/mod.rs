@@ -46,6 +46,7 @@ mod error;
 mod hooks;
 mod io;
 mod nested;
+mod nested_polls;
 mod park;
 #[cfg(feature = "tokio")]
 mod pool;

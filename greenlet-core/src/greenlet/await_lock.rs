@@ -125,16 +125,19 @@ pub fn keep_suspended<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> T {
 
 /// Does what [`keep_suspended`] does, except that the caller must end the greenlet if the second
 /// value is `true`. If `during` unwinds, this ends it.
-#[inline]
+#[cfg_attr(not(debug_assertions), inline(always))] // on the path of an await
 pub fn hold<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> (T, bool) {
     let inner = greenlet.inner();
-    hide_for_hold(greenlet);
-    inner.status.set_hold(Hold::Held);
-    let is_counted = inner.has_other_handles();
-    if is_counted {
-        ThreadState::current().add_await_lock();
+    if inner.status.is_unlocked() && !inner.context.sp.get().is_null() && !greenlet.is_current() {
+        hide(inner);
+    } else {
+        hide_for_hold(greenlet);
     }
-    let release = Release { greenlet, is_counted };
+    inner.status.begin_hold();
+    if inner.has_other_handles() {
+        count_hold(inner);
+    }
+    let release = Release(greenlet);
     // CAUTION: runs arbitrary user code.
     let value = during();
     let is_to_end = release.release();
@@ -142,9 +145,16 @@ pub fn hold<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> (T, bool) {
     (value, is_to_end)
 }
 
-/// Hides a greenlet that is about to be held. A function of its own, because nested polls keep the
-/// frame of [`hold`], which has the temporaries of the panics in a debug build.
-#[inline]
+/// Makes every switch of the thread search for the hold.
+#[cold]
+fn count_hold(inner: &Inner) {
+    inner.status.set_hold_counted();
+    ThreadState::current().add_await_lock();
+}
+
+/// Hides a greenlet that is about to be held, if it is locked already, or refuses.
+#[cold]
+#[inline(never)]
 fn hide_for_hold(greenlet: &Greenlet) {
     let inner = greenlet.inner();
     assert!(
@@ -163,21 +173,29 @@ fn hide_for_hold(greenlet: &Greenlet) {
 }
 
 /// Ends a hold when it is dropped, for an unwinding.
-struct Release<'a> {
-    greenlet: &'a Greenlet,
-    is_counted: bool,
-}
+struct Release<'a>(&'a Greenlet);
 
 impl Release<'_> {
     /// Ends the hold. Returns `true` if the greenlet was to be ended meanwhile.
     #[inline(always)] // on the path of an await
     fn release(&self) -> bool {
-        let inner = self.greenlet.inner();
+        let inner = self.0.inner();
+        if !inner.status.end_plain_hold() {
+            return self.release_slow();
+        }
+        inner.context.sp.set(inner.hidden_sp.replace(ptr::null_mut())); // [hidden-sp]
+        false
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn release_slow(&self) -> bool {
+        let inner = self.0.inner();
         let hold = inner.status.set_hold(Hold::None);
         if inner.status.await_lock() == AwaitLock::Unlocked {
             show(inner);
         }
-        if self.is_counted {
+        if inner.status.take_hold_counted() {
             ThreadState::current().remove_await_lock();
         }
         hold == Hold::HeldThenEnd
@@ -189,7 +207,7 @@ impl Drop for Release<'_> {
     fn drop(&mut self) {
         if self.release() {
             // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
-            self.greenlet.end();
+            self.0.end();
         }
     }
 }

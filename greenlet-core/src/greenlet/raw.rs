@@ -1,14 +1,15 @@
 //! What the `greenlet` crate needs of this one beyond its public API. Not for anybody else: the
 //! items here may change in any release.
 //!
-//! [`switch_in`] and [`with_attached`] save a reference count on the path of an await.
+//! [`switch_in`], [`switch_either`] and [`is_running`] are on the path of an await, and count no
+//! reference.
 //! [`discard`] drops a value where nothing may unwind. [`interrupt`] ends a greenlet for a scope that
 //! ends.
 
-use std::cell::RefCell;
+use std::cell::Cell;
+use std::fmt;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
-use std::rc::Rc;
 
 use anyhow::Result;
 
@@ -18,10 +19,11 @@ pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlo
 use crate::greenlet::introspect::StackUsage;
 use crate::payload::{Payload, TypeTag};
 use crate::stack;
+pub use crate::switch::receive::Either;
 pub use crate::switch::teardown::{count_refusal, interrupt};
 pub use crate::switch::unwind::{Unwound, discard};
 use crate::switch::{self, Arrival, receive};
-use crate::thread::{self, Cause, ThreadState};
+use crate::thread::{Cause, ThreadState};
 
 /// Returns how many handles `greenlet` has besides this one. The link of each child is one.
 ///
@@ -43,6 +45,12 @@ pub fn other_handles(greenlet: &Greenlet) -> usize {
 pub fn is_child_of_current(greenlet: &Greenlet) -> bool {
     let current = ThreadState::current().current_ptr();
     greenlet.inner().parent.is_at(current)
+}
+
+/// Returns `true` if the greenlet with this [id](Greenlet::id) runs. Counts no reference.
+#[inline]
+pub fn is_running(id: u64) -> bool {
+    ThreadState::current().current_id() == Some(id)
 }
 
 /// Returns how much of the running stack is used: a greenlet's, a generator's, or the thread's own.
@@ -90,9 +98,54 @@ pub fn end_or_defer(greenlet: &Greenlet, end: impl FnOnce() + 'static) {
     }
 }
 
+/// A place for a handle: see [`switch_in`].
+pub struct Place(Cell<Greenlet>);
+
+impl Place {
+    /// Creates a place with a handle.
+    #[inline]
+    pub fn new(greenlet: Greenlet) -> Place {
+        Place(Cell::new(greenlet))
+    }
+
+    /// Replaces the handle.
+    pub fn replace(&self, greenlet: Greenlet) -> Greenlet {
+        self.0.replace(greenlet)
+    }
+
+    /// Returns the greenlet.
+    pub fn get(&self) -> Greenlet {
+        self.look(Greenlet::clone)
+    }
+
+    /// Returns `true` if the greenlet is the running one.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        self.look(Greenlet::is_current)
+    }
+
+    /// Returns `true` if the greenlet is a main greenlet.
+    #[inline]
+    pub fn is_main(&self) -> bool {
+        self.look(Greenlet::is_main)
+    }
+
+    #[inline]
+    fn look<R>(&self, look: fn(&Greenlet) -> R) -> R {
+        // SAFETY: the functions above, which `look` is one of, change no place.
+        look(unsafe { &*self.0.as_ptr() })
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Place").field(&self.get()).finish()
+    }
+}
+
 /// Switches to the greenlet in `place` as [`Greenlet::switch`] does, without a handle of its own.
 ///
-/// `place` is not borrowed during the switch: it may be emptied, and the greenlet may end, before
+/// During the switch, the handle may be replaced, and the greenlet may end, before
 /// control comes back. `at` is the place that [`Greenlet::suspended_at`] shows for the caller.
 ///
 /// # Errors
@@ -103,27 +156,26 @@ pub fn end_or_defer(greenlet: &Greenlet, end: impl FnOnce() + 'static) {
 ///
 /// # Panics
 ///
-/// Panics as [`Greenlet::switch`] does, and if `place` is empty or mutably borrowed.
+/// Panics as [`Greenlet::switch`] does.
 ///
 /// # Examples
 ///
 /// ```
 /// # extern crate greenlet_core as greenlet;
-/// use std::cell::RefCell;
 /// use std::panic::Location;
 /// use greenlet::{Greenlet, raw};
-/// let place = RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
+/// let place = raw::Place::new(Greenlet::new(|n: u32| Ok(n + 1)));
 /// assert_eq!(raw::switch_in::<u32>(&place, 1_u32, Location::caller())??, 2);
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 #[inline(always)] // the processor mispredicts a return that follows a switch
 pub fn switch_in<R: 'static>(
-    place: &RefCell<Option<Greenlet>>,
+    place: &Place,
     value: impl Sized + 'static,
     at: &'static Location<'static>,
 ) -> Result<Result<R>> {
     let mut value = ManuallyDrop::new(value);
-    match switch::try_switch_in(place, Payload::new(&mut value), at) {
+    match switch::try_switch_in(&place.0, Payload::new(&mut value), at) {
         Ok(back) => Ok(receive::receive(back)),
         Err(unsent) => Ok(switch_in_slow(place, unsent, at, TypeTag::of::<R>())?.and_then(receive::receive)),
     }
@@ -132,7 +184,7 @@ pub fn switch_in<R: 'static>(
 #[cold]
 #[inline(never)]
 fn switch_in_slow(
-    place: &RefCell<Option<Greenlet>>,
+    place: &Place,
     unsent: Payload,
     at: &'static Location<'static>,
     wanted: TypeTag,
@@ -142,50 +194,70 @@ fn switch_in_slow(
         drop(unsent.into_value());
         return Err(refused);
     }
-    let target = place
-        .borrow()
-        .clone()
-        .expect("`place` has the greenlet to switch to");
-    Ok(switch::switch_to_owned(target, unsent, at, wanted))
+    Ok(switch::switch_to_owned(place.get(), unsent, at, wanted))
 }
 
-/// Calls `look` with what was attached first to the running greenlet, if that is a `T`, and with the
-/// greenlet's id.
+/// Switches to `greenlet` as [`Greenlet::switch`] does, and receives an `A` or a `B`.
 ///
-/// Counts no reference to the greenlet or to the attachment, so that none is on the stack while
-/// `look` switches.
+/// # Errors
 ///
-/// # Safety
+/// Those of [`Greenlet::switch`].
 ///
-/// - `look` returns, or unwinds, before the running greenlet ends. It may switch greenlets, which
-///   keeps this greenlet active. It must not run user code that may leave `look` suspended in
-///   another way: a coroutine of another library that runs on the stack of this greenlet can be
-///   suspended and outlive it. Clone the `Rc` and return it, to use it with such code.
+/// # Panics
+///
+/// Panics as [`Greenlet::switch`] does.
 ///
 /// # Examples
 ///
 /// ```
 /// # extern crate greenlet_core as greenlet;
-/// use std::rc::Rc;
-/// use greenlet::{Greenlet, raw};
+/// use greenlet::{Greenlet, getparent, raw};
 /// let child = Greenlet::new(|(): ()| {
-///     // SAFETY: the closure only clones an `Rc`.
-///     Ok(unsafe { raw::with_attached(|text: Option<&Rc<String>>, _| text.cloned()) })
+///     getparent().unwrap().switch::<()>("text")?;
+///     Ok(7)
 /// });
-/// child.attach(Rc::new(String::from("attached")));
-/// assert_eq!(*child.switch::<Option<Rc<String>>>(())?.unwrap(), "attached");
+/// let first = raw::switch_either::<&str, i32>(&child, ())?;
+/// assert!(matches!(first, raw::Either::First("text")));
+/// let second = raw::switch_either::<&str, i32>(&child, ())?;
+/// assert!(matches!(second, raw::Either::Second(7)));
 /// # Ok::<(), anyhow::Error>(())
 /// ```
-#[inline(always)] // the processor mispredicts a return that follows a switch; `look` makes one
-pub unsafe fn with_attached<T: 'static, R>(look: impl FnOnce(Option<&Rc<T>>, u64) -> R) -> R {
-    thread::with_current_inner(|inner| {
-        let attached = inner.attachment().filter(|attached| attached.is::<T>());
-        let attached = attached.map(|attached| {
-            let value: *const T = Rc::as_ptr(attached).cast();
-            // SAFETY: the value is a `T`, as just checked, and the pointer comes from an `Rc` of
-            // it. This one borrows the count of that, so it is not dropped.
-            ManuallyDrop::new(unsafe { Rc::from_raw(value) })
-        });
-        look(attached.as_deref(), inner.id())
-    })
+#[track_caller]
+#[inline(always)] // the processor mispredicts a return that follows a switch
+pub fn switch_either<A: 'static, B: 'static>(
+    greenlet: &Greenlet,
+    value: impl Sized + 'static,
+) -> Result<Either<A, B>> {
+    let mut value = ManuallyDrop::new(value);
+    let at = Location::caller();
+    receive::receive_either(switch::switch_to(
+        greenlet.inner(),
+        Payload::new(&mut value),
+        at,
+        TypeTag::of::<B>(),
+    )?)
+}
+
+/// Switches as [`Greenlet::switch_owned`] does, and receives an `A` or a `B`.
+///
+/// # Errors
+///
+/// Those of [`Greenlet::switch`].
+///
+/// # Panics
+///
+/// Panics as [`Greenlet::switch`] does.
+#[track_caller]
+pub fn switch_owned_either<A: 'static, B: 'static>(
+    greenlet: Greenlet,
+    value: impl Sized + 'static,
+) -> Result<Either<A, B>> {
+    let mut value = ManuallyDrop::new(value);
+    let at = Location::caller();
+    receive::receive_either(switch::switch_to_owned(
+        greenlet,
+        Payload::new(&mut value),
+        at,
+        TypeTag::of::<B>(),
+    )?)
 }

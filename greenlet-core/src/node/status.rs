@@ -52,7 +52,7 @@ pub(crate) enum Hold {
     None,
     Held,
     /// Held, and ended as soon as the hold is over.
-    HeldThenEnd,
+    HeldThenEnd = 3, // with the bit of `Held`
 }
 
 /// The state of a greenlet, and everything about it that is out of the ordinary, in one word.
@@ -79,6 +79,7 @@ const AWAIT_LOCK_SHIFT: usize = 2;
 /// Set while the owner of a suspended greenlet works on data on the greenlet's stack.
 const HOLD: usize = 0b11 << HOLD_SHIFT;
 const HOLD_SHIFT: usize = 4;
+const HELD: usize = (Hold::Held as usize) << HOLD_SHIFT;
 
 /// Set when the greenlet did not end even by forced unwinding.
 ///
@@ -107,6 +108,10 @@ const ENDING: usize = 1 << 9;
 ///
 /// An end of this one that comes from there is deferred, because the two would wait for each other.
 const ENDER: usize = 1 << 10;
+
+/// Set if the hold is counted in the thread state, so that every switch of the thread looks for held
+/// ancestors. Others referred to the greenlet when the hold began.
+const HOLD_COUNTED: usize = 1 << 11;
 
 /// Set if the use of the stack is to be recorded when the greenlet ends: see `track_high_water`.
 ///
@@ -225,6 +230,35 @@ impl Status {
         before
     }
 
+    /// Begins a hold of a greenlet that is not held.
+    #[inline]
+    pub(crate) fn begin_hold(&self) {
+        debug_assert_eq!(self.hold(), Hold::None);
+        self.0.set(self.0.get() | HELD);
+    }
+
+    /// Ends a hold and returns `true`, unless the greenlet is locked, is to be ended then, or the
+    /// hold is counted.
+    #[inline]
+    pub(crate) fn end_plain_hold(&self) -> bool {
+        let word = self.0.get();
+        let is_plain = word & (AWAIT_LOCK | HOLD_COUNTED | HOLD) & !HELD == 0;
+        if is_plain {
+            self.0.set(word & !HELD);
+        }
+        is_plain
+    }
+
+    /// Records that the hold is counted in the thread state.
+    pub(crate) fn set_hold_counted(&self) {
+        self.replace(HOLD_COUNTED, HOLD_COUNTED);
+    }
+
+    /// Clears that record. Returns `true` if there was one.
+    pub(crate) fn take_hold_counted(&self) -> bool {
+        self.replace(HOLD_COUNTED, 0) != 0
+    }
+
     /// Neither locked nor held itself.
     #[inline]
     pub(crate) fn is_unlocked(&self) -> bool {
@@ -308,6 +342,14 @@ mod tests {
                 assert_eq!(status.state(), State::Pending);
             }
         }
+        status.begin_hold();
+        assert!(!status.is_unlocked() && status.end_plain_hold() && status.is_unlocked());
+        status.begin_hold();
+        status.set_hold(Hold::HeldThenEnd);
+        assert!(!status.end_plain_hold());
+        status.set_hold(Hold::Held);
+        status.set_hold_counted();
+        assert!(!status.end_plain_hold() && status.take_hold_counted() && status.end_plain_hold());
         assert_eq!(status.set_await_lock(AwaitLock::Locked), AwaitLock::Unlocked);
         assert_eq!(status.set_hold(Hold::Held), Hold::None);
         status.activate();

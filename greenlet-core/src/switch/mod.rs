@@ -43,7 +43,7 @@ pub(crate) mod trace;
 pub(crate) mod unraisable;
 pub(crate) mod unwind;
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::ptr;
@@ -253,20 +253,12 @@ pub(crate) fn switch_to_owned(
 ///
 /// # Errors
 ///
-/// Returns the payload if a bare stack switch cannot do it, or `place` is empty.
+/// Returns the payload if a bare stack switch cannot do it.
 #[inline(always)] // see "Inlining"
-pub(crate) fn try_switch_in(
-    place: &RefCell<Option<Greenlet>>,
-    payload: Payload,
-    at: Loc,
-) -> Result<Arrival, Payload> {
-    let target = place
-        .borrow()
-        .as_ref()
-        .and_then(|target| find_ready(target.inner(), payload.tag()));
-    match target {
-        // SAFETY: between `find_ready` and the switch only a borrow ended, which runs no user code
-        // [ready-now].
+pub(crate) fn try_switch_in(place: &Cell<Greenlet>, payload: Payload, at: Loc) -> Result<Arrival, Payload> {
+    // SAFETY: nothing changes the place while `find_ready` uses the node.
+    match find_ready(unsafe { &*place.as_ptr() }.inner(), payload.tag()) {
+        // SAFETY: nothing runs between `find_ready` and the switch [ready-now].
         Some(target) => Ok(unsafe { switch_stacks(target, payload, at) }),
         None => Err(payload),
     }

@@ -100,6 +100,59 @@ fn receive_any(arrival: Arrival, wanted: TypeTag) -> Result<(Value, Option<Sende
     Ok((deliver(process(envelope))?, sender))
 }
 
+/// As [`receive`], of an `A` or a `B`.
+#[inline(always)] // see "Inlining" in `switch`
+pub(crate) fn receive_either<A: 'static, B: 'static>(arrival: Arrival) -> Result<Either<A, B>, Error> {
+    let Arrival { payload, own } = arrival;
+    let value = match payload.downcast_fast() {
+        Ok(value) => Either::First(value),
+        Err(payload) => match payload.downcast_fast() {
+            Ok(value) => Either::Second(value),
+            Err(payload) => return receive_either_slow(Arrival { payload, own }),
+        },
+    };
+    ThreadState::current().set_current(own);
+    Ok(value)
+}
+
+#[cold]
+#[inline(never)]
+fn receive_either_slow<A: 'static, B: 'static>(arrival: Arrival) -> Result<Either<A, B>, Error> {
+    let (value, sender) = receive_any(arrival, TypeTag::of::<B>())?;
+    Either::of(value, sender)
+}
+
+/// A value of one of two types.
+#[derive(Debug)]
+pub enum Either<A, B> {
+    /// A value of the first type.
+    First(A),
+    /// A value of the second type.
+    Second(B),
+}
+
+impl<A: 'static, B: 'static> Either<A, B> {
+    /// Unwraps a value that has arrived.
+    ///
+    /// # Errors
+    ///
+    /// Returns a [`TypeMismatch`](crate::TypeMismatch) if it is neither an `A` nor a `B`.
+    pub fn from_value(value: Value) -> Result<Either<A, B>, Error> {
+        Either::of(value, None)
+    }
+
+    #[cold]
+    fn of(value: Value, sender: Option<Sender>) -> Result<Either<A, B>, Error> {
+        match value.downcast().map(Either::First) {
+            Ok(first) => Ok(first),
+            Err(value) => value
+                .downcast()
+                .map(Either::Second)
+                .map_err(|value| mismatch::of_arrival(sender, type_name::<B>(), value).into()),
+        }
+    }
+}
+
 /// Returns the value or the error of a message, or unwinds.
 pub(crate) fn deliver(message: Message) -> Result<Value, Error> {
     match message {

@@ -205,6 +205,13 @@ impl ThreadState {
         self.current.get()
     }
 
+    /// The current greenlet's id. `None` before [`ThreadState::set_up`].
+    #[inline]
+    pub(crate) fn current_id(&self) -> Option<u64> {
+        // SAFETY: it points to a node that is alive [current-alive].
+        unsafe { self.current.get().as_ref() }.map(Inner::id)
+    }
+
     /// The main greenlet's node, without a reference to it. Null before [`ThreadState::set_up`].
     pub(crate) fn main_ptr(&self) -> *const Inner {
         self.main.get()

@@ -16,7 +16,7 @@ use tokio::task::spawn_local;
 use super::control::{Control, Request};
 use super::error::PoolError;
 use super::queue::{Job, Running};
-use crate::bridge::driver::{Polled, cancel_nested};
+use crate::bridge::nested_polls::cancel_nested;
 use crate::bridge::spawn::Spawn;
 
 /// What comes of a function: its output, the error with which it was ended, or its panic.
@@ -77,9 +77,9 @@ fn poll_cancelled<F: Future>(mut future: Pin<&mut F>, cx: &mut Context<'_>) -> P
     let waits = cancel_nested(cx, |cx| match future.as_mut().poll(cx) {
         Poll::Ready(value) => {
             output = Some(value);
-            Polled::Ready
+            false
         }
-        Poll::Pending => Polled::Pending,
+        Poll::Pending => true,
     });
     match output {
         Some(output) => Poll::Ready(Ok(output)),

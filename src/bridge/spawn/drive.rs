@@ -14,9 +14,10 @@ use greenlet_core::{
     TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raise, raw,
 };
 
-use crate::bridge::driver::{self, CANCELLED, Driver, Event, NestedPoll, Phase, Polled, Ready};
+use crate::bridge::driver::{self, Await, CANCELLED, Done, Driver, Event, Phase, Polled, Ready};
 use crate::bridge::error::StrayMessage;
 use crate::bridge::hooks::Hooks;
+use crate::bridge::nested_polls;
 
 /// A spawned function with the state of its poll loop.
 pub(super) struct Drive<T: 'static> {
@@ -76,12 +77,9 @@ impl<T: 'static> Drive<T> {
     ) -> Drive<T> {
         // Main is the parent before the first poll and between polls: see `unbind`.
         let main = getmain();
-        let root = greenlet
-            .parent(&main)
-            .build(move |(): ()| Ok(Event::Done(function())));
-        let driver = Rc::new(Driver::new::<T>(main));
+        let root = greenlet.parent(&main).build(move |(): ()| Ok(Done(function())));
+        let driver = Driver::attach(&root, main);
         driver.in_place.set(in_place);
-        root.attach(Rc::clone(&driver));
         Drive {
             stage: Stage::New,
             root,
@@ -122,8 +120,8 @@ impl<T: 'static> Drive<T> {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
         // Refuse before anything has changed.
         check_switch_allowed()?;
-        let _nested = NestedPoll::enter()?;
-        if driver::is_cancelled_from_outside(cx) {
+        let _polled = self.driver.enter_poll()?;
+        if nested_polls::is_cancelled_from_outside(cx) {
             return self.clean_up_nested(cx);
         }
         self.poll_ordinary(cx)
@@ -133,7 +131,7 @@ impl<T: 'static> Drive<T> {
     /// clean-up would keep its frame.
     #[inline(never)]
     fn poll_ordinary(&mut self, cx: &mut Context<'_>) -> Poll<Result<T>> {
-        if driver::has_stops() {
+        if nested_polls::has_stops() {
             self.driver.stops.set(true);
         }
         let action = match &self.stage {
@@ -172,7 +170,7 @@ impl<T: 'static> Drive<T> {
         };
         self.driver.phase.set(Phase::Polling);
         let waiter = waiter.as_ref().unwrap_or(&self.root);
-        let polled = self.driver.poll_request(waiter, cx);
+        let polled = self.driver.poll_again(waiter, cx);
         match polled {
             Polled::ToEnd => self.end_waiter(waiter.clone(), cx),
             polled => polled,
@@ -210,7 +208,8 @@ impl<T: 'static> Drive<T> {
             }
             Stage::Waiting(_) => {
                 let has_nested = self.driver.has_nested.get();
-                if has_nested && driver::cancel_nested(cx, |cx| self.poll_waiter(cx)) {
+                if has_nested && nested_polls::cancel_nested(cx, |cx| self.poll_waiter(cx) == Polled::Pending)
+                {
                     return self.pending();
                 }
                 self.throw_cancel(cx)
@@ -236,7 +235,7 @@ impl<T: 'static> Drive<T> {
         if self.is_ended_from_outside {
             return Poll::Ready(Err(cancelled()));
         }
-        let polled = driver::clean_up_nested(|| self.cancel(cx), Poll::is_pending);
+        let polled = nested_polls::clean_up_nested(|| self.cancel(cx), Poll::is_pending);
         self.is_ended_from_outside = matches!(polled, Poll::Ready(Err(_)));
         polled
     }
@@ -257,26 +256,28 @@ impl<T: 'static> Drive<T> {
             // The greenlet that gets the error of a stray message.
             let mut last = None;
             let mut event = self.resume_by(action, &mut last);
-            let (waiter, polled) = loop {
+            let (polled, waiter) = 'waits: loop {
                 match event {
-                    Ok(Event::Await(None)) => {
-                        let polled = self.poll_first(None, cx);
-                        if polled != Polled::Ready || !self.is_plain {
-                            break (None, polled);
-                        }
+                    Ok(Event::First(Await(None))) if self.is_plain && self.driver.polls_at_once() => {
+                        last = None;
                         // Without building an action: an await of a ready future takes 22 ns
                         // instead of 30.
-                        last = None;
-                        event = self.resume_root();
+                        event = loop {
+                            let polled = self.driver.poll_posted(&self.root, cx);
+                            if polled != Polled::Ready {
+                                break 'waits (polled, None);
+                            }
+                            match self.resume_root() {
+                                Ok(Event::First(Await(None))) => {}
+                                other => break other,
+                            }
+                        };
                     }
-                    Ok(Event::Await(Some(waiter))) => {
-                        // The poll keeps only the waiter suspended. The lock keeps other code out
-                        // of the root.
-                        self.lock_root()?;
-                        let polled = self.poll_first(Some(&waiter), cx);
-                        break (Some(waiter), polled);
+                    Ok(Event::First(Await(None))) => break (self.driver.poll_first(&self.root, cx), None),
+                    Ok(Event::First(Await(Some(waiter)))) => {
+                        break (self.poll_below(&waiter, cx)?, Some(waiter));
                     }
-                    Ok(Event::Done(output)) if self.root.is_dead() => {
+                    Ok(Event::Second(Done(output))) if self.root.is_dead() => {
                         return Poll::Ready(Ok(self.finish(output)));
                     }
                     other => event = self.after_unexpected(other, last.take())?,
@@ -352,7 +353,7 @@ impl<T: 'static> Drive<T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn resume_root(&self) -> Result<Event<T>> {
         let running = self.driver.enter_running();
-        let event = self.root.switch(Ready);
+        let event = raw::switch_either(&self.root, Ready);
         drop(running);
         event
     }
@@ -364,15 +365,12 @@ impl<T: 'static> Drive<T> {
         }
     }
 
-    /// Polls a future for the first time. `waiter` has just posted it; `None` is the root.
-    #[inline]
-    fn poll_first(&mut self, waiter: Option<&Greenlet>, cx: &mut Context<'_>) -> Polled {
-        self.driver.awaits.set(self.driver.awaits.get() + 1);
-        if self.driver.stops.get() || self.driver.is_polled.take() {
-            driver::count_stop(cx);
-            return Polled::Pending;
-        }
-        self.driver.poll_request(waiter.unwrap_or(&self.root), cx)
+    /// Polls a future that a greenlet below the root has just posted.
+    #[inline(never)]
+    fn poll_below(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Result<Polled, ParentError> {
+        // The poll keeps only the waiter suspended. The lock keeps other code out of the root.
+        self.lock_root()?;
+        Ok(self.driver.poll_first(waiter, cx))
     }
 
     /// Resumes the function. Returns the message with which it leaves.
@@ -383,16 +381,19 @@ impl<T: 'static> Drive<T> {
         let hooks = has_hooks.then(|| self.hooks.run(&self.root, action.target()));
         let running = self.driver.enter_running_or_ending();
         let event = match action {
-            Action::Start => self.root.switch(()),
-            Action::Resume(None) => self.root.switch(Ready),
-            Action::Resume(Some(waiter)) => waiter.switch_owned(Ready),
-            Action::Cancel(exit) => self.root.throw(exit),
-            Action::Stray(error, last) => last.as_ref().unwrap_or(&self.root).throw(error),
+            Action::Start => raw::switch_either(&self.root, ()),
+            Action::Resume(None) => raw::switch_either(&self.root, Ready),
+            Action::Resume(Some(waiter)) => raw::switch_owned_either(waiter, Ready),
+            Action::Cancel(exit) => self.root.throw(exit).and_then(Event::from_value),
+            Action::Stray(error, last) => {
+                let target = last.as_ref().unwrap_or(&self.root);
+                target.throw(error).and_then(Event::from_value)
+            }
         };
         drop(running);
         if let Some(hooks) = hooks {
             hooks.end(match &event {
-                Ok(Event::Await(waiter)) => waiter.as_ref(),
+                Ok(Event::First(Await(waiter))) => waiter.as_ref(),
                 _ => None,
             });
         }
@@ -416,7 +417,7 @@ impl<T: 'static> Drive<T> {
     /// Makes the running greenlet the poller: the parent of the root, and the target of awaits.
     #[inline]
     fn bind(&self) -> Result<(), ParentError> {
-        if self.is_bound_to(Greenlet::is_current) && raw::is_child_of_current(&self.root) {
+        if self.driver.poller.is_current() && raw::is_child_of_current(&self.root) {
             return Ok(());
         }
         self.bind_to(getcurrent())
@@ -425,7 +426,7 @@ impl<T: 'static> Drive<T> {
     /// Makes the main greenlet the poller between polls, so that no other poller is kept alive.
     #[inline]
     fn unbind(&self) {
-        if !self.is_bound_to(Greenlet::is_main) {
+        if !self.driver.poller.is_main() {
             // Refused only while main is kept suspended. The poller stays alive then.
             drop(self.bind_to(getmain()));
         }
@@ -441,16 +442,11 @@ impl<T: 'static> Drive<T> {
         }
     }
 
-    #[inline]
-    fn is_bound_to(&self, whom: impl FnOnce(&Greenlet) -> bool) -> bool {
-        self.driver.poller.borrow().as_ref().is_some_and(whom)
-    }
-
     #[cold]
     fn bind_to(&self, poller: Greenlet) -> Result<(), ParentError> {
         self.root.set_parent(&poller)?;
         // CAUTION: runs arbitrary user code: it may end the previous poller.
-        drop(self.driver.poller.replace(Some(poller)));
+        drop(self.driver.poller.replace(poller));
         Ok(())
     }
 

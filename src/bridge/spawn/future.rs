@@ -12,8 +12,9 @@ use std::task::{Context, Poll};
 use anyhow::{Error, Result};
 use greenlet_core::{Greenlet, check_switch_allowed};
 
+use crate::bridge::nested_polls;
+
 use super::drive::Drive;
-use crate::bridge::driver;
 
 /// The future of a spawned function: see [`greenlet_spawn`](crate::greenlet_spawn).
 ///
@@ -152,7 +153,7 @@ impl<T: 'static> Spawn<T> {
     /// Ends the poll of a function that has no output.
     #[cold]
     fn ended_without_output(&self, error: &Error, cx: &Context<'_>) -> Poll<T> {
-        if self.drive.is_ended_from_outside && driver::is_cancelled_from_outside(cx) {
+        if self.drive.is_ended_from_outside && nested_polls::is_cancelled_from_outside(cx) {
             return Poll::Pending; // the spawn that polls this one drops it next
         }
         panic!(

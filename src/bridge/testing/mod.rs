@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use anyhow::Result;
 
-use super::driver::with_stops;
+use super::nested_polls::with_stops;
 use super::spawn::{Spawn, SpawnResult, greenlet_spawn};
 use crate::testing::explore::Explore;
 use crate::testing::leaks::assert_no_leaks;

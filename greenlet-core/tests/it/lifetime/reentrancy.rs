@@ -212,7 +212,7 @@ fn a_value_is_moved_out_before_the_attachment_of_its_sender_is_dropped() {
 
     let ended = Greenlet::new(|(): ()| Ok(String::from(TEXT)));
     ended.attach(Rc::new(Attached));
-    let place = RefCell::new(Some(ended));
+    let place = raw::Place::new(ended);
     let at = std::panic::Location::caller();
     let emptied = raw::switch_in::<String>(&place, (), at);
     assert_eq!(emptied.unwrap().unwrap(), TEXT);

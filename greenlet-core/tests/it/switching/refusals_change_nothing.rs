@@ -266,7 +266,7 @@ fn a_cached_stack_of_another_size_is_not_used() {
 /// error, which owns the value.
 #[test]
 fn a_refusal_by_the_target_of_switch_in_is_the_inner_error() {
-    let place = std::cell::RefCell::new(Some(Greenlet::new(|n: u32| Ok(n + 1))));
+    let place = raw::Place::new(Greenlet::new(|n: u32| Ok(n + 1)));
     let at = std::panic::Location::caller();
     let refused = raw::switch_in::<u32>(&place, "text", at).unwrap().unwrap_err();
     let value = refused.downcast::<TypeMismatch>().unwrap().into_value().unwrap();

@@ -441,7 +441,7 @@ fn a_greenlet_that_was_resumed_before_can_switch_to_itself() {
             let me = getcurrent();
             assert_eq!(me.switch::<u32>(n)?, n);
             assert_eq!(getcurrent().switch_owned::<u32>(n + 10)?, n + 10);
-            let place = RefCell::new(Some(getcurrent()));
+            let place = raw::Place::new(getcurrent());
             assert_eq!(
                 raw::switch_in::<u32>(&place, n + 20, std::panic::Location::caller())??,
                 n + 20
