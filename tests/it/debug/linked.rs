@@ -63,6 +63,7 @@ fn second_poll<F: Future>(future: Pin<&mut F>) -> F::Output {
 }
 
 #[test]
+#[inline(never)] // has a name of its own in optimised builds
 fn a_spawned_function_shows_each_poll_that_runs_it() {
     let mut spawned = pin!(greenlet_spawn(|| {
         let first = captures();
@@ -88,6 +89,7 @@ fn a_spawned_function_shows_each_poll_that_runs_it() {
 }
 
 #[test]
+#[inline(never)] // has a name of its own in optimised builds
 fn a_greenlet_below_a_spawned_function_shows_it_and_the_executor() {
     #[inline(never)]
     fn in_the_function() -> Result<String> {
