@@ -125,7 +125,7 @@ fn an_idle_worker_is_chosen_before_one_with_fewer_functions_that_computes() {
                 await_(std::future::pending::<()>());
             });
             assert_ne!(begun.recv().unwrap(), computing);
-            thread::sleep(Duration::from_millis(20)); // until the worker is idle again
+            thread::sleep(Duration::from_millis(100)); // until the worker is idle again
             waits
         })
         .collect();

@@ -233,13 +233,14 @@ fn all_functions_can_be_cancelled_those_that_wait_included() {
     let pool = builder.max_running(1).build().unwrap();
     let (log, events) = mpsc::channel();
     let running = pool.run(move || {
+        log.send("begun").unwrap();
         let waited = try_await_(pending::<()>());
         try_await_(tokio::time::sleep(Duration::from_millis(1))).unwrap();
         log.send("cleaned up").unwrap();
         waited.is_err()
     });
     let waiting = pool.run(|| unreachable!("it was cancelled")).into_result();
-    settle_by_time();
+    assert_eq!(events.recv(), Ok("begun"));
     pool.cancel_all();
     assert!(block_on(running));
     let _: PoolError = block_on::<_>(waiting)
@@ -249,11 +250,6 @@ fn all_functions_can_be_cancelled_those_that_wait_included() {
         .unwrap();
     assert_eq!(events.iter().collect::<Vec<_>>(), ["cleaned up"]);
     block_on(pool.shutdown());
-}
-
-/// Waits until a function has begun, where no other one can be run to find out.
-fn settle_by_time() {
-    thread::sleep(Duration::from_millis(20));
 }
 
 #[test]
