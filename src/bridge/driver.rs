@@ -20,7 +20,7 @@
 //!   first act of the resumed greenlet, whether `wait` returns or unwinds. A greenlet that is never
 //!   resumed keeps its stack unchanged.
 //! - **[kept]** The driver polls only the request of the greenlet that it keeps suspended meanwhile
-//!   (`raw::hold`). So the future is not dropped during its `poll`. To this end the
+//!   (`raw::Held`). So the future is not dropped during its `poll`. To this end the
 //!   request names its greenlet, and there is one request at a time: posting requires and ends
 //!   `Phase::Running`, and `Driver::enter_running` starts that phase without a request.
 //! - **[one-thread]** The driver and its greenlets are on one thread, because handles are not
@@ -76,8 +76,9 @@ pub(super) struct Driver {
     /// The awaited future, on the stack of the greenlet that awaits. That greenlet takes it back as
     /// soon as it is resumed, for any reason [posted].
     request: Cell<Option<NonNull<Head>>>,
-    /// The panic of an awaited future, until the greenlet that awaits it takes it.
-    panic: Cell<Option<Box<dyn Any + Send>>>,
+    /// The panics of awaited futures, until the greenlets that await them take them. Mostly there is
+    /// none. A tracer that awaits where a greenlet is resumed can add a second one.
+    panics: Cell<Vec<(NonNull<Head>, Box<dyn Any + Send>)>>,
     /// The number of awaits.
     pub(super) awaits: Cell<u64>,
     /// Set to return `Pending` at each await before its future is polled: for tests.
@@ -138,7 +139,7 @@ impl Driver {
             phase: Cell::new(Phase::Suspended),
             poller: raw::Place::new(main),
             request: Cell::new(None),
-            panic: Cell::new(None),
+            panics: Cell::default(),
             awaits: Cell::new(0),
             stops: Cell::new(false),
             in_place: Cell::new(false),
@@ -486,7 +487,7 @@ impl<'a, F: Future> Slot<'a, F> {
         }
         match self.output {
             Some(output) => Ok(output),
-            None => driver.resume_panic(),
+            None => driver.resume_panic(slot),
         }
     }
 }
@@ -520,7 +521,7 @@ impl Driver {
             count_stop(cx);
             return Polled::Pending;
         }
-        self.poll_posted(waiter, cx)
+        self.poll_request(true, waiter, cx)
     }
 
     /// Returns `true` if every future that the root posts is polled at once.
@@ -528,46 +529,50 @@ impl Driver {
         !self.stops.get() && !self.in_place.get()
     }
 
-    /// Polls a future that `waiter` has just posted.
-    // A call would be a tenth of an await of a ready future. A debug build would have the temporaries
-    // on the stack of each nested poll.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(super) fn poll_posted(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
-        self.awaits.set(self.awaits.get() + 1);
-        self.poll_request(waiter, cx)
-    }
-
     /// Polls the awaited future again.
-    #[inline(never)]
+    // In a debug build, nested polls have one frame less each.
+    #[cfg_attr(debug_assertions, inline(always))]
+    #[cfg_attr(not(debug_assertions), inline(never))]
     pub(super) fn poll_again(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
-        self.poll_request(waiter, cx)
+        self.poll_request(false, waiter, cx)
     }
 
-    /// Stores the panic of a future. It propagates in the greenlet that awaits it.
+    /// Stores the panic of the future in `slot`. It propagates in the greenlet that awaits it.
     ///
     /// # Panics
     ///
     /// Continues the end of the greenlet that polls.
     #[cold]
     #[inline(never)]
-    fn keep_panic(&self, payload: Box<dyn Any + Send>) {
+    fn keep_panic(&self, slot: NonNull<Head>, payload: Box<dyn Any + Send>) {
         if is_end(&*payload) {
             self.phase.set(Phase::Suspended);
             resume_unwind(payload);
         }
-        self.panic.set(Some(payload));
+        let mut panics = self.panics.take();
+        panics.push((slot, payload));
+        self.panics.set(panics);
     }
 
-    /// Continues the panic of a future in the greenlet that awaits it.
+    /// Continues the panic of the future in `slot`, in the greenlet that awaits it.
     #[cold]
-    fn resume_panic(&self) -> ! {
-        let panic = self.panic.take();
+    fn resume_panic(&self, slot: NonNull<Head>) -> ! {
+        let mut panics = self.panics.take();
+        // The last one: a greenlet that was ended has left its panic, and another slot may be where its
+        // slot was.
+        let found = panics.iter().rposition(|(of, _)| *of == slot);
+        let panic = found.map(|found| panics.remove(found).1);
+        self.panics.set(panics);
         resume_unwind(panic.expect("a greenlet is resumed when its future is done"))
     }
 
-    /// Polls the awaited future. Keeps `waiter`, which has posted it, suspended meanwhile.
-    #[cfg_attr(not(debug_assertions), inline(always))] // as `poll_posted`
-    fn poll_request(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+    /// Polls the awaited future. Keeps `waiter`, which has posted it, suspended meanwhile. `is_first`
+    /// says that it has just done so.
+    // A call would be a tenth of an await of a ready future. A debug build would have the temporaries
+    // on the stack of each nested poll.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(super) fn poll_request(&self, is_first: bool, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
+        self.awaits.set(self.awaits.get() + u64::from(is_first));
         let Some(head) = self.request.get() else {
             return Polled::Withdrawn;
         };
@@ -578,16 +583,16 @@ impl Driver {
             return Polled::Withdrawn; // [kept]
         }
         HAS_PENDING.set(false);
-        let (is_done, is_to_end) = raw::hold(waiter, || {
-            // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
-            // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
-            // call; [one-thread] it is on this thread.
-            let polled = catch_unwind(AssertUnwindSafe(|| unsafe { poll(head, cx) }));
-            polled.unwrap_or_else(|payload| {
-                self.keep_panic(payload);
-                true
-            })
+        let held = raw::Held::begin(waiter);
+        // SAFETY: [posted] the request is posted, so its greenlet is suspended and the slot is
+        // live on its stack; [kept] `waiter` is that greenlet and is kept suspended during the
+        // call; [one-thread] it is on this thread.
+        let polled = catch_unwind(AssertUnwindSafe(|| unsafe { poll(head, cx) }));
+        let is_done = polled.unwrap_or_else(|payload| {
+            self.keep_panic(head, payload);
+            true
         });
+        let is_to_end = held.release();
         match is_done {
             _ if is_to_end => Polled::ToEnd,
             true => Polled::Ready,

@@ -115,35 +115,21 @@ pub fn unlock(greenlet: &Greenlet) {
 /// ```
 #[inline]
 pub fn keep_suspended<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> T {
-    let (value, is_to_end) = hold(greenlet, during);
-    if is_to_end {
+    let held = Held::begin(greenlet);
+    // CAUTION: runs arbitrary user code.
+    let value = during();
+    if held.release() {
         // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
         greenlet.end();
     }
     value
 }
 
-/// Does what [`keep_suspended`] does, except that the caller must end the greenlet if the second
-/// value is `true`. If `during` unwinds, this ends it.
-#[cfg_attr(not(debug_assertions), inline(always))] // on the path of an await
-pub fn hold<T>(greenlet: &Greenlet, during: impl FnOnce() -> T) -> (T, bool) {
-    let inner = greenlet.inner();
-    if inner.status.is_unlocked() && !inner.context.sp.get().is_null() && !greenlet.is_current() {
-        hide(inner);
-    } else {
-        hide_for_hold(greenlet);
-    }
-    inner.status.begin_hold();
-    if inner.has_other_handles() {
-        count_hold(inner);
-    }
-    let release = Release(greenlet);
-    // CAUTION: runs arbitrary user code.
-    let value = during();
-    let is_to_end = release.release();
-    std::mem::forget(release);
-    (value, is_to_end)
-}
+/// A greenlet that is kept suspended, until [`release`](Held::release). If it is dropped instead, by an
+/// unwinding, a request to end the greenlet is carried out there.
+#[derive(Debug)]
+#[must_use = "it is released at once otherwise"]
+pub struct Held<'a>(&'a Greenlet);
 
 /// Makes every switch of the thread search for the hold.
 #[cold]
@@ -172,13 +158,38 @@ fn hide_for_hold(greenlet: &Greenlet) {
     );
 }
 
-/// Ends a hold when it is dropped, for an unwinding.
-struct Release<'a>(&'a Greenlet);
+impl<'a> Held<'a> {
+    /// Keeps a suspended greenlet suspended: see [`keep_suspended`].
+    ///
+    /// # Panics
+    ///
+    /// Panics if the greenlet is not suspended, or is kept suspended already.
+    #[cfg_attr(not(debug_assertions), inline(always))] // on the path of an await
+    pub fn begin(greenlet: &'a Greenlet) -> Held<'a> {
+        let inner = greenlet.inner();
+        if inner.status.is_unlocked() && !inner.context.sp.get().is_null() && !greenlet.is_current() {
+            hide(inner);
+        } else {
+            hide_for_hold(greenlet);
+        }
+        inner.status.begin_hold();
+        if inner.has_other_handles() {
+            count_hold(inner);
+        }
+        Held(greenlet)
+    }
 
-impl Release<'_> {
-    /// Ends the hold. Returns `true` if the greenlet was to be ended meanwhile.
-    #[inline(always)] // on the path of an await
-    fn release(&self) -> bool {
+    /// Ends the hold. Returns `true` if the caller must end the greenlet, because somebody asked for
+    /// that meanwhile.
+    #[cfg_attr(not(debug_assertions), inline(always))] // on the path of an await
+    pub fn release(self) -> bool {
+        let is_to_end = self.end_hold();
+        std::mem::forget(self);
+        is_to_end
+    }
+
+    #[cfg_attr(not(debug_assertions), inline(always))] // on the path of an await
+    fn end_hold(&self) -> bool {
         let inner = self.0.inner();
         if !inner.status.end_plain_hold() {
             return self.release_slow();
@@ -202,10 +213,10 @@ impl Release<'_> {
     }
 }
 
-impl Drop for Release<'_> {
+impl Drop for Held<'_> {
     #[cold]
     fn drop(&mut self) {
-        if self.release() {
+        if self.end_hold() {
             // CAUTION: runs arbitrary user code: the clean-up of the greenlet.
             self.0.end();
         }

@@ -15,7 +15,7 @@ use anyhow::Result;
 
 use crate::backend;
 use crate::greenlet::Greenlet;
-pub use crate::greenlet::await_lock::{hold, keep_suspended, lock_for_await, unlock};
+pub use crate::greenlet::await_lock::{Held, keep_suspended, lock_for_await, unlock};
 use crate::greenlet::introspect::StackUsage;
 use crate::payload::{Payload, TypeTag};
 use crate::stack;

@@ -163,7 +163,7 @@ impl<T: 'static> Drive<T> {
     }
 
     /// Polls the future that the function waits for.
-    #[inline]
+    #[inline(always)] // nested polls have one frame less each
     fn poll_waiter(&mut self, cx: &mut Context<'_>) -> Polled {
         let Stage::Waiting(waiter) = &self.stage else {
             return Polled::Withdrawn;
@@ -171,13 +171,24 @@ impl<T: 'static> Drive<T> {
         self.driver.phase.set(Phase::Polling);
         let waiter = waiter.as_ref().unwrap_or(&self.root);
         let polled = self.driver.poll_again(waiter, cx);
-        match polled {
-            Polled::ToEnd => self.end_waiter(waiter.clone(), cx),
-            polled => polled,
+        if polled == Polled::ToEnd {
+            return self.end_waiting(cx);
         }
+        polled
     }
 
     /// Ends the greenlet that waits, as its awaited future has asked for.
+    #[cold]
+    #[inline(never)]
+    fn end_waiting(&mut self, cx: &mut Context<'_>) -> Polled {
+        let waiter = match &self.stage {
+            Stage::Waiting(Some(waiter)) => waiter.clone(),
+            _ => self.root.clone(),
+        };
+        self.end_waiter(waiter, cx)
+    }
+
+    /// Ends `waiter`, which has posted a future.
     #[cold]
     fn end_waiter(&mut self, waiter: Greenlet, cx: &mut Context<'_>) -> Polled {
         self.driver.phase.set(Phase::Suspended);
@@ -263,7 +274,7 @@ impl<T: 'static> Drive<T> {
                         // Without building an action: an await of a ready future takes 22 ns
                         // instead of 30.
                         event = loop {
-                            let polled = self.driver.poll_posted(&self.root, cx);
+                            let polled = self.driver.poll_request(true, &self.root, cx);
                             if polled != Polled::Ready {
                                 break 'waits (polled, None);
                             }

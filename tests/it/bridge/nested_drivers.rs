@@ -155,11 +155,11 @@ fn on_two_mebibytes<T: Send + 'static>(function: impl FnOnce() -> T + Send + 'st
 }
 
 #[test]
-fn two_mebibytes_hold_800_nested_spawns_in_debug_and_4000_in_release() {
+fn two_mebibytes_hold_1000_nested_spawns_in_debug_and_4000_in_release() {
     if cfg!(feature = "asan") {
         return; // its frames are larger
     }
-    const DEPTH: u32 = if cfg!(debug_assertions) { 800 } else { 4000 };
+    const DEPTH: u32 = if cfg!(debug_assertions) { 1000 } else { 4000 };
     let depth = on_two_mebibytes(|| {
         let _no_leaks = NoLeaks::watch();
         let mut spawned = greenlet_spawn(|| nest(DEPTH));

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use greenlet::{
-    Greenlet, GreenletExit, ParentError, SpawnResult, Tracer, end_suspended, getcurrent, getmain,
+    Caught, Greenlet, GreenletExit, ParentError, SpawnResult, Tracer, end_suspended, getcurrent, getmain,
     greenlet_spawn, settrace, try_await_,
 };
 
@@ -190,4 +190,39 @@ fn a_handle_of_the_function_does_not_keep_a_former_poller() {
         assert!(weak.upgrade().is_none(), "the poller is kept");
     }
     assert_eq!(kept.borrow().len(), 2);
+}
+
+/// A tracer awaits while the panic of another future is on its way to the greenlet that awaits it. Each
+/// panic reaches its own greenlet.
+#[test]
+fn a_tracer_that_awaits_a_future_that_panics_does_not_take_the_panic_of_another_one() {
+    fn fails(message: &'static str) -> impl Future<Output = ()> {
+        std::future::poll_fn(move |_| std::panic::panic_any(message))
+    }
+    fn message(await_it: impl FnOnce()) -> &'static str {
+        match greenlet::catch(await_it).unwrap_err() {
+            Caught::Panic(payload) => payload.downcast_ref::<&str>().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+    let _no_leaks = NoLeaks::watch();
+    let mut spawned = greenlet_spawn(|| {
+        let child = Greenlet::new(|(): ()| {
+            let seen: Shared<&'static str> = Rc::default();
+            let inside = seen.clone();
+            let id = getcurrent().id();
+            let tracer = Tracer::new(move |_| {
+                if getcurrent().id() == id {
+                    drop(settrace(None));
+                    inside.replace(Some(message(|| greenlet::await_(fails("the tracer's")))));
+                }
+                Ok(())
+            });
+            drop(settrace(Some(tracer)));
+            let own = message(|| greenlet::await_(fails("its own")));
+            Ok((own, seen.take().unwrap()))
+        });
+        child.switch::<(&str, &str)>(()).unwrap()
+    });
+    assert_eq!(ready(poll(&mut spawned)), ("its own", "the tracer's"));
 }
