@@ -59,6 +59,9 @@ pub(super) enum Phase {
     Over,
 }
 
+/// The payload of a panic.
+type Payload = Box<dyn Any + Send>;
+
 /// The reason of the exit that a cancel throws.
 pub(super) const CANCELLED: &str = "the spawn was cancelled";
 
@@ -78,7 +81,7 @@ pub(super) struct Driver {
     request: Cell<Option<NonNull<Head>>>,
     /// The panics of awaited futures, until the greenlets that await them take them. Mostly there is
     /// none. A tracer that awaits where a greenlet is resumed can add a second one.
-    panics: Cell<Vec<(NonNull<Head>, Box<dyn Any + Send>)>>,
+    panics: Cell<Vec<(NonNull<Head>, Payload)>>,
     /// The number of awaits.
     pub(super) awaits: Cell<u64>,
     /// Set to return `Pending` at each await before its future is polled: for tests.
@@ -544,7 +547,7 @@ impl Driver {
     /// Continues the end of the greenlet that polls.
     #[cold]
     #[inline(never)]
-    fn keep_panic(&self, slot: NonNull<Head>, payload: Box<dyn Any + Send>) {
+    fn keep_panic(&self, slot: NonNull<Head>, payload: Payload) {
         if is_end(&*payload) {
             self.phase.set(Phase::Suspended);
             resume_unwind(payload);
