@@ -81,7 +81,7 @@ pub(super) struct Driver {
     request: Cell<Option<NonNull<Head>>>,
     /// The panics of awaited futures, until the greenlets that await them take them. Mostly there is
     /// none. A tracer that awaits where a greenlet is resumed can add a second one.
-    panics: Cell<Vec<(NonNull<Head>, Payload)>>,
+    panics: Cell<Vec<(Option<NonNull<Head>>, Payload)>>,
     /// The number of awaits.
     pub(super) awaits: Cell<u64>,
     /// Set to return `Pending` at each await before its future is polled: for tests.
@@ -533,27 +533,25 @@ impl Driver {
     }
 
     /// Polls the awaited future again.
-    // In a debug build, nested polls have one frame less each.
-    #[cfg_attr(debug_assertions, inline(always))]
-    #[cfg_attr(not(debug_assertions), inline(never))]
+    #[inline(always)] // nested polls have one frame less each
     pub(super) fn poll_again(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Polled {
         self.poll_request(false, waiter, cx)
     }
 
-    /// Stores the panic of the future in `slot`. It propagates in the greenlet that awaits it.
+    /// Stores the panic of the posted future. It propagates in the greenlet that awaits it.
     ///
     /// # Panics
     ///
     /// Continues the end of the greenlet that polls.
     #[cold]
     #[inline(never)]
-    fn keep_panic(&self, slot: NonNull<Head>, payload: Payload) {
+    fn keep_panic(&self, payload: Payload) {
         if is_end(&*payload) {
             self.phase.set(Phase::Suspended);
             resume_unwind(payload);
         }
         let mut panics = self.panics.take();
-        panics.push((slot, payload));
+        panics.push((self.request.get(), payload));
         self.panics.set(panics);
     }
 
@@ -563,7 +561,7 @@ impl Driver {
         let mut panics = self.panics.take();
         // The last one: a greenlet that was ended has left its panic, and another slot may be where its
         // slot was.
-        let found = panics.iter().rposition(|(of, _)| *of == slot);
+        let found = panics.iter().rposition(|(of, _)| *of == Some(slot));
         let panic = found.map(|found| panics.remove(found).1);
         self.panics.set(panics);
         resume_unwind(panic.expect("a greenlet is resumed when its future is done"))
@@ -592,7 +590,7 @@ impl Driver {
         // call; [one-thread] it is on this thread.
         let polled = catch_unwind(AssertUnwindSafe(|| unsafe { poll(head, cx) }));
         let is_done = polled.unwrap_or_else(|payload| {
-            self.keep_panic(head, payload);
+            self.keep_panic(payload);
             true
         });
         let is_to_end = held.release();

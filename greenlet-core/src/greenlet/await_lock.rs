@@ -192,25 +192,24 @@ impl<'a> Held<'a> {
     fn end_hold(&self) -> bool {
         let inner = self.0.inner();
         if !inner.status.end_plain_hold() {
-            return self.release_slow();
+            return end_hold_slow(inner);
         }
         inner.context.sp.set(inner.hidden_sp.replace(ptr::null_mut())); // [hidden-sp]
         false
     }
+}
 
-    #[cold]
-    #[inline(never)]
-    fn release_slow(&self) -> bool {
-        let inner = self.0.inner();
-        let hold = inner.status.set_hold(Hold::None);
-        if inner.status.await_lock() == AwaitLock::Unlocked {
-            show(inner);
-        }
-        if inner.status.take_hold_counted() {
-            ThreadState::current().remove_await_lock();
-        }
-        hold == Hold::HeldThenEnd
+#[cold]
+#[inline(never)]
+fn end_hold_slow(inner: &Inner) -> bool {
+    let hold = inner.status.set_hold(Hold::None);
+    if inner.status.await_lock() == AwaitLock::Unlocked {
+        show(inner);
     }
+    if inner.status.take_hold_counted() {
+        ThreadState::current().remove_await_lock();
+    }
+    hold == Hold::HeldThenEnd
 }
 
 impl Drop for Held<'_> {

@@ -77,8 +77,11 @@ pub fn default_size() -> usize {
 #[cold]
 fn read_environment() -> usize {
     let variable = std::env::var("GREENLET_MIN_STACK").ok();
-    let wanted = variable.and_then(|bytes| bytes.parse::<usize>().ok());
-    let size = wanted.map_or(DEFAULT_SIZE, |bytes| bytes.clamp(MIN_SIZE, MAX_SIZE));
+    // 64 bits also where addresses have 32: the nearest size is taken.
+    let wanted = variable.and_then(|bytes| bytes.parse::<u64>().ok());
+    let nearest =
+        |bytes: u64| usize::try_from(bytes).map_or(MAX_SIZE, |bytes| bytes.clamp(MIN_SIZE, MAX_SIZE));
+    let size = wanted.map_or(DEFAULT_SIZE, nearest);
     let class = Class::holding(size).expect("the size is in range");
     // Another thread may have set a size meanwhile.
     let stored = IN_FORCE.compare_exchange(UNREAD, class.0, Ordering::Relaxed, Ordering::Relaxed);

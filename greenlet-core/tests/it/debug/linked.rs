@@ -54,9 +54,13 @@ fn a_backtrace_goes_from_a_grandchild_to_the_function_of_the_thread() {
     fn in_main() -> Result<String> {
         black_box(Greenlet::new(|(): ()| black_box(in_child())).switch(()))
     }
-    let text = in_main().unwrap();
-    let this = "a_backtrace_goes_from_a_grandchild_to_the_function_of_the_thread";
-    assert_shows(&text, &["captures"], &["in_child", "in_main", this]);
+    // The test itself may be inlined.
+    #[inline(never)]
+    fn in_test() -> Result<String> {
+        black_box(in_main())
+    }
+    let text = in_test().unwrap();
+    assert_shows(&text, &["captures"], &["in_child", "in_main", "in_test"]);
     if IS_LINKED {
         assert!(text.contains("__rust_begin_short_backtrace"), "{text}");
     }
@@ -251,11 +255,22 @@ fn a_backtrace_of_a_greenlet_has_its_own_frames_alone() {
     // The link is there again.
     assert_shows(&linked, &["captures"], &["in_main"]);
 
-    let own = suspended.backtrace().unwrap().to_string();
-    let this = "a_backtrace_of_a_greenlet_has_its_own_frames_alone";
-    assert_eq!(found_in(&own, &["waits", "in_main", this]), ["waits"], "{own}");
-    let linked = suspended.switch::<String>(()).unwrap();
-    assert_shows(&linked, &["captures"], &[this]);
+    // The test itself may be inlined.
+    #[inline(never)]
+    fn asks_for(suspended: &Greenlet) -> String {
+        black_box(suspended.backtrace().unwrap().to_string())
+    }
+    #[inline(never)]
+    fn resumes(suspended: &Greenlet) -> String {
+        black_box(suspended.switch(()).unwrap())
+    }
+    let own = asks_for(&suspended);
+    assert_eq!(
+        found_in(&own, &["waits", "in_main", "asks_for"]),
+        ["waits"],
+        "{own}"
+    );
+    assert_shows(&resumes(&suspended), &["captures"], &["resumes"]);
 }
 
 #[test]
