@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 
 use anyhow::{Error, Result};
 use greenlet_core::{
-    AwaitInProgress, Builder, Greenlet, GreenletExit, SwitchForbidden, ThreadExiting, TypeMismatch,
-    Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raise, raw,
+    AwaitInProgress, Builder, Greenlet, GreenletExit, ParentError, SwitchForbidden, ThreadExiting,
+    TypeMismatch, Unwinding, WeakGreenlet, check_switch_allowed, getcurrent, getmain, raise, raw,
 };
 
 use crate::bridge::driver::{self, Await, CANCELLED, Done, Driver, Event, Phase, Polled, Ready};
@@ -346,7 +346,7 @@ impl<T: 'static> Drive<T> {
             Polled::Ready => Some(Ok(Action::Resume(waiter))),
             Polled::Pending => {
                 if let Err(error) = self.lock_root() {
-                    return Some(Err(error));
+                    return Some(Err(error.into()));
                 }
                 self.stage = Stage::Waiting(waiter);
                 self.unbind();
@@ -380,7 +380,7 @@ impl<T: 'static> Drive<T> {
 
     /// Polls a future that a greenlet below the root has just posted.
     #[inline(never)]
-    fn poll_below(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Result<Polled> {
+    fn poll_below(&self, waiter: &Greenlet, cx: &mut Context<'_>) -> Result<Polled, ParentError> {
         // The poll keeps only the waiter suspended. The lock keeps other code out of the root.
         self.lock_root()?;
         Ok(self.driver.poll_first(waiter, cx))
@@ -429,7 +429,7 @@ impl<T: 'static> Drive<T> {
 
     /// Makes the running greenlet the poller: the parent of the root, and the target of awaits.
     #[inline]
-    fn bind(&self) -> Result<()> {
+    fn bind(&self) -> Result<(), ParentError> {
         if self.driver.poller.is_current() && raw::is_child_of_current(&self.root) {
             return Ok(());
         }
@@ -448,7 +448,7 @@ impl<T: 'static> Drive<T> {
     /// Keeps other code than this driver out of the root. Fails, as [`bind`](Drive::bind) does, if
     /// the poller is below the root: a greenlet of the function may have ended the poller.
     #[inline]
-    fn lock_root(&self) -> Result<()> {
+    fn lock_root(&self) -> Result<(), ParentError> {
         match raw::lock_for_await(&self.root) {
             true => Ok(()),
             false => self.bind_to(getcurrent()),
@@ -456,7 +456,7 @@ impl<T: 'static> Drive<T> {
     }
 
     #[cold]
-    fn bind_to(&self, poller: Greenlet) -> Result<()> {
+    fn bind_to(&self, poller: Greenlet) -> Result<(), ParentError> {
         self.root.set_parent(&poller)?;
         // CAUTION: runs arbitrary user code: it may end the previous poller.
         drop(self.driver.poller.replace(poller));
